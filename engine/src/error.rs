@@ -1,0 +1,163 @@
+//! What can go wrong between a reader and the bytes of a layer.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+pub use clip_format::error::ErrorKind;
+use clip_format::{digest::Digest, error::FormatError};
+use thiserror::Error;
+
+/// Why bytes could not be had. Cloneable: one failed fetch answers every reader that waited for it.
+#[derive(Clone, Debug, Error)]
+pub enum EngineError {
+    /// The `.clip` or its expanded form is bad.
+    #[error("{path}: {source}")]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: FormatError,
+    },
+    /// A system call on a file failed.
+    #[error("{operation} {path}: {source}")]
+    Io {
+        /// `open`, `read`, `write` ...
+        operation: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The system's word.
+        #[source]
+        source: Arc<std::io::Error>,
+    },
+    /// A request could not be made or its answer could not be read.
+    #[error("{method} {url}: {reason}")]
+    Transport {
+        /// HTTP method.
+        method: &'static str,
+        /// Without credentials or signed query.
+        url: String,
+        /// The chain of causes in words.
+        reason: String,
+    },
+    /// The registry answered with an error status.
+    #[error("{method} {url}: status {status}{detail}{hint}")]
+    Status {
+        /// HTTP method.
+        method: &'static str,
+        /// Without credentials or signed query.
+        url: String,
+        /// HTTP status.
+        status: u16,
+        /// The registry's own error, cut, prefixed by ": "; or empty.
+        detail: String,
+        /// What to do next, prefixed by "; "; or empty.
+        hint: &'static str,
+    },
+    /// The answer contradicts the request.
+    #[error("{method} {url}: expected {expected}, found {found}")]
+    Protocol {
+        /// HTTP method.
+        method: &'static str,
+        /// Without credentials or signed query.
+        url: String,
+        /// What the request called for.
+        expected: String,
+        /// What came.
+        found: String,
+    },
+    /// No progress for too long.
+    #[error("{what}: no progress for {} s; is the registry reachable? (clip doctor FILE.clip)", waited.as_secs_f32())]
+    Deadline {
+        /// The request or read.
+        what: String,
+        /// How long.
+        waited: Duration,
+    },
+    /// Bytes of a layer are not what the index or the manifest says.
+    #[error("layer {layer} {place}: expected {expected}, found {found}")]
+    Layer {
+        /// The blob.
+        layer: Digest,
+        /// Span and offsets.
+        place: String,
+        /// As recorded.
+        expected: String,
+        /// As received.
+        found: String,
+    },
+    /// Credentials could not be had.
+    #[error("credentials for {registry}: {reason}")]
+    Credentials {
+        /// Host.
+        registry: String,
+        /// What the helper or file said; never the secret.
+        reason: String,
+    },
+    /// A reference, option or platform that cannot be used.
+    #[error("{what}: expected {expected}, found {found:?}")]
+    Invalid {
+        /// What was read.
+        what: String,
+        /// What is accepted.
+        expected: String,
+        /// What was given.
+        found: String,
+    },
+    /// Valid, but not something this version does.
+    #[error("{what}: {found} is not supported; {hint}")]
+    Unsupported {
+        /// The layer, manifest or feature.
+        what: String,
+        /// Media type or value.
+        found: String,
+        /// What is supported or what to do next.
+        hint: String,
+    },
+    /// Another process owns the cache directory.
+    #[error("cache {path} is owned by process {pid}: {hint}")]
+    CacheBusy {
+        /// The directory.
+        path: PathBuf,
+        /// The owner, 0 when unknown.
+        pid: u32,
+        /// What to do next.
+        hint: &'static str,
+    },
+    /// The engine is shutting down.
+    #[error("the engine has stopped")]
+    Stopped,
+}
+
+impl EngineError {
+    /// What this means to whoever must act on it.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            EngineError::Format { source, .. } => source.kind(),
+            EngineError::Io { source, .. } => io_kind(source),
+            EngineError::Transport { .. } | EngineError::Deadline { .. } | EngineError::CacheBusy { .. } | EngineError::Stopped => {
+                ErrorKind::Unavailable
+            }
+            EngineError::Status { status: 401 | 403, .. } | EngineError::Credentials { .. } => ErrorKind::Denied,
+            EngineError::Status { .. } => ErrorKind::Unavailable,
+            EngineError::Protocol { .. } | EngineError::Layer { .. } => ErrorKind::Corrupt,
+            EngineError::Invalid { .. } | EngineError::Unsupported { .. } => ErrorKind::Unsupported,
+        }
+    }
+
+    /// An `Io` of `operation` on `path`.
+    pub fn io(operation: &'static str, path: impl Into<PathBuf>, source: std::io::Error) -> Self {
+        EngineError::Io { operation, path: path.into(), source: Arc::new(source) }
+    }
+}
+
+fn io_kind(error: &std::io::Error) -> ErrorKind {
+    use std::io::ErrorKind as Io;
+    match error.kind() {
+        Io::PermissionDenied => ErrorKind::Denied,
+        Io::StorageFull | Io::QuotaExceeded | Io::OutOfMemory | Io::FileTooLarge => ErrorKind::Exhausted,
+        Io::Unsupported => ErrorKind::Unsupported,
+        Io::UnexpectedEof | Io::InvalidData => ErrorKind::Corrupt,
+        _ => ErrorKind::Unavailable,
+    }
+}

@@ -1,0 +1,1 @@
+//! Credentials and tokens: asked for when a request needs them, kept in memory only.

@@ -1,0 +1,1 @@
+//! The on-disk structures, proved at compile time.

@@ -1,0 +1,30 @@
+//! Every `_max` of the format: what a reader accepts before it says the file is hostile or damaged.
+
+/// Layers of one image. Source: docker refuses more than 127; room for what other builders make.
+pub const LAYERS_MAX: usize = 1024;
+/// Bytes of one name of a directory. Source: NAME_MAX, linux/limits.h.
+pub const NAME_BYTES_MAX: usize = 255;
+/// Bytes of a symbolic link's target. Source: PATH_MAX less the NUL, linux/limits.h.
+pub const LINK_TARGET_BYTES_MAX: usize = 4095;
+/// Segments and holes of one sparse file (DESIGN section 4).
+pub const CHUNKS_PER_FILE_MAX: u64 = 65_536;
+/// Bytes of one regular file: one chunk of 2^(31+9) bytes.
+pub const FILE_BYTES_MAX: u64 = 1 << 40;
+/// Bytes of one layer stream: 32-bit block addresses of 512 bytes.
+pub const STREAM_BYTES_MAX: u64 = 1 << 41;
+/// Bytes of the expanded storage info.
+pub const STORAGE_INFO_BYTES_MAX: u64 = 64 << 20;
+/// Bytes of the expanded index (about 16 million files).
+pub const INDEX_BYTES_MAX: u64 = 4 << 30;
+/// Bytes of the expanded checkpoints of all layers together.
+pub const CHECKPOINTS_BYTES_MAX: u64 = 1 << 30;
+/// Bytes of all windows together, compressed.
+pub const WINDOWS_BYTES_MAX: u64 = 4 << 30;
+/// Bytes of history that deflate can refer to. Source: RFC 1951 section 2.
+pub const WINDOW_BYTES: usize = 32_768;
+/// Smallest `--span-size`.
+pub const SPAN_BYTES_MIN: u64 = 64 << 10;
+/// Largest `--span-size`.
+pub const SPAN_BYTES_MAX: u64 = 64 << 20;
+/// The `--span-size` that is used when none is given. Source: DESIGN section 4 (sparse windows make 1 MiB affordable).
+pub const SPAN_BYTES_DEFAULT: u64 = 1 << 20;
