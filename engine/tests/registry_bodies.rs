@@ -15,6 +15,8 @@ use clip_engine::{
 };
 use registry_script::*;
 
+type Answer = fn() -> Reply;
+
 fn one_try() -> Client {
     Client::new(ClientConfig { tries_max: 1, ..config(Path::new("/nonexistent")) }).unwrap()
 }
@@ -77,7 +79,7 @@ async fn a_registry_without_range_costs_bytes_but_gives_the_right_ones() {
 #[tokio::test]
 async fn an_answer_that_contradicts_the_request_is_an_error_at_once() {
     let blob = pattern(1000);
-    let cases: [(&str, fn() -> Reply); 8] = [
+    let cases: [(&str, Answer); 8] = [
         ("another range", || reply(206, vec![0; 10]).header("content-range", "bytes 11-20/1000")),
         ("another size", || reply(206, vec![0; 10]).header("content-range", "bytes 10-19/999")),
         ("no Content-Range", || reply(206, vec![0; 10])),
