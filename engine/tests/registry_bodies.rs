@@ -231,3 +231,47 @@ fn a_client_works_on_a_tokio_uring_runtime_and_its_futures_are_send() {
         Err(error) => eprintln!("io_uring is barred here ({error}); nothing was tested"),
     }
 }
+
+#[tokio::test]
+async fn a_trickling_body_is_progress() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let blob = pattern(8);
+    let own = blob.clone();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let _ = stream.read(&mut [0; 4096]).await.unwrap();
+        stream.write_all(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n").await.unwrap();
+        for byte in own {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            stream.write_all(&[b"1\r\n", &[byte][..], b"\r\n"].concat()).await.unwrap();
+        }
+        stream.write_all(b"0\r\n\r\n").await.unwrap();
+        let _ = stream.read(&mut [0]).await;
+    });
+    let config = ClientConfig { tries_max: 1, progress_timeout: Duration::from_millis(400), ..config(Path::new("/nonexistent")) };
+    let client = Client::new(config).unwrap();
+    let reference = format!("127.0.0.1:{port}/a/b").parse().unwrap();
+    assert_eq!(client.blob_bytes(&reference, &sha256(&blob), 8).await.unwrap(), blob);
+}
+
+#[tokio::test]
+async fn a_server_that_does_not_speak_http_is_named_at_once() {
+    use tokio::io::AsyncWriteExt as _;
+    for greeting in ["SSH-2.0-OpenSSH_10\r\n", "\x15\x03\x01\x00\x02\x02\x0a", "HTTP/1.1 200 OK\r\ncontent-length: -1\r\n\r\n"] {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                stream.write_all(greeting.as_bytes()).await.unwrap();
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+        });
+        let begun = Instant::now();
+        let error = anonymous().ping(&format!("127.0.0.1:{port}/x").parse().unwrap()).await.unwrap_err();
+        assert!(matches!(error, EngineError::Transport { .. }), "{greeting:?}: {error}");
+        assert!(begun.elapsed() < Duration::from_secs(4), "{greeting:?}: {error}");
+        eprintln!("{error}");
+    }
+}
