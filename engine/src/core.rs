@@ -23,7 +23,7 @@ use crate::{
     progress::Progress,
     read::Deadline,
     registry::Client,
-    shard::{Class, Prefetch, Request, ShardHandle},
+    shard::{Prefetch, Request, ShardHandle},
 };
 
 /// Bytes that one permit of the budget stands for, so that the semaphore's 32-bit counts reach over 4 GiB.
@@ -83,8 +83,8 @@ impl Core {
     }
 
     /// Starts the fetches that bring `claimed` (ascending, claimed by the caller).
-    pub(crate) fn fetch(&self, layer: &Arc<ImageLayer>, claimed: Vec<SpanIndex>, class: Class) {
-        for flow in flows(layer, claimed, class, self.config.request_bytes_max) {
+    pub(crate) fn fetch(&self, layer: &Arc<ImageLayer>, claimed: Vec<SpanIndex>) {
+        for flow in flows(layer, claimed, self.config.request_bytes_max) {
             self.send(Request::Flow(flow));
         }
     }
@@ -133,13 +133,13 @@ impl Core {
 }
 
 /// The requests that bring `claimed`: groups by entry, neighbours joined.
-pub(crate) fn flows(layer: &Arc<ImageLayer>, claimed: Vec<SpanIndex>, class: Class, request_bytes_max: u64) -> Vec<Flow> {
+pub(crate) fn flows(layer: &Arc<ImageLayer>, claimed: Vec<SpanIndex>, request_bytes_max: u64) -> Vec<Flow> {
     let mut works: VecDeque<Work> = plan::by_entry(&layer.table, &claimed).into_iter().map(|wanted| layer.work(wanted)).collect();
     let groups: Vec<plan::Group> = works.iter().map(|work| work.group.clone()).collect();
     let mut flows = Vec::new();
     while !works.is_empty() {
         let rest = works.split_off(plan::joined(&groups[groups.len() - works.len()..], request_bytes_max));
-        flows.push(Flow { layer: layer.clone(), works: std::mem::replace(&mut works, rest), class });
+        flows.push(Flow { layer: layer.clone(), works: std::mem::replace(&mut works, rest) });
     }
     flows
 }

@@ -22,7 +22,7 @@ use crate::{
     metrics::count,
     plan,
     progress::Progress,
-    shard::{Class, Shard},
+    shard::Shard,
     source::{BlobSource, SourceReader},
 };
 
@@ -35,7 +35,6 @@ pub(crate) struct Flow {
     pub(crate) layer: Arc<ImageLayer>,
     /// Not empty; ascending, without gaps.
     pub(crate) works: VecDeque<Work>,
-    pub(crate) class: Class,
 }
 
 /// Fetches `flow`. A failure fails every span of it that has not got its bytes, with one log line.

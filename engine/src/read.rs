@@ -15,7 +15,6 @@ use crate::{
     image::ReadDone,
     layer::{ImageLayer, Obtained},
     metrics::count,
-    shard::Class,
 };
 
 /// Times that a read starts over with its own source after another image's fetch of the same span failed.
@@ -68,7 +67,7 @@ impl PendingRead {
             }
         }
         if !claimed.is_empty() {
-            self.core.fetch(&self.layer, claimed, Class::Demand);
+            self.core.fetch(&self.layer, claimed);
         }
     }
 

@@ -40,15 +40,6 @@ const LAST_WRITES_MAX: Duration = Duration::from_secs(5);
 /// Threads of a shard's pool where io_uring is barred. Source: two keep a disk's queue filled while a third span decodes.
 const POOL_THREADS: usize = 2;
 
-/// Who asked: a reader, or read-ahead.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Class {
-    /// Somebody waits.
-    Demand,
-    /// Nobody waits yet.
-    Prefetch,
-}
-
 /// Spans to fetch if they are still absent when their turn comes.
 pub(crate) struct Prefetch {
     pub(crate) layer: Arc<ImageLayer>,
@@ -277,7 +268,7 @@ async fn read_ahead(prefetch: Prefetch, shard: Rc<Shard>) {
         return;
     }
     let claimed = prefetch.spans.map(SpanIndex).filter(|&span| prefetch.layer.store.claim(span)).collect();
-    for flow in flows(&prefetch.layer, claimed, Class::Prefetch, core.config.request_bytes_max) {
+    for flow in flows(&prefetch.layer, claimed, core.config.request_bytes_max) {
         fetch::run(flow, shard.clone()).await;
     }
 }
