@@ -8,8 +8,6 @@ mod failures;
 mod log_limit;
 mod read;
 mod streams;
-#[cfg(test)]
-mod tests;
 
 use std::{ops::ControlFlow, sync::Arc};
 
