@@ -438,11 +438,18 @@ fn child_serves() {
 
 /// A server in a process of its own, as `uid`, and what it says once it is ready.
 fn serve_in_child(mountpoint: &Path, uid: u32) -> (Child, BufReader<std::process::ChildStdout>, String) {
-    let mut child = Command::new(std::env::current_exe().unwrap())
+    let program = std::env::current_exe().unwrap();
+    let mut command = Command::new(if uid == 0 { program.as_os_str() } else { "unshare".as_ref() });
+    if uid != 0 {
+        // A mount namespace of its own, where every user may open /dev/fuse as udev has it elsewhere.
+        let node = mountpoint.with_file_name("fuse");
+        let script = "mknod \"$1\" c 10 229 && chmod 666 \"$1\" && mount --bind \"$1\" /dev/fuse && shift &&
+            exec setpriv --reuid \"$1\" --regid \"$1\" --clear-groups -- \"${@:2}\"";
+        command.args(["--mount", "--", "bash", "-c", script, "bash"]).arg(node).arg(uid.to_string()).arg(&program);
+    }
+    let mut child = command
         .args(["child_serves", "--exact", "--nocapture"])
         .env(CHILD, mountpoint)
-        .uid(uid)
-        .gid(uid)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()

@@ -116,6 +116,8 @@ fn hint(said: &str) -> &'static str {
         "; add a line user_allow_other to /etc/fuse.conf, or mount without allow_other"
     } else if said.contains("write access") {
         "; a user may mount only on a directory that is the user's own"
+    } else if said.contains("/dev/fuse: Permission denied") {
+        "; users need to read and write it (chmod 0666 /dev/fuse)"
     } else if said.contains("/dev/fuse") || said.contains("fuse device") {
         "; is FUSE there? (modprobe fuse; in a container: --device /dev/fuse)"
     } else if said.contains("not permitted") {
