@@ -31,9 +31,10 @@ pub(crate) async fn run(job: DecodeJob, shard: Rc<Shard>) {
     let claims = job.work.claims.clone();
     if let Err(error) = decode(job, &shard).await
         && !claims.has_failed()
-        && !shard.core.is_stopping()
     {
-        tracing::warn!(%error, "a fetch failed");
+        if !shard.core.is_stopping() {
+            tracing::warn!(%error, "a fetch failed");
+        }
         claims.fail(error);
     }
 }
@@ -45,9 +46,11 @@ async fn decode(job: DecodeJob, shard: &Rc<Shard>) -> Result<(), EngineError> {
         None => layer.enter(work.entry)?,
     };
     let mut source = Source { decoder, input, chunk: Bytes::new(), used: 0 };
-    for span in (work.group.from.get()..=work.group.last.get()).map(SpanIndex) {
+    let mut next = work.group.from;
+    while let Some(span) = work.claims.next_span() {
         let (bytes, held) = next_span(&layer, &mut source, span, shard).await?;
-        if work.claims.has(span) {
+        next = SpanIndex(span.get() + 1);
+        if work.claims.passed(span) {
             let verified = verify(&layer, span, bytes)?;
             count(&shard.core.counters.spans_fetched, 1);
             work.claims.deliver(span, &verified);
@@ -55,8 +58,9 @@ async fn decode(job: DecodeJob, shard: &Rc<Shard>) -> Result<(), EngineError> {
         }
         tokio::task::yield_now().await;
     }
-    if !work.group.whole {
-        let (next, position) = (SpanIndex(work.group.last.get() + 1), work.group.compressed.start + source.used);
+    let end = layer.table.next_entry(work.entry).map_or(layer.table.len(), SpanIndex::get);
+    if next.get() < end {
+        let position = work.group.compressed.start + source.used;
         layer.suspend(Suspended { entry: work.entry, next, position, decoder: source.decoder });
     }
     Ok(())

