@@ -9,6 +9,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering::SeqCst},
     },
+    time::{Duration, Instant},
 };
 
 use clip_engine::{
@@ -114,6 +115,34 @@ async fn a_registry_that_refuses_its_own_token_is_asked_twice_and_the_error_says
     let text = format!("{error} {error:?}");
     assert!(text.contains("docker login") && !text.contains("s3cret"), "{text}");
     assert_eq!(server.seen().len(), 3);
+}
+
+#[tokio::test]
+async fn a_dead_token_server_fails_all_who_wait_at_once_and_later_requests_try_again() {
+    let dead = Arc::new(AtomicUsize::new(1));
+    let own = Arc::clone(&dead);
+    let server = Server::start(move |seen| match seen.path.as_str() {
+        "/token" if own.load(SeqCst) == 1 => reply(200, "").then(Then::Silence),
+        "/token" => reply(200, r#"{"token":"t"}"#),
+        _ if seen.header("authorization").is_some() => manifest_reply(),
+        _ => reply(401, "").header("www-authenticate", format!("Bearer realm=\"http://{}/token\"", seen.header("host").unwrap())),
+    })
+    .await;
+    let first_byte_timeout = Duration::from_millis(500);
+    let client = Client::new(ClientConfig { tries_max: 1, first_byte_timeout, ..config(Path::new("/nonexistent")) }).unwrap();
+    let begun = Instant::now();
+    let waiting: Vec<_> = (0..8)
+        .map(|_| {
+            let (client, reference) = (client.clone(), server.reference());
+            tokio::spawn(async move { client.manifest(&reference).await })
+        })
+        .collect();
+    for one in waiting {
+        assert!(matches!(one.await.unwrap().unwrap_err(), EngineError::Deadline { .. }));
+    }
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    dead.store(0, SeqCst);
+    client.manifest(&server.reference()).await.unwrap();
 }
 
 #[tokio::test]
