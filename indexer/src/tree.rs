@@ -13,8 +13,6 @@ use std::collections::BTreeMap;
 use crate::tar_entry::DataExtent;
 use clip_format::units::LayerIndex;
 
-pub(crate) use merge::MergeError;
-
 /// Inodes of one image. Source: clip_format::limits::INDEX_BYTES_MAX, about 16 million files.
 pub(crate) const INODES_MAX: usize = 16 << 20;
 
@@ -115,13 +113,6 @@ impl Tree {
     fn link(&mut self, dir: NodeId, name: &[u8], child: NodeId) {
         let NodeKind::Directory(children) = &mut self.node_mut(dir).kind else { return };
         if children.insert(name.into(), child).is_some() {
-            self.last_parent = None;
-        }
-    }
-
-    fn unlink(&mut self, dir: NodeId, name: &[u8]) {
-        if let NodeKind::Directory(children) = &mut self.node_mut(dir).kind {
-            children.remove(name);
             self.last_parent = None;
         }
     }
