@@ -264,6 +264,36 @@ fn parked_reads_block_nothing() {
     });
 }
 
+/// Many readers of random ranges, all of them fetched, see the right bytes.
+#[test]
+fn random_readers() {
+    if !can_mount() {
+        return;
+    }
+    let (place, source) = (Place::new(), sample::source(true));
+    source.supply(0, Supply::Fetched);
+    let _mounted = mounted(&place, &source);
+    thread::scope(|scope| {
+        for seed in 1..=8_u64 {
+            let (path, source) = (place.m().join("file"), &source);
+            scope.spawn(move || {
+                let file = File::open(path).unwrap();
+                let mut state = seed * 0x9e37_79b9_7f4a_7c15;
+                for _ in 0..50 {
+                    state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                    let offset = (state >> 33) % FILE_LEN as u64;
+                    let len = ((state >> 20) % 300_000).min(FILE_LEN as u64 - offset);
+                    let mut bytes = vec![0; len as usize];
+                    file.read_exact_at(&mut bytes, offset).unwrap();
+                    let start = FILE_AT as u64 + offset;
+                    assert!(bytes == source.bytes(LayerIndex(0), start..start + len), "seed {seed}, {offset}+{len}");
+                    rustix::fs::fadvise(&file, offset, std::num::NonZero::new(len), rustix::fs::Advice::DontNeed).unwrap();
+                }
+            });
+        }
+    });
+}
+
 /// A failed fetch is EIO, waited for once though the kernel asks twice, and the next try may succeed.
 #[test]
 fn failures_are_eio_once() {
@@ -332,6 +362,22 @@ fn who_keeps_it_busy() {
     child.kill().unwrap();
     child.wait().unwrap();
     umount(&place.m(), Detach::IfIdle).unwrap();
+    mounted.wait();
+}
+
+/// A mount that another one covers is not detached by mistake.
+#[test]
+fn covered_mounts() {
+    if !can_mount() {
+        return;
+    }
+    let (place, source) = (Place::new(), sample::source(true));
+    let mounted = mounted(&place, &source);
+    rustix::mount::mount("none", place.m(), "tmpfs", rustix::mount::MountFlags::empty(), None).unwrap();
+    assert!(mounted.detach().unwrap_err().to_string().contains("covers"));
+    assert!(matches!(umount(&place.m(), Detach::Lazily), Err(MountError::Mountpoint { found, .. }) if found.contains("tmpfs")));
+    rustix::mount::unmount(place.m(), rustix::mount::UnmountFlags::empty()).unwrap();
+    mounted.detach().unwrap();
     mounted.wait();
 }
 
