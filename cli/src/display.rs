@@ -78,7 +78,7 @@ pub fn size_or_device(inode: &Inode) -> String {
 pub fn mtime(inode: &Inode) -> String {
     let nanos = i32::try_from(inode.mtime_ns).unwrap_or(0);
     match jiff::Timestamp::new(inode.mtime_s, nanos) {
-        Ok(time) => time.to_zoned(jiff::tz::TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S").to_string(),
+        Ok(time) => time.to_zoned_datetime(jiff::tz::TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S").to_string(),
         Err(_) => format!("@{}", inode.mtime_s),
     }
 }
