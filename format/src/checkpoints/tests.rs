@@ -101,9 +101,12 @@ fn the_digest_of_spans_depends_on_boundaries_and_digests_but_not_on_windows() {
     assert_ne!(digest(&spans), digest(&other));
 }
 
+/// Makes the sample's spans wrong in one way.
+type Break = fn(&mut Vec<Vec<Span>>);
+
 #[test]
 fn every_broken_invariant_is_corrupt() {
-    let cases: [(&str, fn(&mut Vec<Vec<Span>>)); 14] = [
+    let cases: [(&str, Break); 14] = [
         ("the first span is chained", |spans| spans[0][0].start = SpanStart::Chained),
         ("the first span starts late", |spans| spans[0][0].stream = StreamOffset(1)),
         ("stream offsets repeat", |spans| spans[0][2].stream = StreamOffset(100)),
