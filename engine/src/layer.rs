@@ -21,7 +21,7 @@ use crate::{
     progress::Progress,
     read::PendingRead,
     source::BlobSource,
-    span::{SpanState, SpanStates, VerifiedSpan},
+    span::{SPAN_LEN_MAX, SpanState, SpanStates, VerifiedSpan},
 };
 
 /// Turns of one span's state that a reader follows before it gives up. Each turn means that another thread, or damage on the disk,
@@ -46,6 +46,7 @@ pub(crate) struct LayerStore {
     pub(crate) progress: Progress,
     in_flight: Mutex<HashMap<SpanIndex, InFlight>>,
     verifying: [Mutex<()>; VERIFY_LOCKS],
+    mending: Mutex<()>,
     /// Times that the file was found changed by somebody else.
     doubts: AtomicU64,
     counters: Arc<Counters>,
@@ -86,6 +87,7 @@ impl LayerStore {
             progress: Progress::default(),
             in_flight: Mutex::default(),
             verifying: Default::default(),
+            mending: Mutex::default(),
             doubts: AtomicU64::new(0),
             counters,
         })
@@ -98,6 +100,7 @@ impl LayerStore {
                 SpanState::Present => {
                     if !read.copy_from_file(span, &self.file) {
                         self.doubt_file();
+                        self.states.change(span, SpanState::Present, SpanState::Unverified);
                     // Once more after the look at the file: whoever mends its length takes the trust away first.
                     } else if self.states.get(span) == SpanState::Present {
                         return Ok(Obtained::Copied);
@@ -158,10 +161,7 @@ impl LayerStore {
         if self.states.get(span) != SpanState::Unverified {
             return None;
         }
-        let range = self.table.stream_range(span);
-        let mut bytes = vec![0; usize::try_from(range.end - range.start).ok()?];
-        let read = self.file.read_exact_at(&mut bytes, range.start);
-        let verified = read.ok().and_then(|()| VerifiedSpan::verify(bytes, &self.table.span(span).digest).ok());
+        let verified = self.read_verified(span);
         if verified.is_some() {
             self.states.change(span, SpanState::Unverified, SpanState::Present);
         } else if self.states.change(span, SpanState::Unverified, SpanState::Absent) {
@@ -172,8 +172,21 @@ impl LayerStore {
         verified
     }
 
-    /// After a sign that the file was changed by somebody else: its length is right again and no span is trusted before it is hashed.
+    fn read_verified(&self, span: SpanIndex) -> Option<VerifiedSpan> {
+        let range = self.table.stream_range(span);
+        let len = Some(range.end - range.start).filter(|&len| len <= SPAN_LEN_MAX)?;
+        let mut bytes = vec![0; len as usize];
+        self.file.read_exact_at(&mut bytes, range.start).ok()?;
+        VerifiedSpan::verify(bytes, &self.table.span(span).digest).ok()
+    }
+
+    /// After a sign that the file was changed by somebody else: if its length is wrong, no span is trusted before it is hashed, and then
+    /// the length is right again.
     pub(crate) fn doubt_file(&self) {
+        let _one_at_a_time = self.mending.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.file.is_intact() {
+            return;
+        }
         tracing::warn!(layer = %self.digest, path = %self.file.dir().display(), "a cache file was changed by another process; its spans are verified again");
         self.doubts.fetch_add(1, Ordering::AcqRel);
         self.states.doubt_all();

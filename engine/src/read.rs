@@ -146,8 +146,10 @@ impl PendingRead {
 
     fn watch_deadline(self: &Arc<Self>) {
         let Some(after) = self.core.config.read_deadline else { return };
+        // A time that the clock cannot hold never comes.
+        let Some(at) = self.started.checked_add(after) else { return };
         if self.lock().done.is_some() {
-            self.core.watch_read(Deadline { read: Arc::downgrade(self), at: self.started + after, after });
+            self.core.watch_read(Deadline { read: Arc::downgrade(self), at, after });
         }
     }
 
