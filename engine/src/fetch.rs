@@ -16,9 +16,10 @@ use tokio::{
 };
 
 use crate::{
+    claims::Claims,
     error::EngineError,
+    image_layer::{ImageLayer, Work},
     job::DecodeJob,
-    layer::{Claims, ImageLayer, Work},
     metrics::count,
     plan,
     progress::Progress,

@@ -10,7 +10,7 @@ use crate::{
     core::BUDGET_UNIT,
     decode::Decoder,
     error::EngineError,
-    layer::{ImageLayer, Suspended, Work},
+    image_layer::{ImageLayer, Suspended, Work},
     metrics::count,
     shard::Shard,
     span::{SPAN_LEN_MAX, VerifiedSpan},

@@ -9,12 +9,7 @@ use std::{
 use clip_format::units::SpanIndex;
 
 use crate::{
-    cache::layer_file::LayerFile,
-    core::Core,
-    error::EngineError,
-    image::ReadDone,
-    layer::{ImageLayer, Obtained},
-    metrics::count,
+    cache::layer_file::LayerFile, core::Core, error::EngineError, image::ReadDone, image_layer::ImageLayer, layer::Obtained, metrics::count,
 };
 
 /// Times that a read starts over, for each of its spans, with its own source after another image's fetch of it failed.
