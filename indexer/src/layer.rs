@@ -22,8 +22,8 @@ use crossbeam::channel::{Receiver, bounded};
 
 pub(crate) use fetch::Cancel;
 use fetch::{FetchEnd, Message};
-pub(crate) use hash::digest_of;
 use hash::StreamHashes;
+pub(crate) use hash::digest_of;
 use members::MemberSink;
 use spans::{GzipSpans, PlainSpans, SpanDraft};
 
