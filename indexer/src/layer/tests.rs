@@ -138,13 +138,27 @@ fn check_resumes(what: &str, blob: &[u8], plain: &[u8], windows: Windows) -> usi
     cut(blob, blob.len(), windows).0.iter().filter(|draft| draft.start != SpanStart::Chained).count()
 }
 
-/// Resuming at every checkpoint of gzip -1, -6 and -9 gives the bytes that plain decompression gives.
+/// Resuming at every checkpoint gives the bytes that plain decompression gives. zlib-rs writes its level 1 as one block however long
+/// the data is: a layer like that has hardly an entry, and chained spans.
 #[test]
 fn resumes_exactly_at_every_checkpoint() {
     let plain = sample(3 << 20);
-    for level in [1, 6, 9] {
-        let entries = check_resumes(&format!("gzip -{level}"), &gzip(&plain, level), &plain, Windows::Sparse);
-        assert!(entries > 15, "gzip -{level}: {entries} entries in 48 span sizes");
+    for (level, entries_min) in [(1, 1), (2, 16), (6, 16), (9, 16)] {
+        let entries = check_resumes(&format!("level {level}"), &gzip(&plain, level), &plain, Windows::Sparse);
+        assert!(entries >= entries_min, "level {level}: {entries} entries in 48 span sizes");
+    }
+}
+
+/// So it is for what GNU gzip itself writes at -1, -6 and -9.
+#[test]
+fn resumes_exactly_in_what_gzip_writes() {
+    let plain = sample(3 << 20);
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(&plain).unwrap();
+    for level in ["-1", "-6", "-9"] {
+        let output = std::process::Command::new("gzip").args([level, "--stdout"]).arg(file.path()).output().unwrap();
+        let entries = check_resumes(&format!("gzip {level}"), &output.stdout, &plain, Windows::Sparse);
+        assert!(entries >= 16, "gzip {level}: {entries} entries in 48 span sizes");
     }
 }
 
