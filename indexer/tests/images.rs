@@ -169,8 +169,9 @@ fn wrong_digests_are_told() {
 
     let blob = gzip(&stream);
     layout.image(&[(blob.clone(), stream, GZIP)]);
-    let other = gzip(&layer(&[("b", b"2")]));
-    assert_eq!(other.len(), blob.len());
+    // Another byte of the gzip header: the same stream from another blob.
+    let mut other = blob.clone();
+    other[9] ^= 1;
     fs::write(dir.path().join("blobs/sha256").join(&sha(&blob)[7..]), other).unwrap();
     let error = index(&reference).err().unwrap().to_string();
     assert!(error.contains(&sha(&blob)) && error.contains("the blob as a whole"), "{error}");

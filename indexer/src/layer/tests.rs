@@ -139,11 +139,11 @@ fn check_resumes(what: &str, blob: &[u8], plain: &[u8], windows: Windows) -> usi
 }
 
 /// Resuming at every checkpoint gives the bytes that plain decompression gives. zlib-rs writes its level 1 as one block however long
-/// the data is: a layer like that has hardly an entry, and chained spans.
+/// the data is: a layer like that has hardly an entry, and chained spans. (The sample's blocks are of half a MiB.)
 #[test]
 fn resumes_exactly_at_every_checkpoint() {
     let plain = sample(3 << 20);
-    for (level, entries_min) in [(1, 1), (2, 16), (6, 16), (9, 16)] {
+    for (level, entries_min) in [(1, 1), (2, 6), (6, 6), (9, 6)] {
         let entries = check_resumes(&format!("level {level}"), &gzip(&plain, level), &plain, Windows::Sparse);
         assert!(entries >= entries_min, "level {level}: {entries} entries in 48 span sizes");
     }
@@ -158,7 +158,7 @@ fn resumes_exactly_in_what_gzip_writes() {
     for level in ["-1", "-6", "-9"] {
         let output = std::process::Command::new("gzip").args([level, "--stdout"]).arg(file.path()).output().unwrap();
         let entries = check_resumes(&format!("gzip {level}"), &output.stdout, &plain, Windows::Sparse);
-        assert!(entries >= 16, "gzip {level}: {entries} entries in 48 span sizes");
+        assert!(entries >= 6, "gzip {level}: {entries} entries in 48 span sizes");
     }
 }
 
