@@ -447,7 +447,11 @@ pub struct DemoArgs {
 
 /// What mount(8) hands to `mount.clip`.
 #[derive(Debug, Parser)]
-#[command(name = "mount.clip", version, after_help = "Called by mount(8): mount -t clip FILE.clip DIR -o OPTIONS. See `clip mount --help` for the options.")]
+#[command(
+    name = "mount.clip",
+    version,
+    after_help = "Called by mount(8): mount -t clip FILE.clip DIR -o OPTIONS. See `clip mount --help` for the options."
+)]
 pub struct MountHelperArgs {
     /// The .clip
     pub source: PathBuf,

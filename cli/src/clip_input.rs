@@ -1,20 +1,19 @@
 //! A `.clip` given on the command line: opened without a cache for `inspect` and `ls`, through an engine for what reads contents.
 
-use std::{
-    fs::File,
-    io::Read as _,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{fs::File, io::Read as _, path::Path, sync::Arc};
 
 use anyhow::{Context, Result};
-use clip_engine::{Engine, EngineError, Image};
+use clip_engine::{Engine, EngineError, Image, ImageOptions, source::BlobSource};
 use clip_format::{
     clip_file::ClipFile,
     erofs::{FileType, Index, Inode},
 };
 
-use crate::{args::ReadArgs, interrupt::ScratchDir, resolve};
+use crate::{
+    args::ReadArgs,
+    interrupt::ScratchDir,
+    resolve::{self, Whence},
+};
 
 /// Largest `.clip` that is read into memory: the sum of the format's limits of stored sections.
 const CLIP_BYTES_MAX: u64 = 12 << 30;
@@ -44,10 +43,9 @@ pub fn open_index(path: &Path, clip: &ClipFile<'_>) -> Result<Index> {
 
 /// An image whose contents can be read, the engine that reads them, and, when the usual cache directory is taken, a private one.
 pub struct OpenedImage {
-    /// The image. Before `engine`: dropped first.
+    /// The image; dropped before the engine.
     pub image: Arc<Image>,
-    /// The engine.
-    pub engine: Engine,
+    _engine: Engine,
     _scratch: Option<ScratchDir>,
 }
 
@@ -63,7 +61,7 @@ pub enum CacheChoice {
 /// Opens `path` for reading contents. When another process owns the cache directory, a private one serves instead, and that is said.
 pub fn open_image(path: &Path, args: &ReadArgs, choice: CacheChoice) -> Result<OpenedImage> {
     let wish = resolve::EngineWish::from_args(args)?;
-    let options = resolve::image_options(args)?;
+    let whence = resolve::whence(args)?;
     let (engine, scratch) = if choice == CacheChoice::Private && args.cache_dir.is_none() {
         private_engine(&wish)?
     } else {
@@ -77,8 +75,26 @@ pub fn open_image(path: &Path, args: &ReadArgs, choice: CacheChoice) -> Result<O
             Err(error) => return Err(error).with_context(|| format!("cache directory {} (--cache-dir)", cache_dir.display())),
         }
     };
-    let image = engine.open_image(path, &options)?;
-    Ok(OpenedImage { image, engine, _scratch: scratch })
+    let image = open(&engine, path, &whence)?;
+    Ok(OpenedImage { image, _engine: engine, _scratch: scratch })
+}
+
+/// Opens `path` in `engine`. Of an image that lies on this machine the layers are found first: a layout that has moved is an error
+/// here, not at the first read.
+pub fn open(engine: &Engine, path: &Path, whence: &Whence) -> Result<Arc<Image>> {
+    let local_blobs = if whence.store_ref.is_some() { None } else { local_blobs(path, whence.source.as_deref())? };
+    let options = ImageOptions { source: whence.source.clone(), store_ref: whence.store_ref.clone(), local_blobs };
+    Ok(engine.open_image(path, &options)?)
+}
+
+fn local_blobs(path: &Path, moved_to: Option<&Path>) -> Result<Option<Vec<BlobSource>>> {
+    let bytes = read_clip(path)?;
+    let info = parse_clip(path, &bytes)?.storage_info().with_context(|| path.display().to_string())?;
+    let recorded = info.source.local_path();
+    let Some(at) = moved_to.map(Path::to_owned).or(recorded) else { return Ok(None) };
+    let blobs = clip_indexer::local_blobs(&info, &at)
+        .with_context(|| format!("layers of {} (--source PATH says where they are now)", path.display()))?;
+    Ok(Some(blobs))
 }
 
 fn private_engine(wish: &resolve::EngineWish) -> Result<(Engine, Option<ScratchDir>)> {
@@ -114,11 +130,6 @@ fn parent(path: &[u8]) -> &[u8] {
     let end = path.iter().rposition(|byte| *byte != b'/').map_or(0, |last| last + 1);
     let slash = path[..end].iter().rposition(|byte| *byte == b'/').unwrap_or(0);
     &path[..slash]
-}
-
-/// A path for messages about an image.
-pub fn clip_name(path: &Path) -> PathBuf {
-    path.file_name().map_or_else(|| path.to_owned(), PathBuf::from)
 }
 
 #[cfg(test)]

@@ -15,8 +15,7 @@ pub fn start(typed: Option<&str>, default: &str) {
     };
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
     let terminal = std::io::stderr().is_terminal();
-    let started =
-        if terminal { builder.without_time().with_ansi(true).try_init() } else { builder.with_ansi(false).try_init() };
+    let started = if terminal { builder.without_time().with_ansi(true).try_init() } else { builder.with_ansi(false).try_init() };
     if let (Ok(()), Some(error)) = (started, bad) {
         tracing::warn!("log level {:?}: {error}; using {default}", asked.unwrap_or_default());
     }

@@ -53,9 +53,13 @@ impl<T, I: Iterator<Item = Piece<T>>> Pieces<T, I> {
             let Some(piece) = self.wanted.next() else { return };
             let (answer, answered) = mpsc::sync_channel(1);
             self.bytes += piece.range.end - piece.range.start;
-            self.image.read(piece.layer, piece.range.clone(), Box::new(move |result| {
-                let _ = answer.send(result);
-            }));
+            self.image.read(
+                piece.layer,
+                piece.range.clone(),
+                Box::new(move |result| {
+                    let _ = answer.send(result);
+                }),
+            );
             self.under_way.push_back((piece, answered));
         }
     }

@@ -8,8 +8,8 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use clip_engine::{
-    DiskIo, EngineConfig, ImageOptions,
-    registry::{ClientConfig, PlainHttp},
+    DiskIo, EngineConfig,
+    registry::{ClientConfig, PlainHttp, Reference},
 };
 use clip_fuse::MountOptions;
 use serde::{Deserialize, Serialize};
@@ -163,9 +163,21 @@ pub struct Difference {
     pub asked: String,
 }
 
-/// How the image is opened.
-pub fn image_options(args: &ReadArgs) -> Result<ImageOptions> {
-    Ok(ImageOptions { source: args.source.as_deref().map(absolute).transpose()?, store_ref: args.store_ref.clone() })
+/// Where the layers are read from, when not where the `.clip` says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Whence {
+    /// `--source`, absolute
+    pub source: Option<PathBuf>,
+    /// `--store-ref`
+    pub store_ref: Option<Reference>,
+}
+
+/// What was typed about where the layers are.
+pub fn whence(args: &ReadArgs) -> Result<Whence> {
+    if args.source.is_some() && args.store_ref.is_some() {
+        return Err(UsageError("--source and --store-ref: give one of them, the layers are read from one place".to_owned()).into());
+    }
+    Ok(Whence { source: args.source.as_deref().map(absolute).transpose()?, store_ref: args.store_ref.clone() })
 }
 
 /// Everything of one mount, absolute and complete.
@@ -179,8 +191,8 @@ pub struct MountPlan {
     pub cache_dir: PathBuf,
     /// What was typed about the engine.
     pub wish: EngineWish,
-    /// How the image is opened.
-    pub image: ImageOptions,
+    /// Where the layers are.
+    pub whence: Whence,
     /// How it is mounted.
     pub options: MountOptions,
     /// Where counters go.
@@ -227,7 +239,7 @@ pub fn mount_plan(args: &MountArgs, unknown: Unknown) -> Result<MountPlan> {
         clip,
         mountpoint,
         wish: EngineWish::from_args(&args.read)?,
-        image: image_options(&args.read)?,
+        whence: whence(&args.read)?,
         options,
         stats: args.stats.as_deref().map(absolute).transpose()?,
         log_file,

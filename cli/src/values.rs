@@ -29,7 +29,11 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
         "h" => 3600,
         other => return Err(format!("expected ms, s, m or h, found unit {other:?}")),
     };
-    number.checked_mul(seconds_each).filter(|seconds| *seconds < 1 << 32).map(Duration::from_secs).ok_or_else(|| format!("{text} is too long"))
+    number
+        .checked_mul(seconds_each)
+        .filter(|seconds| *seconds < 1 << 32)
+        .map(Duration::from_secs)
+        .ok_or_else(|| format!("{text} is too long"))
 }
 
 /// As `parse_duration`, over zero.

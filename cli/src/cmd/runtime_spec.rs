@@ -243,10 +243,7 @@ mod tests {
     #[test]
     fn mount_lines_are_quoted() {
         let line = mount_line(&args(&["--mountpoint", "/mnt/a,b:c", "--bundle", "/b d"])).unwrap();
-        assert_eq!(
-            line,
-            r"mount -t overlay overlay -o 'lowerdir=/mnt/a\,b\:c,upperdir=/b d/upper,workdir=/b d/work' '/b d/rootfs'"
-        );
+        assert_eq!(line, r"mount -t overlay overlay -o 'lowerdir=/mnt/a\,b\:c,upperdir=/b d/upper,workdir=/b d/work' '/b d/rootfs'");
         assert_eq!(shell_word("it's"), r"'it'\''s'");
     }
 }

@@ -62,7 +62,11 @@ pub fn run(args: &VerifyArgs) -> Result<Outcome> {
     if !args.json {
         let counts = &verified.counts;
         let mut out = std::io::stdout().lock();
-        writeln!(out, "{}: header, sections and index are sound: {} names, {} spans, {} windows", verified.file, counts.names, verified.spans, verified.windows)?;
+        writeln!(
+            out,
+            "{}: header, sections and index are sound: {} names, {} spans, {} windows",
+            verified.file, counts.names, verified.spans, verified.windows
+        )?;
     }
     if args.remote {
         let layers = check_layers(args)?;

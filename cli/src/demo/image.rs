@@ -77,7 +77,8 @@ impl Random {
     /// Source-like text of about `len` bytes: deflate makes a third of it.
     fn text(&mut self, len: usize) -> Vec<u8> {
         const WORDS: [&str; 16] = [
-            "def ", "self.", "return ", "import ", "value", "index", "layer", "(", ")", ":\n    ", " = ", "None", "for ", " in ", "\n", "range",
+            "def ", "self.", "return ", "import ", "value", "index", "layer", "(", ")", ":\n    ", " = ", "None", "for ", " in ", "\n",
+            "range",
         ];
         let mut text = Vec::with_capacity(len + 16);
         while text.len() < len {

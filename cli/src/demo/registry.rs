@@ -224,7 +224,8 @@ mod tests {
     /// A ranged GET gets exactly its bytes, and the counters say so.
     #[test]
     fn ranged_get() {
-        let object = Object { media_type: "application/octet-stream", digest: "sha256:0".to_owned(), bytes: Bytes::from_static(b"0123456789") };
+        let object =
+            Object { media_type: "application/octet-stream", digest: "sha256:0".to_owned(), bytes: Bytes::from_static(b"0123456789") };
         let registry = Registry::start(HashMap::from([("/v2/x/blobs/sha256:0".to_owned(), object)])).unwrap();
         let mut stream = std::net::TcpStream::connect(registry.address()).unwrap();
         stream.write_all(b"GET /v2/x/blobs/sha256:0 HTTP/1.1\r\nHost: x\r\nRange: bytes=2-4\r\nConnection: close\r\n\r\n").unwrap();

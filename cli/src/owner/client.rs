@@ -121,9 +121,9 @@ fn exchange(plan: &MountPlan, wait: bool) -> Result<Exchange> {
 }
 
 fn differences_text(cache_dir: &Path, differences: &[Difference]) -> String {
-    let each = differences.iter().map(|difference| {
-        format!("{} is {} there, {} was asked for", difference.option, difference.owner, difference.asked)
-    });
+    let each = differences
+        .iter()
+        .map(|difference| format!("{} is {} there, {} was asked for", difference.option, difference.owner, difference.asked));
     format!(
         "cache directory {} is served with other options: {}; leave the option out, unmount what is served, or use another --cache-dir",
         cache_dir.display(),

@@ -9,12 +9,11 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use clip_engine::ImageOptions;
 use clip_fuse::MountOptions;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::DeserializeOwned};
 
 use super::report::Report;
-use crate::resolve::{Difference, EngineWish, MountPlan};
+use crate::resolve::{Difference, EngineWish, MountPlan, Whence};
 
 /// Raised when a message changes its meaning.
 pub const PROTOCOL: u32 = 1;
@@ -146,18 +145,18 @@ impl MountRequest {
             mountpoint: plan.mountpoint.clone(),
             mount_namespace: super::mount_namespace(),
             wish: plan.wish.clone(),
-            source: plan.image.source.clone(),
-            store_ref: plan.image.store_ref.as_ref().map(ToString::to_string),
+            source: plan.whence.source.clone(),
+            store_ref: plan.whence.store_ref.as_ref().map(ToString::to_string),
             options: MountWire::from(&plan.options),
             stats: plan.stats.clone(),
             wait,
         }
     }
 
-    /// How the image is opened.
-    pub fn image_options(&self) -> Result<ImageOptions> {
+    /// Where the layers are read from, besides what the `.clip` records.
+    pub fn whence(&self) -> Result<Whence> {
         let store_ref = self.store_ref.as_deref().map(str::parse).transpose()?;
-        Ok(ImageOptions { source: self.source.clone(), store_ref })
+        Ok(Whence { source: self.source.clone(), store_ref })
     }
 }
 

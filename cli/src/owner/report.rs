@@ -1,10 +1,6 @@
 //! Counters of an owner, as `--stats` files and SIGUSR1 give them.
 
-use std::{
-    io::Write as _,
-    os::unix::fs::PermissionsExt as _,
-    path::Path,
-};
+use std::{io::Write as _, os::unix::fs::PermissionsExt as _, path::Path};
 
 use anyhow::{Context, Result};
 use clip_engine::Stats;

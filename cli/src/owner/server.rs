@@ -22,7 +22,7 @@ use super::{
     protocol::{self, MountRequest, PROTOCOL, Reply, Request},
     report::{self, MountReport, Report},
 };
-use crate::exit::chain_text;
+use crate::{clip_input, exit::chain_text};
 
 /// How long an owner without any mount waits for its first request. Source: a starter connects within milliseconds; a machine
 /// under load gets room.
@@ -236,7 +236,7 @@ impl Owner {
     pub fn mount(self: &Arc<Self>, request: &MountRequest) -> Result<Taken> {
         let started = Instant::now();
         let options = clip_fuse::MountOptions::from(&request.options);
-        let image = self.engine.open_image(&request.clip, &request.image_options()?)?;
+        let image = clip_input::open(&self.engine, &request.clip, &request.whence()?)?;
         let mounted = clip_fuse::mount(image, &request.mountpoint, &options)?;
         let (waiter, ended) = mpsc::channel();
         let mut state = self.state();
@@ -396,11 +396,9 @@ impl Owner {
 
 fn log_cache_room(cache_dir: &Path) {
     match free_bytes(cache_dir) {
-        Ok(free) => tracing::info!(
-            "cache {} has no size limit yet; {} are free on its file system",
-            cache_dir.display(),
-            crate::values::size(free)
-        ),
+        Ok(free) => {
+            tracing::info!("cache {} has no size limit yet; {} are free on its file system", cache_dir.display(), crate::values::size(free))
+        }
         Err(error) => tracing::warn!("cache {} has no size limit yet; free space unknown: {error}", cache_dir.display()),
     }
 }

@@ -37,7 +37,8 @@ fn device() -> Finding {
             Finding::fail(NAME, error.to_string(), "chmod 666 /dev/fuse as root, or in a container allow the device: --device /dev/fuse")
         }
         Err(error) => {
-            let mend = "modprobe fuse as root; in a container: --device /dev/fuse --cap-add SYS_ADMIN (clip ls, cat and extract work without it)";
+            let mend =
+                "modprobe fuse as root; in a container: --device /dev/fuse --cap-add SYS_ADMIN (clip ls, cat and extract work without it)";
             Finding::fail(NAME, error.to_string(), mend)
         }
     }
@@ -46,7 +47,8 @@ fn device() -> Finding {
 fn fusermount(root: bool) -> Finding {
     const NAME: &str = "fusermount3";
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let found = std::env::split_paths(&path).chain(["/usr/bin".into(), "/bin".into()]).map(|dir| dir.join(NAME)).find(|path| path.is_file());
+    let found =
+        std::env::split_paths(&path).chain(["/usr/bin".into(), "/bin".into()]).map(|dir| dir.join(NAME)).find(|path| path.is_file());
     let mend = "install the package fuse3 (apt-get install fuse3)";
     let Some(found) = found else {
         return if root {
@@ -143,7 +145,9 @@ fn punch_hole(dir: &Path) -> std::io::Result<()> {
 fn free_space(dir: &Path) -> Finding {
     const NAME: &str = "free space";
     match free_bytes(dir) {
-        Ok(free) if free >= FREE_BYTES_WANTED => Finding::ok(NAME, format!("{} for {}; the cache has no limit yet", size(free), dir.display())),
+        Ok(free) if free >= FREE_BYTES_WANTED => {
+            Finding::ok(NAME, format!("{} for {}; the cache has no limit yet", size(free), dir.display()))
+        }
         Ok(free) => Finding::warn(
             NAME,
             format!("{} for {}; the cache has no limit yet", size(free), dir.display()),
