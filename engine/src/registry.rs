@@ -1,9 +1,20 @@
 //! Talking to registries: references, credentials, requests, retries. Nothing here knows spans or files.
+//!
+//! From the outside in: [`client`] has the requests that clip makes and [`blob`] resumes a body; `fetch` is one try of one of them with
+//! credentials (`auth`) and redirects (`redirect`); `exchange` is one request and answer over a connection of `pool`; `connect` opens those.
 
-pub mod auth;
+mod auth;
+pub mod blob;
 pub mod client;
+mod connect;
+mod exchange;
+mod fetch;
+mod location;
+mod pool;
+mod redirect;
 pub mod reference;
-pub mod retry;
+mod retry;
 
-pub use client::{BlobReader, Client, ClientConfig, Manifest, PlainHttp};
+pub use blob::BlobReader;
+pub use client::{Client, ClientConfig, Manifest, PlainHttp, Traffic};
 pub use reference::Reference;

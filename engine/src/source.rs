@@ -1,6 +1,6 @@
 //! Where a layer's blob is: a registry, or bytes of a local file. One way to read both.
 
-use std::{ops::Range, path::PathBuf, sync::Arc};
+use std::{fs::File, io, ops::Range, os::unix::fs::FileExt as _, path::PathBuf, sync::Arc};
 
 use bytes::Bytes;
 use clip_format::digest::Digest;
@@ -9,6 +9,9 @@ use crate::{
     error::EngineError,
     registry::{BlobReader, Client, Reference},
 };
+
+/// What one pread asks for. Source: the kernel's read-ahead for a sequential reader is 128 KiB; two of them per call.
+const PREAD_BYTES_MAX: u64 = 256 << 10;
 
 /// Where one layer's blob can be read.
 #[derive(Clone, Debug)]
@@ -47,8 +50,26 @@ impl BlobSource {
     /// # Errors
     /// Every kind.
     pub async fn open(&self, client: &Client, range: Range<u64>) -> Result<SourceReader, EngineError> {
-        let _ = (client, range);
-        todo!()
+        match self {
+            BlobSource::Registry { repository, digest, size } => {
+                client.blob(repository, digest, *size, range).await.map(SourceReader::Registry)
+            }
+            BlobSource::File { path, offset, size } => {
+                let outside = || EngineError::Invalid {
+                    what: format!("range of the blob at {offset} of {}", path.display()),
+                    expected: format!("a range within its {size} bytes"),
+                    found: format!("{}..{}", range.start, range.end),
+                };
+                if range.start > range.end || range.end > *size {
+                    return Err(outside());
+                }
+                let (Some(start), Some(end)) = (offset.checked_add(range.start), offset.checked_add(range.end)) else {
+                    return Err(outside());
+                };
+                let file = File::open(path).map_err(|error| EngineError::io("open", path, error))?;
+                Ok(SourceReader::File { file, path: path.clone(), rest: start..end })
+            }
+        }
     }
 }
 
@@ -59,7 +80,7 @@ pub enum SourceReader {
     /// By pread.
     File {
         /// The open file.
-        file: std::fs::File,
+        file: File,
         /// For messages.
         path: PathBuf,
         /// What is left, in the file's own offsets.
@@ -73,6 +94,90 @@ impl SourceReader {
     /// # Errors
     /// Every kind.
     pub async fn chunk(&mut self) -> Result<Option<Bytes>, EngineError> {
-        todo!()
+        match self {
+            SourceReader::Registry(reader) => reader.chunk().await,
+            SourceReader::File { rest, .. } if rest.is_empty() => Ok(None),
+            SourceReader::File { file, path, rest } => {
+                let len = PREAD_BYTES_MAX.min(rest.end - rest.start);
+                let mut buffer = vec![0; len as usize];
+                let found = read_some(file, &mut buffer, rest.start).map_err(|error| EngineError::io("read", &*path, error))?;
+                if found == 0 {
+                    let what = format!("expected bytes up to {}, found the end of the file at or before {}", rest.end, rest.start);
+                    return Err(EngineError::io("read", &*path, io::Error::new(io::ErrorKind::UnexpectedEof, what)));
+                }
+                buffer.truncate(found);
+                rest.start += found as u64;
+                Ok(Some(buffer.into()))
+            }
+        }
+    }
+}
+
+/// One pread, again when a signal came.
+fn read_some(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+    loop {
+        match file.read_at(buffer, offset) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::io::Write as _;
+
+    use super::*;
+    use crate::registry::ClientConfig;
+
+    async fn read(source: &BlobSource, range: Range<u64>) -> Result<Vec<u8>, EngineError> {
+        let client = Client::new(ClientConfig::default()).unwrap();
+        let mut reader = source.open(&client, range).await?;
+        let mut all = Vec::new();
+        while let Some(bytes) = reader.chunk().await? {
+            assert!(!bytes.is_empty() && bytes.len() as u64 <= PREAD_BYTES_MAX);
+            all.extend_from_slice(&bytes);
+        }
+        Ok(all)
+    }
+
+    fn source_of(len: usize, offset: u64, size: u64) -> (tempfile::NamedTempFile, BlobSource) {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(&(0..len).map(|at| (at % 251) as u8).collect::<Vec<_>>()).unwrap();
+        let path = file.path().to_owned();
+        (file, BlobSource::File { path, offset, size })
+    }
+
+    #[tokio::test]
+    async fn a_range_of_a_blob_inside_an_archive_is_those_bytes() {
+        let (_file, source) = source_of(1_000_000, 512, 999_000);
+        for range in [0..999_000, 0..0, 1..2, 300_000..900_001, 999_000..999_000] {
+            let expected: Vec<u8> = (range.start + 512..range.end + 512).map(|at| (at % 251) as u8).collect();
+            assert!(read(&source, range.clone()).await.unwrap() == expected, "{range:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_file_shorter_than_its_blob_is_an_error_that_says_where_it_ends() {
+        let (file, source) = source_of(1000, 100, 2000);
+        let error = read(&source, 0..2000).await.unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains("up to 2100") && text.contains("1000") && text.contains(file.path().to_str().unwrap()), "{text}");
+        assert_eq!(error.kind(), crate::error::ErrorKind::Corrupt);
+    }
+
+    #[tokio::test]
+    async fn ranges_outside_the_blob_and_missing_files_are_errors() {
+        let (_file, source) = source_of(1000, 0, 1000);
+        assert!(read(&source, 0..1001).await.is_err());
+        #[expect(clippy::reversed_empty_ranges, reason = "what a hostile index may ask for")]
+        let reversed = 2..1;
+        assert!(read(&source, reversed).await.is_err());
+        let gone = BlobSource::File { path: "/nonexistent/blob".into(), offset: 0, size: 1 };
+        assert!(read(&gone, 0..1).await.unwrap_err().to_string().contains("/nonexistent/blob"));
+        let wrapping = BlobSource::File { path: "/dev/null".into(), offset: u64::MAX, size: 1 };
+        assert!(read(&wrapping, 0..1).await.is_err());
     }
 }

@@ -1,6 +1,23 @@
 //! A whole `.clip`: header, then sections.
 
-use crate::{checkpoints::Span, error::FormatError, header::Header, storage_info::StorageInfo};
+use std::io::Read;
+
+use crate::{
+    bounded::{expect_eq, slice_at},
+    checkpoints::{Checkpoints, Span},
+    error::FormatError,
+    header::{Compression, HEADER_LEN, Header, Section, SectionKind},
+    storage_info::StorageInfo,
+};
+
+/// Sections up to this length are worth zstd's slowest ordinary level. Source: TODO_MEASURE
+const SMALL_SECTION_BYTES_MAX: usize = 8 << 20;
+/// For small sections.
+const LEVEL_SMALL: i32 = 19;
+/// For the others.
+const LEVEL_LARGE: i32 = 9;
+/// What a decoder allocates at first, whatever the header promises.
+const EXPAND_BYTES_FIRST: u64 = 1 << 20;
 
 /// What an indexer hands over to be written.
 pub struct ClipParts<'a> {
@@ -18,10 +35,40 @@ impl ClipParts<'_> {
     /// The file's bytes: a pure function of the parts.
     ///
     /// # Errors
-    /// `Exhausted` past a section's limit.
+    /// `Exhausted` past a section's limit; `Corrupt` when the spans break an invariant of [`crate::checkpoints::SpanTable`].
     pub fn to_bytes(&self) -> Result<Vec<u8>, FormatError> {
-        todo!()
+        let storage_info = self.storage_info.to_bytes()?;
+        let checkpoints: std::sync::Arc<Vec<u8>> = Checkpoints::encode(self.spans)?.into();
+        Checkpoints::open(checkpoints.clone(), &self.storage_info.layers, self.windows.len() as u64)?;
+        let mut bytes = vec![0; HEADER_LEN];
+        let header = Header {
+            index: append(&mut bytes, SectionKind::Index, self.index)?,
+            storage_info: append(&mut bytes, SectionKind::StorageInfo, &storage_info)?,
+            checkpoints: append(&mut bytes, SectionKind::Checkpoints, &checkpoints)?,
+            windows: append(&mut bytes, SectionKind::Windows, self.windows)?,
+        };
+        bytes[..HEADER_LEN].copy_from_slice(&header.to_bytes());
+        Ok(bytes)
     }
+}
+
+/// Adds `raw` to the file as a section of this kind.
+fn append(file: &mut Vec<u8>, kind: SectionKind, raw: &[u8]) -> Result<Section, FormatError> {
+    let (max, found) = (kind.raw_len_max(), raw.len() as u64);
+    if found > max {
+        return Err(FormatError::Limit { what: format!("{}, bytes", kind.as_str()), max, found });
+    }
+    let position = file.len() as u64;
+    match kind.compression() {
+        Compression::Stored => file.extend_from_slice(raw),
+        Compression::Zstd => {
+            let level = if raw.len() <= SMALL_SECTION_BYTES_MAX { LEVEL_SMALL } else { LEVEL_LARGE };
+            let stored =
+                zstd::bulk::compress(raw, level).map_err(|error| FormatError::Zstd { what: kind.as_str(), reason: error.to_string() })?;
+            file.extend_from_slice(&stored);
+        }
+    }
+    Ok(Section { position, stored_len: file.len() as u64 - position, raw_len: found, blake3: *blake3::hash(raw).as_bytes() })
 }
 
 /// A `.clip` whose header is checked. Sections are expanded and hashed when asked for.
@@ -31,13 +78,19 @@ pub struct ClipFile<'a> {
 }
 
 impl<'a> ClipFile<'a> {
-    /// Checks the header and that every section lies within `bytes`, without overlap.
+    /// Checks the header and that the sections are `bytes`, without gap or overlap.
     ///
     /// # Errors
     /// `Corrupt` or `Unsupported`, naming the field.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, FormatError> {
-        let _ = bytes;
-        todo!()
+        let header = Header::from_bytes(bytes)?;
+        let (expected, found) = (header.file_len(), bytes.len() as u64);
+        if found < expected {
+            let expected = expected - HEADER_LEN as u64;
+            return Err(FormatError::Truncated { what: "sections", offset: HEADER_LEN as u64, expected, found: found - HEADER_LEN as u64 });
+        }
+        expect_eq("file length", 0, expected, found)?;
+        Ok(Self { bytes, header })
     }
 
     /// The header.
@@ -51,7 +104,7 @@ impl<'a> ClipFile<'a> {
     /// # Errors
     /// `Corrupt`.
     pub fn index(&self) -> Result<Vec<u8>, FormatError> {
-        todo!()
+        self.expanded(SectionKind::Index)
     }
 
     /// The storage info, hash checked.
@@ -59,7 +112,7 @@ impl<'a> ClipFile<'a> {
     /// # Errors
     /// `Corrupt`.
     pub fn storage_info(&self) -> Result<StorageInfo, FormatError> {
-        todo!()
+        StorageInfo::from_bytes(&self.expanded(SectionKind::StorageInfo)?)
     }
 
     /// The raw checkpoints section, hash checked.
@@ -67,7 +120,7 @@ impl<'a> ClipFile<'a> {
     /// # Errors
     /// `Corrupt`.
     pub fn checkpoints(&self) -> Result<Vec<u8>, FormatError> {
-        todo!()
+        self.expanded(SectionKind::Checkpoints)
     }
 
     /// The windows section (stored as it is), hash checked.
@@ -75,6 +128,48 @@ impl<'a> ClipFile<'a> {
     /// # Errors
     /// `Corrupt`.
     pub fn windows(&self) -> Result<&'a [u8], FormatError> {
-        todo!()
+        let stored = self.stored(SectionKind::Windows)?;
+        self.verify(SectionKind::Windows, stored)?;
+        Ok(stored)
+    }
+
+    fn stored(&self, kind: SectionKind) -> Result<&'a [u8], FormatError> {
+        let section = self.header.section(kind);
+        slice_at(self.bytes, kind.as_str(), section.position, section.stored_len)
+    }
+
+    fn expanded(&self, kind: SectionKind) -> Result<Vec<u8>, FormatError> {
+        let section = self.header.section(kind);
+        let raw = expand(kind.as_str(), self.stored(kind)?, section.raw_len)?;
+        self.verify(kind, &raw)?;
+        Ok(raw)
+    }
+
+    fn verify(&self, kind: SectionKind, raw: &[u8]) -> Result<(), FormatError> {
+        let (expected, found) = (self.header.section(kind).blake3, blake3::hash(raw));
+        if found == expected {
+            return Ok(());
+        }
+        Err(FormatError::Hash { what: kind.as_str(), expected: hex::encode(expected), found: found.to_hex().to_string() })
     }
 }
+
+/// One zstd frame, `raw_len` bytes expanded, and nothing behind it. Memory grows with what really comes out, up to `raw_len`.
+fn expand(what: &'static str, stored: &[u8], raw_len: u64) -> Result<Vec<u8>, FormatError> {
+    let failed = |error: std::io::Error| FormatError::Zstd { what, reason: error.to_string() };
+    let mut rest = stored;
+    let mut raw = Vec::with_capacity(raw_len.min(EXPAND_BYTES_FIRST) as usize);
+    let decoder = zstd::stream::read::Decoder::with_buffer(&mut rest).map_err(failed)?.single_frame();
+    decoder.take(raw_len + 1).read_to_end(&mut raw).map_err(failed)?;
+    let found = raw.len() as u64;
+    if found != raw_len {
+        return Err(FormatError::Truncated { what, offset: 0, expected: raw_len, found });
+    }
+    if !rest.is_empty() {
+        return Err(FormatError::Zstd { what, reason: format!("{} bytes left over after the frame", rest.len()) });
+    }
+    Ok(raw)
+}
+
+#[cfg(test)]
+mod tests;

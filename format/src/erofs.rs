@@ -8,4 +8,4 @@ pub mod read;
 pub mod write;
 
 pub use read::{DirEntry, Extent, FileType, Index, Inode};
-pub use write::{Body, Device, FileExtent, InodeSpec, write_image};
+pub use write::{Body, Device, FileExtent, InodeSpec, write_image, xattr_is_storable};

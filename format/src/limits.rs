@@ -28,3 +28,5 @@ pub const SPAN_BYTES_MIN: u64 = 64 << 10;
 pub const SPAN_BYTES_MAX: u64 = 64 << 20;
 /// The `--span-size` that is used when none is given. Source: DESIGN section 4 (sparse windows make 1 MiB affordable).
 pub const SPAN_BYTES_DEFAULT: u64 = 1 << 20;
+/// Bytes of one window's zstd frame. Source: ZSTD_COMPRESSBOUND(32768) = 32,944 in zstd.h, and room for a frame header.
+pub const WINDOW_FRAME_BYTES_MAX: u32 = 33 << 10;

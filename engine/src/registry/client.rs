@@ -1,12 +1,30 @@
-//! HTTP/1.1 over TCP or TLS with our own connection pool, and the three requests that clip makes.
+//! The client's settings and state, and the three requests that clip makes.
 
-use std::{ops::Range, path::PathBuf, time::Duration};
+use std::{ops::Range, path::PathBuf, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use clip_format::digest::Digest;
+use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderValue};
+use sha2::{Digest as _, Sha256, Sha512};
 
-use super::reference::Reference;
+use super::{
+    auth::{self, Auth},
+    blob::BlobReader,
+    connect::Tls,
+    exchange::{Counters, Exchange, Transport},
+    fetch::Get,
+    pool::Pool,
+    redirect::Targets,
+    reference::Reference,
+    retry::{Failure, Tries},
+};
 use crate::error::EngineError;
+
+/// Source: distribution spec, "Pushing Manifests": registries should take at least 4 MiB, and none takes more.
+const MANIFEST_BYTES_MAX: u64 = 4 << 20;
+/// Every manifest that clip reads, the widest first.
+const MANIFEST_TYPES: &str = "application/vnd.oci.image.index.v1+json, application/vnd.docker.distribution.manifest.list.v2+json, \
+    application/vnd.oci.image.manifest.v1+json, application/vnd.docker.distribution.manifest.v2+json";
 
 /// When plain HTTP is spoken instead of TLS.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
@@ -17,6 +35,8 @@ pub enum PlainHttp {
     Loopback,
     /// To every registry.
     Always,
+    /// To none: for a registry with TLS on this machine.
+    Never,
 }
 
 /// How registries are spoken to.
@@ -71,7 +91,24 @@ pub struct Manifest {
 /// Connections are driven by tasks on the tokio runtime that opened them, so each shard makes its own pool with
 /// [`Client::with_own_pool`]; credentials and tokens stay shared.
 #[derive(Clone)]
-pub struct Client {}
+pub struct Client {
+    pub(super) shared: Arc<Shared>,
+    pub(super) transport: Transport,
+}
+
+/// What all clones and pools share.
+pub(super) struct Shared {
+    pub auth: Auth,
+    pub targets: Targets,
+    /// Registries already reported for answering a ranged request with the whole blob.
+    pub rangeless: std::sync::Mutex<std::collections::HashSet<String>>,
+}
+
+impl std::fmt::Debug for Client {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Client").field("traffic", &self.traffic()).field("idle", &self.transport.pool.len()).finish_non_exhaustive()
+    }
+}
 
 impl Client {
     /// A client that has not spoken yet.
@@ -79,20 +116,25 @@ impl Client {
     /// # Errors
     /// `Unavailable` or `Corrupt` when `ca_file` cannot be used. Missing system roots are an error at the first TLS connection only.
     pub fn new(config: ClientConfig) -> Result<Self, EngineError> {
-        let _ = config;
-        todo!()
+        let tls = Arc::new(Tls::new(config.ca_file.as_deref())?);
+        let auth = Auth::new(config.docker_config_dir.clone());
+        let shared = Shared { auth, targets: Targets::default(), rangeless: std::sync::Mutex::default() };
+        let pool = Arc::new(Pool::new(config.idle_per_host_max));
+        let transport = Transport { config: Arc::new(config), tls, pool, counters: Arc::new(Counters::default()) };
+        Ok(Self { shared: Arc::new(shared), transport })
     }
 
     /// The same credentials, tokens and counters with a connection pool of its own.
     #[must_use]
     pub fn with_own_pool(&self) -> Self {
-        todo!()
+        let pool = Arc::new(Pool::new(self.transport.config.idle_per_host_max));
+        Self { shared: Arc::clone(&self.shared), transport: Transport { pool, ..self.transport.clone() } }
     }
 
     /// Requests sent and body bytes received so far, by every clone.
     #[must_use]
     pub fn traffic(&self) -> Traffic {
-        todo!()
+        self.transport.counters.traffic()
     }
 
     /// The manifest or image index that `reference` names.
@@ -100,8 +142,30 @@ impl Client {
     /// # Errors
     /// Every kind; `Corrupt` when the bytes do not hash to the digest asked for.
     pub async fn manifest(&self, reference: &Reference) -> Result<Manifest, EngineError> {
-        let _ = reference;
-        todo!()
+        let mut get = Get::new(reference, format!("/v2/{}/manifests/{}", reference.repository, reference.manifest_name()));
+        get.accept = Some(HeaderValue::from_static(MANIFEST_TYPES));
+        let mut tries = self.tries();
+        loop {
+            match self.try_manifest(&get).await {
+                Ok(manifest) => return Ok(manifest),
+                Err(failure) => tries.after(failure).await?,
+            }
+        }
+    }
+
+    async fn try_manifest(&self, get: &Get<'_>) -> Result<Manifest, Failure> {
+        let exchange = self.try_get(get).await?;
+        not_encoded(&exchange)?;
+        let (method, url) = (exchange.method, exchange.url.to_string());
+        let content_type = exchange.header(CONTENT_TYPE).map(bare_media_type);
+        let bytes = exchange.bytes(MANIFEST_BYTES_MAX).await?;
+        let contradiction = |expected: String, found: String| EngineError::Protocol { method, url: url.clone(), expected, found };
+        let digest = digest_of(&bytes, get.reference.digest.as_ref());
+        if let Some(asked) = get.reference.digest.filter(|asked| *asked != digest) {
+            return Err(contradiction(asked.to_string(), format!("{} bytes with {digest}", bytes.len())).into());
+        }
+        let media_type = media_type(content_type.as_deref(), &bytes).map_err(|(expected, found)| contradiction(expected, found))?;
+        Ok(Manifest { digest, media_type, bytes })
     }
 
     /// A small blob as a whole (an image config), digest checked, at most `len_max` bytes.
@@ -109,8 +173,28 @@ impl Client {
     /// # Errors
     /// Every kind.
     pub async fn blob_bytes(&self, reference: &Reference, digest: &Digest, len_max: u64) -> Result<Bytes, EngineError> {
-        let _ = (reference, digest, len_max);
-        todo!()
+        let mut get = Get::new(reference, blob_path(reference, digest));
+        get.blob = Some(*digest);
+        let mut tries = self.tries();
+        loop {
+            match self.try_blob_bytes(&get, digest, len_max).await {
+                Ok(bytes) => return Ok(bytes),
+                Err(failure) => tries.after(failure).await?,
+            }
+        }
+    }
+
+    async fn try_blob_bytes(&self, get: &Get<'_>, digest: &Digest, len_max: u64) -> Result<Bytes, Failure> {
+        let exchange = self.try_get(get).await?;
+        not_encoded(&exchange)?;
+        let (method, url) = (exchange.method, exchange.url.to_string());
+        let bytes = exchange.bytes(len_max).await?;
+        let found = digest_of(&bytes, Some(digest));
+        if found == *digest {
+            return Ok(bytes);
+        }
+        let found = format!("{} bytes with {found}", bytes.len());
+        Err(EngineError::Protocol { method, url, expected: digest.to_string(), found }.into())
     }
 
     /// Opens the bytes `range` of a blob of `blob_size` bytes; a plain GET when the range is the whole blob. The reader resumes a
@@ -119,8 +203,7 @@ impl Client {
     /// # Errors
     /// Every kind.
     pub async fn blob(&self, reference: &Reference, digest: &Digest, blob_size: u64, range: Range<u64>) -> Result<BlobReader, EngineError> {
-        let _ = (reference, digest, blob_size, range);
-        todo!()
+        BlobReader::open(self.clone(), reference.clone(), *digest, blob_size, range).await
     }
 
     /// Whether `GET /v2/` answers, for `clip doctor`.
@@ -128,8 +211,77 @@ impl Client {
     /// # Errors
     /// Every kind.
     pub async fn ping(&self, reference: &Reference) -> Result<(), EngineError> {
-        let _ = reference;
-        todo!()
+        let get = Get::new(reference, "/v2/".to_owned());
+        let mut tries = self.tries();
+        loop {
+            match self.try_ping(&get).await {
+                Ok(()) => return Ok(()),
+                Err(failure) => tries.after(failure).await?,
+            }
+        }
+    }
+
+    async fn try_ping(&self, get: &Get<'_>) -> Result<(), Failure> {
+        let (exchange, _) = self.ask_registry(get).await?;
+        match exchange.status().as_u16() {
+            200 => {
+                exchange.drain().await;
+                Ok(())
+            }
+            401 => Err(auth::refused(exchange).await),
+            _ => Err(exchange.into_failure().await),
+        }
+    }
+
+    pub(super) fn tries(&self) -> Tries {
+        Tries::new(self.transport.config.tries_max)
+    }
+}
+
+pub(super) fn blob_path(reference: &Reference, digest: &Digest) -> String {
+    format!("/v2/{}/blobs/{digest}", reference.repository)
+}
+
+/// The digests of the image are of the bytes as stored; a server that encodes them on the way serves others.
+pub(super) fn not_encoded(exchange: &Exchange) -> Result<(), EngineError> {
+    match exchange.header(CONTENT_ENCODING) {
+        None | Some("" | "identity") => Ok(()),
+        Some(found) => Err(exchange.contradiction("no Content-Encoding", found.chars().take(80).collect::<String>())),
+    }
+}
+
+/// The digest of `bytes` by the algorithm of `like`, SHA-256 without one.
+fn digest_of(bytes: &[u8], like: Option<&Digest>) -> Digest {
+    match like {
+        Some(Digest::Sha512(_)) => Digest::Sha512(Sha512::digest(bytes).into()),
+        Some(Digest::Sha256(_)) | None => Digest::Sha256(Sha256::digest(bytes).into()),
+    }
+}
+
+fn bare_media_type(header: &str) -> String {
+    header.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
+}
+
+#[derive(serde::Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct TypedDocument {
+    media_type: Option<String>,
+}
+
+/// What a manifest is. Header and document must agree where both say it, or one digest could be read in two ways.
+///
+/// Source: CVE-2021-41190; OCI image spec, "manifest.md", `mediaType`. The generic types of static file servers say nothing.
+fn media_type(content_type: Option<&str>, bytes: &[u8]) -> Result<String, (String, String)> {
+    let shown = |text: &str| text.chars().take(120).collect::<String>();
+    let document: TypedDocument =
+        serde_json::from_slice(bytes).map_err(|error| ("a JSON manifest".to_owned(), format!("{} bytes: {error}", bytes.len())))?;
+    let own = document.media_type.filter(|own| !own.is_empty());
+    let said = content_type.filter(|said| said.starts_with("application/vnd."));
+    match (said, own) {
+        (Some(said), Some(own)) if said != own => Err((format!("the mediaType {} of the Content-Type", shown(said)), shown(&own))),
+        (Some(said), _) => Ok(said.to_owned()),
+        (None, Some(own)) => Ok(own),
+        (None, None) => Err(("a manifest with a mediaType or a Content-Type".to_owned(), shown(content_type.unwrap_or("neither")))),
     }
 }
 
@@ -142,17 +294,4 @@ pub struct Traffic {
     pub bytes: u64,
     /// Connections opened.
     pub connections: u64,
-}
-
-/// The body of a blob request, chunk by chunk.
-pub struct BlobReader {}
-
-impl BlobReader {
-    /// The next bytes, or `None` when the whole range has been given. Never more than the range.
-    ///
-    /// # Errors
-    /// Every kind, after resuming failed.
-    pub async fn chunk(&mut self) -> Result<Option<Bytes>, EngineError> {
-        todo!()
-    }
 }

@@ -1,10 +1,19 @@
 //! Zero-copy reading of an index. Every accessor is total: hostile bytes give `Err`, never a panic, a loop or a read outside.
 
-use std::ops::Range;
+mod dir;
+mod extents;
+mod inode;
+mod resolve;
+mod xattr;
 
+use std::{fmt, ops::Range};
+
+use super::layout::{self, BLOCK_BYTES, SuperBlock, TreeRecord};
 use crate::{
+    bounded::{expect_eq, field, record_at},
     bytes::SharedBytes,
     error::FormatError,
+    limits,
     units::{LayerIndex, Nid, StreamOffset},
 };
 
@@ -13,7 +22,16 @@ use crate::{
 pub struct Index {
     bytes: SharedBytes,
     root: Nid,
-    // layer count and stream sizes, from the device table
+    devices: u16,
+    inode_count: u64,
+    flags: u32,
+    file_bytes: u64,
+}
+
+impl fmt::Debug for Index {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Index").field("root", &self.root).field("devices", &self.devices).finish_non_exhaustive()
+    }
 }
 
 /// The kind of a directory entry or inode.
@@ -63,7 +81,21 @@ pub struct Inode {
     pub mtime_ns: u32,
     /// There are xattrs.
     pub has_xattrs: bool,
-    // layout fields, private
+    /// Where its bytes are; checked to lie inside the image.
+    content: Content,
+    /// Byte range of the xattr body; checked to lie inside the image.
+    xattr_body: (u64, u64),
+}
+
+/// Where an inode's bytes are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Content {
+    /// Nowhere: an empty file, a device.
+    None,
+    /// `size` bytes of the image from here.
+    Flat(u64),
+    /// In the layers: chunks of `1 << bits` bytes, their table at byte `table`.
+    Chunks { bits: u32, table: u64 },
 }
 
 /// One name of a directory.
@@ -94,8 +126,42 @@ impl Index {
     /// # Errors
     /// `Corrupt` or `Unsupported`, naming the field.
     pub fn open(bytes: SharedBytes) -> Result<Self, FormatError> {
-        let _ = bytes;
-        todo!()
+        let image = (*bytes).as_ref();
+        let superblock: SuperBlock = *record_at(image, "index superblock", layout::SUPERBLOCK_OFFSET)?;
+        check_superblock(&superblock, image.len() as u64)?;
+        let devices = superblock.extra_devices.get();
+        let record_at_byte = layout::inodes_start(usize::from(devices)) - layout::RECORD_BYTES;
+        let record: TreeRecord = *record_at(image, "index tree record", record_at_byte)?;
+        if record.magic != layout::RECORD_MAGIC {
+            return Err(field("index tree record magic", record_at_byte, layout::RECORD_MAGIC.escape_ascii(), record.magic.escape_ascii()));
+        }
+        let flags = record.flags.get();
+        if flags & !layout::FLAGS_KNOWN != 0 || record.reserved0.get() != 0 || record.reserved != [0; 40] {
+            return Err(FormatError::Unknown {
+                what: "index tree record flags",
+                expected: format!("the flags {:#x}", layout::FLAGS_KNOWN),
+                found: format!("{flags:#x} and reserved bytes in use"),
+            });
+        }
+        let root = Nid(u64::from(superblock.root_nid.get()));
+        let (inode_count, file_bytes) = (superblock.inodes.get(), record.file_bytes.get());
+        let index = Self { bytes, root, devices, inode_count, flags, file_bytes };
+        let found = index.inode(root)?.file_type;
+        if found != FileType::Directory {
+            return Err(field("index root", root.get() * layout::NID_UNIT, "a directory", format!("{found:?}")));
+        }
+        Ok(index)
+    }
+
+    /// The image's bytes.
+    fn image(&self) -> &[u8] {
+        (*self.bytes).as_ref()
+    }
+
+    /// Length of the image in bytes.
+    #[must_use]
+    pub fn image_len(&self) -> u64 {
+        self.image().len() as u64
     }
 
     /// The root directory.
@@ -107,94 +173,76 @@ impl Index {
     /// Number of layers = devices.
     #[must_use]
     pub fn layer_count(&self) -> usize {
-        todo!()
+        usize::from(self.devices)
+    }
+
+    /// Length of `layer`'s stream as its device says: rounded up to 512; `None` when there is no such layer.
+    #[must_use]
+    pub fn layer_bytes(&self, layer: LayerIndex) -> Option<u64> {
+        if layer.get() >= self.devices {
+            return None;
+        }
+        let offset = layout::DEVICES_OFFSET + u64::from(layer.get()) * layout::DEVICE_SLOT_BYTES;
+        let slot: &layout::DeviceSlot = record_at(self.image(), "index device slot", offset).ok()?;
+        Some(u64::from(slot.blocks.get()) * BLOCK_BYTES)
     }
 
     /// Number of inodes, as the superblock says.
     #[must_use]
     pub fn inode_count(&self) -> u64 {
-        todo!()
+        self.inode_count
     }
 
-    /// True when some inode of the image has extended attributes (a superblock flag of ours): else `getxattr` needs no look.
+    /// True when some inode of the image has extended attributes (a flag of ours in the tree record): else `getxattr` needs no look.
     #[must_use]
     pub fn any_xattrs(&self) -> bool {
-        todo!()
+        self.flags & layout::FLAG_ANY_XATTRS != 0
     }
 
     /// True when some inode has POSIX ACLs.
     #[must_use]
     pub fn any_acls(&self) -> bool {
-        todo!()
+        self.flags & layout::FLAG_ANY_ACLS != 0
     }
 
     /// Sum of the sizes of regular files, for statfs.
     #[must_use]
     pub fn file_bytes(&self) -> u64 {
-        todo!()
-    }
-
-    /// The inode at `nid`.
-    ///
-    /// # Errors
-    /// `Corrupt` when there is none that could be read.
-    pub fn inode(&self, nid: Nid) -> Result<Inode, FormatError> {
-        let _ = nid;
-        todo!()
-    }
-
-    /// The entry called `name`, or `None`. Cost: a binary search over blocks, then within one.
-    ///
-    /// # Errors
-    /// `Corrupt`; also when `dir` is not a directory.
-    pub fn lookup<'a>(&'a self, dir: &Inode, name: &[u8]) -> Result<Option<DirEntry<'a>>, FormatError> {
-        let _ = (dir, name);
-        todo!()
-    }
-
-    /// The entries of `dir` in byte order, `.` and `..` included, from position `from` (0 = the start, else an entry's `next`).
-    pub fn dir_entries<'a>(&'a self, dir: &Inode, from: u64) -> impl Iterator<Item = Result<DirEntry<'a>, FormatError>> + 'a {
-        let _ = (dir, from);
-        std::iter::empty()
-    }
-
-    /// A symlink's target.
-    ///
-    /// # Errors
-    /// `Corrupt`; also when `link` is not a symlink.
-    pub fn link_target<'a>(&'a self, link: &Inode) -> Result<&'a [u8], FormatError> {
-        let _ = link;
-        todo!()
-    }
-
-    /// The pieces of `file` that cover `range` (cut to the file's size), in order, holes included, neighbours joined.
-    pub fn extents<'a>(&'a self, file: &Inode, range: Range<u64>) -> impl Iterator<Item = Result<Extent, FormatError>> + 'a {
-        let _ = (file, range);
-        std::iter::empty()
-    }
-
-    /// The extended attributes, as (full name such as `user.x`, value).
-    pub fn xattrs<'a>(&'a self, inode: &Inode) -> impl Iterator<Item = Result<(Vec<u8>, &'a [u8]), FormatError>> + 'a {
-        let _ = inode;
-        std::iter::empty()
-    }
-
-    /// One extended attribute's value, or `None`. Cost: no allocation.
-    ///
-    /// # Errors
-    /// `Corrupt`.
-    pub fn xattr<'a>(&'a self, inode: &Inode, name: &[u8]) -> Result<Option<&'a [u8]>, FormatError> {
-        let _ = (inode, name);
-        todo!()
-    }
-
-    /// Follows `path` (slash-separated, from the root, `.` and empty parts skipped, `..` confined to the root) without following a
-    /// last symlink; symlinks on the way are followed inside the image, at most 40.
-    ///
-    /// # Errors
-    /// `Corrupt`; a path that does not exist is `Ok(None)`.
-    pub fn resolve(&self, path: &[u8]) -> Result<Option<Inode>, FormatError> {
-        let _ = path;
-        todo!()
+        self.file_bytes
     }
 }
+
+fn check_superblock(superblock: &SuperBlock, image_len: u64) -> Result<(), FormatError> {
+    let base = layout::SUPERBLOCK_OFFSET;
+    if superblock.magic.get() != layout::EROFS_MAGIC {
+        let found = format!("{:#x}", superblock.magic.get());
+        return Err(field("index superblock magic", base, format!("{:#x}", layout::EROFS_MAGIC), found));
+    }
+    let features = (superblock.feature_compat.get(), superblock.feature_incompat.get());
+    let known = (0, layout::INCOMPAT_CHUNKED_FILE | layout::INCOMPAT_DEVICE_TABLE);
+    if features != known {
+        return Err(FormatError::Unknown {
+            what: "index superblock features (compatible, incompatible)",
+            expected: format!("{:#x}, {:#x}", known.0, known.1),
+            found: format!("{:#x}, {:#x}", features.0, features.1),
+        });
+    }
+    expect_eq("index superblock blkszbits", base + 0x0c, layout::BLOCK_BITS, u32::from(superblock.block_bits))?;
+    expect_eq("index superblock sb_extslots", base + 0x0d, 0, superblock.extra_slots)?;
+    expect_eq("index superblock checksum", base + 0x04, 0, superblock.checksum.get())?;
+    expect_eq("index superblock epoch", base + 0x18, 0, superblock.epoch.get())?;
+    expect_eq("index superblock meta_blkaddr", base + 0x28, 0, superblock.meta_block.get())?;
+    expect_eq("index superblock blocks, in bytes", base + 0x24, image_len, u64::from(superblock.blocks.get()) * BLOCK_BYTES)?;
+    expect_eq("index superblock dirblkbits", base + 0x5a, 0, superblock.dir_block_bits)?;
+    let slot = (layout::DEVICES_OFFSET / layout::DEVICE_SLOT_BYTES) as u16;
+    expect_eq("index superblock devt_slotoff", base + 0x58, slot, superblock.device_slot.get())?;
+    let devices = usize::from(superblock.extra_devices.get());
+    if devices > limits::LAYERS_MAX {
+        let (max, found) = (limits::LAYERS_MAX as u64, devices as u64);
+        return Err(FormatError::Limit { what: "index devices".to_owned(), max, found });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,4 +1,12 @@
 //! Writing an index from a merged tree.
+//!
+//! Three steps, each a pure function of the one before: the survey (order, parents, link counts, sorted entries), the plan (which form
+//! each inode takes and where it stands), the bytes.
+
+mod encode;
+mod plan;
+mod sparse;
+mod survey;
 
 use crate::{
     error::FormatError,
@@ -27,7 +35,8 @@ pub struct InodeSpec {
     pub mtime_s: i64,
     /// `< 1_000_000_000`
     pub mtime_ns: u32,
-    /// Full names (`security.capability`) and values, any order; namespaces that EROFS lacks must be gone already.
+    /// Full names (`security.capability`) and values, any order; namespaces that EROFS lacks must be gone already
+    /// ([`xattr_is_storable`]).
     pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
     /// What it is.
     pub body: Body,
@@ -70,12 +79,23 @@ pub struct FileExtent {
     pub stream: StreamOffset,
 }
 
+/// True when the image can hold an extended attribute of this full name: `user.*`, `trusted.*`, `security.*` and the two POSIX ACLs,
+/// the part after the prefix 1 to 255 bytes.
+#[must_use]
+pub fn xattr_is_storable(name: &[u8]) -> bool {
+    super::layout::split_xattr_name(name).is_some_and(|(_, rest)| rest.len() <= 255 && !rest.contains(&0))
+}
+
 /// The image's bytes: a pure function of its arguments. Every inode is reached from `root`; nlink is counted here.
 ///
 /// # Errors
 /// `Exhausted` with the path for a sparse file of too many chunks, a name or target too long, xattrs over the limit; `Corrupt` with the
-/// path for data that is not 512-aligned.
+/// path for data that is not 512-aligned, for names and trees that cannot be; `Unsupported` for an xattr that is not storable.
 pub fn write_image(inodes: &[InodeSpec], root: usize, devices: &[Device]) -> Result<Vec<u8>, FormatError> {
-    let _ = (inodes, root, devices);
-    todo!()
+    let survey = survey::Survey::new(inodes, root)?;
+    let plan = plan::Plan::new(&survey, devices)?;
+    encode::encode(&survey, &plan, devices)
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,183 @@
+//! The bytes of a range of a blob, resumed where they stop.
+
+use std::ops::Range;
+
+use bytes::Bytes;
+use clip_format::digest::Digest;
+use hyper::{StatusCode, header::CONTENT_RANGE};
+
+use super::{
+    client::{Client, blob_path, not_encoded},
+    exchange::Exchange,
+    fetch::Get,
+    reference::Reference,
+    retry::{Failure, Tries},
+};
+use crate::error::EngineError;
+
+/// Bodies of one reader that may break off after progress. Source: a 10 GB layer through a proxy that cuts each body at 16 MiB.
+const RESUMES_MAX: u32 = 1024;
+
+/// The body of a blob request, chunk by chunk. Dropping it midway closes its connection.
+pub struct BlobReader {
+    client: Client,
+    reference: Reference,
+    digest: Digest,
+    blob_size: u64,
+    /// What is still to be given.
+    rest: Range<u64>,
+    body: Option<Body>,
+    tries: Tries,
+    resumes_left: u32,
+}
+
+/// An answer under way.
+struct Body {
+    exchange: Exchange,
+    /// Bytes before the range, from a registry that ignored it.
+    skip: u64,
+}
+
+impl std::fmt::Debug for BlobReader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("BlobReader").field("digest", &self.digest).field("rest", &self.rest).finish_non_exhaustive()
+    }
+}
+
+impl BlobReader {
+    pub(super) async fn open(
+        client: Client,
+        reference: Reference,
+        digest: Digest,
+        blob_size: u64,
+        range: Range<u64>,
+    ) -> Result<Self, EngineError> {
+        if range.start > range.end || range.end > blob_size {
+            return Err(EngineError::Layer {
+                layer: digest,
+                place: format!("bytes {}..{}", range.start, range.end),
+                expected: format!("a range within the blob's {blob_size} bytes"),
+                found: "one that is not".to_owned(),
+            });
+        }
+        let tries = client.tries();
+        let mut reader = Self { client, reference, digest, blob_size, rest: range, body: None, tries, resumes_left: RESUMES_MAX };
+        while reader.body.is_none() && !reader.rest.is_empty() {
+            match reader.request().await {
+                Ok(body) => reader.body = Some(body),
+                Err(failure) => reader.tries.after(failure).await?,
+            }
+        }
+        Ok(reader)
+    }
+
+    /// The next bytes, or `None` when the whole range has been given. Never more than the range.
+    ///
+    /// # Errors
+    /// Every kind, after resuming failed.
+    pub async fn chunk(&mut self) -> Result<Option<Bytes>, EngineError> {
+        while !self.rest.is_empty() {
+            match self.try_chunk().await {
+                Ok(bytes) => {
+                    self.rest.start += bytes.len() as u64;
+                    self.tries.progressed();
+                    return Ok(Some(bytes));
+                }
+                Err(failure) => {
+                    self.body = None;
+                    self.resumes_left = match self.resumes_left.checked_sub(1) {
+                        Some(left) => left,
+                        None => return Err(failure.error),
+                    };
+                    self.tries.after(failure).await?;
+                }
+            }
+        }
+        if let Some(body) = self.body.take() {
+            // A chunked body ends with a frame of its own; after it the connection can serve again.
+            body.exchange.drain().await;
+        }
+        Ok(None)
+    }
+
+    /// At least one byte of the rest, none past it.
+    async fn try_chunk(&mut self) -> Result<Bytes, Failure> {
+        let mut body = match self.body.take() {
+            Some(body) => body,
+            None => self.request().await?,
+        };
+        loop {
+            let Some(mut bytes) = body.exchange.chunk().await? else {
+                let (method, url) = (body.exchange.method, body.exchange.url.to_string());
+                let reason = format!("the body ended before byte {} of the blob, at {}", self.rest.end, self.rest.start);
+                return Err(Failure::passing(EngineError::Transport { method, url, reason }));
+            };
+            let skipped = body.skip.min(bytes.len() as u64);
+            body.skip -= skipped;
+            // Both are at most the length of `bytes`, so they fit.
+            drop(bytes.split_to(skipped as usize));
+            bytes.truncate((self.rest.end - self.rest.start).min(bytes.len() as u64) as usize);
+            if !bytes.is_empty() {
+                self.body = Some(body);
+                return Ok(bytes);
+            }
+        }
+    }
+
+    async fn request(&self) -> Result<Body, Failure> {
+        let whole = self.rest == (0..self.blob_size);
+        let mut get = Get::new(&self.reference, blob_path(&self.reference, &self.digest));
+        get.blob = Some(self.digest);
+        get.range = (!whole).then(|| self.rest.clone());
+        let exchange = self.client.try_get(&get).await?;
+        not_encoded(&exchange)?;
+        let skip = match (exchange.status(), whole) {
+            (StatusCode::PARTIAL_CONTENT, false) => {
+                self.check_partial(&exchange)?;
+                0
+            }
+            (StatusCode::OK, _) => {
+                check_length(&exchange, self.blob_size)?;
+                if !whole {
+                    self.warn_rangeless(&exchange);
+                }
+                self.rest.start
+            }
+            (status, _) => return Err(exchange.contradiction("the whole blob (status 200)", status.as_u16().to_string()).into()),
+        };
+        Ok(Body { exchange, skip })
+    }
+
+    /// The answer holds exactly the range asked for. Source: RFC 9110 section 14.4.
+    fn check_partial(&self, exchange: &Exchange) -> Result<(), EngineError> {
+        let Range { start, end } = self.rest;
+        let found = exchange.header(CONTENT_RANGE).unwrap_or("none");
+        let exact =
+            found.trim().strip_prefix("bytes ").and_then(|found| found.trim_start().split_once('/')).is_some_and(|(range, size)| {
+                let numbers = range.split_once('-').map(|(first, last)| (first.parse(), last.parse()));
+                numbers == Some((Ok(start), Ok(end - 1))) && (size == "*" || size.parse() == Ok(self.blob_size))
+            });
+        if !exact {
+            let expected = format!("Content-Range bytes {start}-{}/{}", end - 1, self.blob_size);
+            return Err(exchange.contradiction(expected, found.chars().take(80).collect::<String>()));
+        }
+        check_length(exchange, end - start)
+    }
+
+    fn warn_rangeless(&self, exchange: &Exchange) {
+        let mut known = self.client.shared.rangeless.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if known.insert(exchange.url.origin.to_string()) {
+            tracing::warn!(
+                server = %exchange.url.origin,
+                "the registry ignores Range and sends whole layers; every read costs all bytes before it"
+            );
+        }
+    }
+}
+
+fn check_length(exchange: &Exchange, expected: u64) -> Result<(), EngineError> {
+    match exchange.content_length() {
+        Some(found) if found != expected => Err(exchange.contradiction(format!("Content-Length {expected}"), found.to_string())),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,346 @@
+//! One request and its answer over one connection, with deadlines. Knows neither credentials nor redirects nor tries.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full};
+use hyper::{
+    HeaderMap, Method, Request, Response, StatusCode,
+    body::{Body as _, Incoming},
+    client::conn::http1,
+    header::{ACCEPT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderValue, USER_AGENT},
+};
+use hyper_util::rt::TokioIo;
+use tokio::time::timeout;
+
+use super::{
+    client::{ClientConfig, Traffic},
+    connect::{Tls, connect},
+    location::Location,
+    pool::{Connection, Pool},
+    retry::{Failure, after_status},
+};
+use crate::error::EngineError;
+
+const AGENT: HeaderValue = HeaderValue::from_static(concat!("clip/", env!("CARGO_PKG_VERSION")));
+/// A body that nobody reads (a redirect's, a 401's) is read up to here to keep the connection, else the connection is closed.
+/// Source: a new TLS connection costs two round trips and 4-5 KB of certificates; more than some of those is not worth reading.
+const DRAIN_BYTES_MAX: usize = 16 << 10;
+/// ... and this long.
+const DRAIN_TIME_MAX: Duration = Duration::from_millis(500);
+/// What of an error's body is looked at.
+const ERROR_BODY_BYTES_MAX: usize = 16 << 10;
+/// What of it is shown.
+const DETAIL_CHARS_MAX: usize = 200;
+
+/// Counters that every clone of a client shares.
+#[derive(Default)]
+pub(super) struct Counters {
+    requests: AtomicU64,
+    bytes: AtomicU64,
+    connections: AtomicU64,
+}
+
+impl Counters {
+    pub fn traffic(&self) -> Traffic {
+        Traffic { requests: self.requests.load(Relaxed), bytes: self.bytes.load(Relaxed), connections: self.connections.load(Relaxed) }
+    }
+}
+
+/// What it takes to send a request.
+#[derive(Clone)]
+pub(super) struct Transport {
+    pub config: Arc<ClientConfig>,
+    pub tls: Arc<Tls>,
+    pub pool: Arc<Pool>,
+    pub counters: Arc<Counters>,
+}
+
+/// A request without its address.
+#[derive(Clone, Debug)]
+pub(super) struct Ask {
+    pub method: Method,
+    pub headers: HeaderMap,
+    pub body: Bytes,
+}
+
+impl Ask {
+    pub fn get(headers: HeaderMap) -> Self {
+        Self { method: Method::GET, headers, body: Bytes::new() }
+    }
+
+    pub fn method_name(&self) -> &'static str {
+        if self.method == Method::POST { "POST" } else { "GET" }
+    }
+
+    fn request(&self, url: &Location) -> Result<Request<Full<Bytes>>, EngineError> {
+        let failed = |reason: String| EngineError::Transport { method: self.method_name(), url: url.to_string(), reason };
+        let host = HeaderValue::from_str(&url.origin.authority()).map_err(|error| failed(error.to_string()))?;
+        let mut request = Request::new(Full::new(self.body.clone()));
+        *request.method_mut() = self.method.clone();
+        *request.uri_mut() = url.target.clone();
+        *request.headers_mut() = self.headers.clone();
+        request.headers_mut().insert(HOST, host);
+        request.headers_mut().insert(USER_AGENT, AGENT);
+        request.headers_mut().insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        Ok(request)
+    }
+}
+
+impl Transport {
+    /// Sends `ask` to `url` and waits for the head of the answer. A connection that was idle and turns out to be closed is replaced once,
+    /// at once.
+    ///
+    /// # Errors
+    /// `Transport`, `Deadline`.
+    pub async fn send(&self, url: &Location, ask: &Ask) -> Result<Exchange, Failure> {
+        let begun = Instant::now();
+        let method = ask.method_name();
+        let sent = match self.pool.take(&url.origin) {
+            Some(idle) => match self.send_on(idle, url, ask).await {
+                Err(Sent::Closed(reason)) => {
+                    tracing::debug!(method, url = %url, reason, "the idle connection was closed; opening another");
+                    self.send_on(self.open(method, url).await?, url, ask).await
+                }
+                other => other,
+            },
+            None => self.send_on(self.open(method, url).await?, url, ask).await,
+        };
+        let exchange = sent.map_err(|sent| match sent {
+            Sent::Closed(reason) => Failure::passing(EngineError::Transport { method, url: url.to_string(), reason }),
+            Sent::Failed(failure) => failure,
+        })?;
+        let status = exchange.status().as_u16();
+        tracing::debug!(method, url = %url, status, head_ms = begun.elapsed().as_millis(), "request");
+        Ok(exchange)
+    }
+
+    async fn open(&self, method: &'static str, url: &Location) -> Result<Connection, Failure> {
+        let stream = connect(&self.tls, method, url, self.config.connect_timeout).await?;
+        self.counters.connections.fetch_add(1, Relaxed);
+        let (sender, connection) = http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| Failure::passing(EngineError::Transport { method, url: url.to_string(), reason: chain(&error) }))?;
+        // Its errors reach whoever holds the sender or the body.
+        let driver = tokio::spawn(async move { drop(connection.await) }).abort_handle();
+        Ok(Connection { origin: url.origin.clone(), sender, driver })
+    }
+
+    async fn send_on(&self, mut connection: Connection, url: &Location, ask: &Ask) -> Result<Exchange, Sent> {
+        let late = |_| {
+            let what = format!("{} {url}", ask.method_name());
+            Sent::Failed(Failure::passing(EngineError::Deadline { what, waited: self.config.first_byte_timeout }))
+        };
+        let request = ask.request(url).map_err(|error| Sent::Failed(error.into()))?;
+        self.counters.requests.fetch_add(1, Relaxed);
+        let head = timeout(self.config.first_byte_timeout, async {
+            connection.sender.ready().await?;
+            connection.sender.send_request(request).await
+        });
+        let response = head.await.map_err(late)?.map_err(|error| {
+            let reason = chain(&error);
+            if error.is_parse() {
+                let found = format!("{reason}; does the server speak TLS only, or not HTTP at all?");
+                let (method, url) = (ask.method_name(), url.to_string());
+                return Sent::Failed(EngineError::Transport { method, url, reason: found }.into());
+            }
+            Sent::Closed(reason)
+        })?;
+        Ok(Exchange::new(self, ask.method_name(), url, response, connection))
+    }
+}
+
+/// Why no head came.
+enum Sent {
+    /// The connection ended first.
+    Closed(String),
+    Failed(Failure),
+}
+
+/// An answer whose body is still to be read. Dropping it before the end closes the connection.
+pub(super) struct Exchange {
+    pub method: &'static str,
+    pub url: Location,
+    pub head: hyper::http::response::Parts,
+    body: Incoming,
+    connection: Option<Connection>,
+    pool: Arc<Pool>,
+    counters: Arc<Counters>,
+    progress_timeout: Duration,
+}
+
+impl Exchange {
+    fn new(transport: &Transport, method: &'static str, url: &Location, response: Response<Incoming>, connection: Connection) -> Self {
+        let (head, body) = response.into_parts();
+        let mut exchange = Self {
+            method,
+            url: url.clone(),
+            head,
+            body,
+            connection: Some(connection),
+            pool: Arc::clone(&transport.pool),
+            counters: Arc::clone(&transport.counters),
+            progress_timeout: transport.config.progress_timeout,
+        };
+        exchange.release_if_ended();
+        exchange
+    }
+
+    pub fn status(&self) -> StatusCode {
+        self.head.status
+    }
+
+    /// A header's text, when it is text.
+    pub fn header(&self, name: impl hyper::header::AsHeaderName) -> Option<&str> {
+        self.head.headers.get(name).and_then(|value| value.to_str().ok())
+    }
+
+    /// The length that the head promises.
+    pub fn content_length(&self) -> Option<u64> {
+        self.header(CONTENT_LENGTH).and_then(|value| value.parse().ok())
+    }
+
+    /// The next bytes of the body, or `None` at its end.
+    pub async fn chunk(&mut self) -> Result<Option<Bytes>, Failure> {
+        loop {
+            let frame = timeout(self.progress_timeout, self.body.frame()).await.map_err(|_| {
+                let what = format!("{} {} (body)", self.method, self.url);
+                Failure::passing(EngineError::Deadline { what, waited: self.progress_timeout })
+            })?;
+            match frame {
+                None => {
+                    self.release();
+                    return Ok(None);
+                }
+                Some(Err(error)) => {
+                    let reason = format!("the body ended early: {}", chain(&error));
+                    return Err(Failure::passing(EngineError::Transport { method: self.method, url: self.url.to_string(), reason }));
+                }
+                Some(Ok(frame)) => {
+                    if let Ok(bytes) = frame.into_data() {
+                        self.counters.bytes.fetch_add(bytes.len() as u64, Relaxed);
+                        self.release_if_ended();
+                        if !bytes.is_empty() {
+                            return Ok(Some(bytes));
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// The whole body, at most `len_max` bytes of it.
+    pub async fn bytes(mut self, len_max: u64) -> Result<Bytes, Failure> {
+        let too_long = |found: u64| EngineError::Protocol {
+            method: self.method,
+            url: self.url.to_string(),
+            expected: format!("at most {len_max} bytes"),
+            found: format!("{found} bytes or more"),
+        };
+        if let Some(len) = self.content_length().filter(|len| *len > len_max) {
+            return Err(too_long(len).into());
+        }
+        let mut whole = Vec::new();
+        while let Some(bytes) = self.chunk().await? {
+            whole.extend_from_slice(&bytes);
+            if whole.len() as u64 > len_max {
+                let (method, url) = (self.method, self.url.to_string());
+                let (expected, found) = (format!("at most {len_max} bytes"), "more".to_owned());
+                return Err(EngineError::Protocol { method, url, expected, found }.into());
+            }
+        }
+        Ok(whole.into())
+    }
+
+    /// Reads what is left of a short body, so that its connection can serve again.
+    pub async fn drain(mut self) {
+        let mut left = DRAIN_BYTES_MAX;
+        let _ = timeout(DRAIN_TIME_MAX, async {
+            while let Ok(Some(bytes)) = self.chunk().await {
+                left = left.saturating_sub(bytes.len());
+                if left == 0 {
+                    break;
+                }
+            }
+        })
+        .await;
+    }
+
+    /// The failure that an error status means, with the server's own words.
+    pub async fn into_failure(self) -> Failure {
+        let (method, url, status) = (self.method, self.url.to_string(), self.status());
+        let again = after_status(status, &self.head.headers);
+        let is_text = self.header(CONTENT_TYPE).is_some_and(|kind| kind.starts_with("text/plain"));
+        let body = self.bytes(ERROR_BODY_BYTES_MAX as u64).await.unwrap_or_default();
+        let detail = detail(&body, is_text).map_or_else(String::new, |detail| format!(": {detail}"));
+        let hint = hint(status);
+        Failure { error: EngineError::Status { method, url, status: status.as_u16(), detail, hint }, again }
+    }
+
+    /// The error of an answer that contradicts its request.
+    pub fn contradiction(&self, expected: impl Into<String>, found: impl Into<String>) -> EngineError {
+        EngineError::Protocol { method: self.method, url: self.url.to_string(), expected: expected.into(), found: found.into() }
+    }
+
+    fn release_if_ended(&mut self) {
+        if self.body.is_end_stream() {
+            self.release();
+        }
+    }
+
+    fn release(&mut self) {
+        if let Some(connection) = self.connection.take() {
+            self.pool.put(connection);
+        }
+    }
+}
+
+/// What the registry says in its error document (distribution spec, "Error codes") or in plain text; control characters removed.
+fn detail(body: &[u8], is_text: bool) -> Option<String> {
+    let said = match serde_json::from_slice::<serde_json::Value>(body) {
+        Ok(document) => {
+            let first = document.get("errors").and_then(|errors| errors.get(0)).unwrap_or(&document);
+            let word = |name: &str| first.get(name).and_then(serde_json::Value::as_str).filter(|word| !word.is_empty());
+            match (word("code"), word("message").or_else(|| word("details"))) {
+                (Some(code), Some(message)) => format!("{code}: {message}"),
+                (one, other) => one.or(other)?.to_owned(),
+            }
+        }
+        Err(_) if is_text => String::from_utf8_lossy(body).lines().next()?.to_owned(),
+        Err(_) => return None,
+    };
+    let cut: String = said.chars().filter(|letter| !letter.is_control()).take(DETAIL_CHARS_MAX).collect();
+    (!cut.trim().is_empty()).then_some(cut)
+}
+
+fn hint(status: StatusCode) -> &'static str {
+    match status.as_u16() {
+        401 => "; credentials for this repository are missing or refused: check the name, or log in (docker login)",
+        403 => "; these credentials may not read this repository: check the name, or log in (docker login)",
+        404 => "; check the name, tag or digest",
+        416 => "; the blob at the registry is shorter than its manifest says",
+        429 => "; the registry limits how often it is asked: wait, or log in (docker login)",
+        _ => "",
+    }
+}
+
+/// An error and its causes, without repeating what a cause already said.
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let said = error.to_string();
+        if !text.contains(&said) {
+            text.push_str(": ");
+            text.push_str(&said);
+        }
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,151 @@
+//! One try of one GET at a registry: credentials, redirects and what the final status means.
+
+use std::ops::Range;
+
+use clip_format::digest::Digest;
+use hyper::{
+    HeaderMap, StatusCode,
+    header::{ACCEPT, AUTHORIZATION, HeaderValue, RANGE},
+};
+
+use super::{
+    auth,
+    client::Client,
+    exchange::{Ask, Exchange},
+    location::Location,
+    redirect::{self, REDIRECTS_MAX, is_redirect, is_stale},
+    reference::Reference,
+    retry::Failure,
+};
+use crate::error::EngineError;
+
+/// What is wanted from a registry.
+pub(super) struct Get<'a> {
+    pub reference: &'a Reference,
+    /// Escaped, absolute.
+    pub path: String,
+    pub accept: Option<HeaderValue>,
+    /// Half-open, not empty.
+    pub range: Option<Range<u64>>,
+    /// The blob whose redirect target may be remembered.
+    pub blob: Option<Digest>,
+}
+
+impl<'a> Get<'a> {
+    pub fn new(reference: &'a Reference, path: String) -> Self {
+        Self { reference, path, accept: None, range: None, blob: None }
+    }
+
+    fn ask(&self, authorization: Option<&HeaderValue>) -> Result<Ask, EngineError> {
+        let mut headers = HeaderMap::new();
+        if let Some(accept) = &self.accept {
+            headers.insert(ACCEPT, accept.clone());
+        }
+        if let Some(range) = &self.range {
+            let value = HeaderValue::from_str(&format!("bytes={}-{}", range.start, range.end.saturating_sub(1)));
+            headers.insert(RANGE, value.expect("digits are ASCII"));
+        }
+        if let Some(authorization) = authorization {
+            headers.insert(AUTHORIZATION, authorization.clone());
+        }
+        Ok(Ask::get(headers))
+    }
+}
+
+impl Client {
+    /// An answer with status 200 or 206.
+    pub(super) async fn try_get(&self, get: &Get<'_>) -> Result<Exchange, Failure> {
+        if let Some(exchange) = self.try_remembered(get).await? {
+            return settled(exchange).await;
+        }
+        let mut asked_again = false;
+        loop {
+            let (exchange, authorization) = self.ask_registry(get).await?;
+            if !is_redirect(exchange.status()) {
+                return settled(exchange).await;
+            }
+            let registry = exchange.url.clone();
+            let exchange = self.follow(get, exchange, authorization.as_ref()).await?;
+            if is_stale(exchange.status()) && !asked_again {
+                asked_again = true;
+                exchange.drain().await;
+                continue;
+            }
+            if let Some(blob) = get.blob.filter(|_| exchange.status().is_success() && exchange.url.origin != registry.origin) {
+                self.shared.targets.remember(get.reference, &blob, exchange.url.clone());
+            }
+            return settled(exchange).await;
+        }
+    }
+
+    /// The answer of the remembered redirect target, unless there is none or it has run out.
+    async fn try_remembered(&self, get: &Get<'_>) -> Result<Option<Exchange>, Failure> {
+        let Some(blob) = get.blob else { return Ok(None) };
+        let Some(target) = self.shared.targets.get(get.reference, &blob) else { return Ok(None) };
+        let sent = self.transport.send(&target, &get.ask(None)?).await;
+        match sent {
+            Ok(exchange) if exchange.status().is_success() => Ok(Some(exchange)),
+            Ok(exchange) => {
+                // Whatever it says instead of the blob, the registry has the last word.
+                self.shared.targets.forget(get.reference, &blob);
+                exchange.drain().await;
+                Ok(None)
+            }
+            Err(failure) => {
+                self.shared.targets.forget(get.reference, &blob);
+                Err(failure)
+            }
+        }
+    }
+
+    /// The registry's own answer, after at most one 401, and the credentials it accepted.
+    pub(super) async fn ask_registry(&self, get: &Get<'_>) -> Result<(Exchange, Option<HeaderValue>), Failure> {
+        let auth = &self.shared.auth;
+        let url = Location::at_registry(self.transport.config.plain_http, get.reference.endpoint(), &get.path)?;
+        let authorization = auth.authorization(&self.transport, get.reference).await?;
+        let exchange = self.transport.send(&url, &get.ask(authorization.as_ref())?).await?;
+        if exchange.status() != StatusCode::UNAUTHORIZED {
+            return Ok((exchange, authorization));
+        }
+        let Some(renewed) = auth.answer(&self.transport, get.reference, &exchange, authorization.as_ref()).await? else {
+            return Err(auth::refused(exchange).await);
+        };
+        exchange.drain().await;
+        let exchange = self.transport.send(&url, &get.ask(Some(&renewed))?).await?;
+        if exchange.status() == StatusCode::UNAUTHORIZED {
+            return Err(auth::refused(exchange).await);
+        }
+        Ok((exchange, Some(renewed)))
+    }
+
+    /// Goes where `exchange`, a redirect, points; credentials go only to where they were given to.
+    async fn follow(&self, get: &Get<'_>, exchange: Exchange, authorization: Option<&HeaderValue>) -> Result<Exchange, Failure> {
+        let home = exchange.url.origin.clone();
+        let mut exchange = exchange;
+        for _ in 0..REDIRECTS_MAX {
+            let target = redirect::target(&exchange, self.transport.config.plain_http)?;
+            exchange.drain().await;
+            let authorization = authorization.filter(|_| target.origin == home);
+            exchange = self.transport.send(&target, &get.ask(authorization)?).await?;
+            if !is_redirect(exchange.status()) {
+                return Ok(exchange);
+            }
+        }
+        Err(exchange.contradiction(format!("at most {REDIRECTS_MAX} redirects"), "another").into())
+    }
+}
+
+/// The answer if it is one, else the failure that its status means.
+async fn settled(exchange: Exchange) -> Result<Exchange, Failure> {
+    match exchange.status() {
+        StatusCode::OK | StatusCode::PARTIAL_CONTENT => Ok(exchange),
+        StatusCode::RANGE_NOT_SATISFIABLE => {
+            let found = exchange.header(hyper::header::CONTENT_RANGE).map_or_else(String::new, |range| format!(" ({range})"));
+            Err(exchange.contradiction("the range asked for", format!("416: the blob is shorter than its manifest says{found}")).into())
+        }
+        status if status.is_success() || status.is_redirection() || status.is_informational() => {
+            Err(exchange.contradiction("status 200 or 206", status.as_u16().to_string()).into())
+        }
+        _ => Err(exchange.into_failure().await),
+    }
+}
