@@ -4,6 +4,7 @@ pub mod debian;
 pub mod deflate;
 pub mod layout;
 pub mod nasty;
+pub mod sample;
 pub mod tar_writer;
 
 pub use layout::{Compression, Layout};

@@ -12,3 +12,4 @@ pub mod machine;
 pub mod oracle;
 pub mod process;
 pub mod registry;
+pub mod spans;

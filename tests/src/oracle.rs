@@ -189,10 +189,20 @@ fn shown(xattrs: &BTreeMap<Vec<u8>, Vec<u8>>) -> String {
 fn compare_link_groups(expected: &Tree, found: &Tree, comparison: &mut Comparison) {
     let (expected, found) = (link_groups(expected), link_groups(found));
     for group in expected.difference(&found) {
-        comparison.differs(group.iter().next().map_or(Path::new(""), |path| path), "names of one inode", format!("{group:?}"), "no such group");
+        comparison.differs(
+            group.iter().next().map_or(Path::new(""), |path| path),
+            "names of one inode",
+            format!("{group:?}"),
+            "no such group",
+        );
     }
     for group in found.difference(&expected) {
-        comparison.differs(group.iter().next().map_or(Path::new(""), |path| path), "names of one inode", "no such group", format!("{group:?}"));
+        comparison.differs(
+            group.iter().next().map_or(Path::new(""), |path| path),
+            "names of one inode",
+            "no such group",
+            format!("{group:?}"),
+        );
     }
 }
 

@@ -24,7 +24,21 @@ pub fn noise(seed: u64, len: usize) -> Vec<u8> {
 #[must_use]
 pub fn prose(seed: u64, len: usize) -> Vec<u8> {
     const WORDS: [&str; 16] = [
-        "layer", "stream", "checkpoint", "window", "span", "shard", "index", "mount", "node", "import", "return", "def", "self", "None", "torch",
+        "layer",
+        "stream",
+        "checkpoint",
+        "window",
+        "span",
+        "shard",
+        "index",
+        "mount",
+        "node",
+        "import",
+        "return",
+        "def",
+        "self",
+        "None",
+        "torch",
         "numpy",
     ];
     let mut bytes = Vec::with_capacity(len + 64);
@@ -45,12 +59,14 @@ pub fn prose(seed: u64, len: usize) -> Vec<u8> {
 /// Every kind of entry and attribute, with parents before children and link targets before links.
 #[must_use]
 pub fn every_kind() -> Vec<Member> {
-    let mut members = vec![Member::dir("./").mode(0o755).mtime(1_600_000_001, 5)];
+    let mut members = vec![Member::dir("./").mode(0o700)];
     members.extend(names());
     members.extend(attributes());
     members.extend(links());
     members.extend(specials());
     members.extend(paths());
+    // Once more: the last entry of a name counts. (umoci makes missing directories without restoring the time of the one above them.)
+    members.push(Member::dir("./").mode(0o755).mtime(1_600_000_001, 5));
     members
 }
 
