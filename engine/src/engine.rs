@@ -1,17 +1,60 @@
 //! The engine: shards, cache and open images of one cache directory.
 
-use std::{path::Path, sync::Arc};
-
-use crate::{
-    config::EngineConfig,
-    error::EngineError,
-    image::{Image, ImageOptions},
-    metrics::Stats,
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError, Weak},
+    thread::JoinHandle,
 };
 
-/// One per cache directory and process; it holds the directory's lock. Dropping the last clone stops the shards.
+use clip_format::{
+    checkpoints::SpanTable,
+    storage_info::{LayerInfo, Source, StorageInfo},
+};
+
+use crate::{
+    cache::{self, image_dir, image_dir::ExpandedImage, layer_file::layer_dir, lock::OwnerLock},
+    config::EngineConfig,
+    core::Core,
+    error::EngineError,
+    image::{Image, ImageOptions},
+    layer::{ImageLayer, LayerStore},
+    metrics::Stats,
+    registry::{Client, Reference},
+    shard,
+    source::BlobSource,
+};
+
+/// One per cache directory and process; it holds the directory's lock. Dropping the last clone, and the last image, stops the shards.
 #[derive(Clone)]
-pub struct Engine {}
+pub struct Engine(Arc<Inner>);
+
+struct Inner {
+    threads: Arc<Threads>,
+    /// By image id; several where options differ. Also the lock that makes opening single-file.
+    images: Mutex<HashMap<[u8; 32], Vec<Weak<Image>>>>,
+    /// By directory.
+    stores: Mutex<HashMap<PathBuf, Weak<LayerStore>>>,
+}
+
+/// The shards' threads. Dropping it stops and joins them.
+pub(crate) struct Threads {
+    pub(crate) core: Arc<Core>,
+    joins: Vec<JoinHandle<()>>,
+}
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        self.core.stop();
+        for thread in self.joins.drain(..) {
+            // The last image may be dropped by an answer that a shard gives: that shard cannot wait for itself.
+            if thread.thread().id() != std::thread::current().id() && thread.join().is_err() {
+                tracing::error!("an engine thread panicked");
+            }
+        }
+        self.core.clear();
+    }
+}
 
 impl Engine {
     /// Takes the cache directory's lock and starts the shards.
@@ -19,8 +62,16 @@ impl Engine {
     /// # Errors
     /// `CacheBusy` when another process owns the directory; `Io`; `Unsupported` when io_uring was demanded and is barred.
     pub fn start(config: EngineConfig) -> Result<Self, EngineError> {
-        let _ = config;
-        todo!()
+        cache::create_dir(&config.cache_dir)?;
+        let lock = OwnerLock::take(&config.cache_dir)?;
+        image_dir::remove_leftovers(&config.cache_dir);
+        let client = Client::new(config.client.clone())?;
+        let (handles, queues): (Vec<_>, Vec<_>) = (0..config.shards.max(1)).map(|_| shard::queues()).unzip();
+        let mut threads = Threads { core: Arc::new(Core::new(config, client, handles, lock)), joins: Vec::new() };
+        for (index, queues) in queues.into_iter().enumerate() {
+            threads.joins.push(shard::spawn(threads.core.clone(), queues, index)?);
+        }
+        Ok(Self(Arc::new(Inner { threads: Arc::new(threads), images: Mutex::default(), stores: Mutex::default() })))
     }
 
     /// Opens the `.clip` at `path`: expands and checks its index on the first open ever, maps it on later ones. The same image opened
@@ -29,19 +80,99 @@ impl Engine {
     /// # Errors
     /// `Format`, `Io`, `Invalid`.
     pub fn open_image(&self, path: &Path, options: &ImageOptions) -> Result<Arc<Image>, EngineError> {
-        let _ = (path, options);
-        todo!()
+        let header = image_dir::read_header(path)?;
+        let id = header.image_id();
+        let mut images = self.0.images.lock().unwrap_or_else(PoisonError::into_inner);
+        let same_id = images.entry(id).or_default();
+        same_id.retain(|image| image.strong_count() > 0);
+        if let Some(image) = same_id.iter().filter_map(Weak::upgrade).find(|image| image.options() == options) {
+            return Ok(image);
+        }
+        let expanded = image_dir::open(&self.config().cache_dir, path, &header)?;
+        let layers = self.layers(&expanded, options)?;
+        let image = Arc::new(Image::new(id, options.clone(), expanded, layers, self.0.threads.clone()));
+        same_id.push(Arc::downgrade(&image));
+        Ok(image)
     }
 
     /// The settings it was started with.
     #[must_use]
     pub fn config(&self) -> &EngineConfig {
-        todo!()
+        &self.0.threads.core.config
     }
 
     /// Counters so far.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        todo!()
+        let core = &self.0.threads.core;
+        core.counters.snapshot(core.client.traffic())
+    }
+
+    fn layers(&self, image: &ExpandedImage, options: &ImageOptions) -> Result<Vec<Arc<ImageLayer>>, EngineError> {
+        let sources = blob_sources(&image.storage_info, options)?;
+        let layers = image.storage_info.layers.iter().zip(image.checkpoints.layers()).zip(sources);
+        layers
+            .map(|((info, table), source)| {
+                let store = self.store(info, table)?;
+                Ok(Arc::new(ImageLayer::new(store, table.clone(), source, image.windows.clone())))
+            })
+            .collect()
+    }
+
+    /// The node's copy of a layer with these spans: one, however many images have it.
+    fn store(&self, info: &LayerInfo, table: &SpanTable) -> Result<Arc<LayerStore>, EngineError> {
+        let core = &self.0.threads.core;
+        let dir = layer_dir(&core.config.cache_dir, &info.digest, table);
+        let mut stores = self.0.stores.lock().unwrap_or_else(PoisonError::into_inner);
+        stores.retain(|_, store| store.strong_count() > 0);
+        if let Some(store) = stores.get(&dir).and_then(Weak::upgrade) {
+            return Ok(store);
+        }
+        let store = LayerStore::open(dir.clone(), info.digest, table, core.config.connections_per_layer_max, core.counters.clone())?;
+        let store = Arc::new(store);
+        stores.insert(dir, Arc::downgrade(&store));
+        Ok(store)
+    }
+}
+
+/// Where each layer's blob is read from: what the options say, else what the index recorded.
+fn blob_sources(info: &StorageInfo, options: &ImageOptions) -> Result<Vec<BlobSource>, EngineError> {
+    if let Some(reference) = &options.store_ref {
+        return Ok(registry_sources(info, reference.clone()));
+    }
+    if let Some(blobs) = &options.local_blobs {
+        return local_sources(info, blobs);
+    }
+    match &info.source {
+        Source::Registry { registry, repository, .. } => {
+            let (registry, repository) = (registry.clone(), repository.clone());
+            Ok(registry_sources(info, Reference { registry, repository, tag: None, digest: None }))
+        }
+        Source::Local { transport, .. } => {
+            let path = options.source.clone().or_else(|| info.source.local_path()).unwrap_or_default();
+            let found = format!("{}:{}", transport.as_str(), path.display());
+            let expected = "the place of its layers, by --source PATH or --store-ref REF".to_owned();
+            Err(EngineError::Invalid { what: "an index made from local files".to_owned(), expected, found })
+        }
+    }
+}
+
+fn registry_sources(info: &StorageInfo, reference: Reference) -> Vec<BlobSource> {
+    let repository = Arc::new(reference);
+    let source =
+        |layer: &LayerInfo| BlobSource::Registry { repository: repository.clone(), digest: layer.digest, size: layer.compressed_size };
+    info.layers.iter().map(source).collect()
+}
+
+fn local_sources(info: &StorageInfo, blobs: &[BlobSource]) -> Result<Vec<BlobSource>, EngineError> {
+    let invalid = |what: String, expected: String, found: String| Err(EngineError::Invalid { what, expected, found });
+    if blobs.len() != info.layers.len() {
+        return invalid("local layers".to_owned(), info.layers.len().to_string(), blobs.len().to_string());
+    }
+    match info.layers.iter().zip(blobs).find(|(layer, blob)| blob.size() != layer.compressed_size) {
+        Some((layer, blob)) => {
+            invalid(format!("layer {}", layer.digest), format!("{} bytes", layer.compressed_size), format!("{} bytes", blob.size()))
+        }
+        None => Ok(blobs.to_vec()),
     }
 }

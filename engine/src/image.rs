@@ -1,40 +1,109 @@
 //! An opened image: its index, its layers, and the two ways to read them.
 
-use std::{ops::Range, path::PathBuf, sync::Arc};
+use std::{
+    ops::Range,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError, mpsc},
+};
 
 use clip_format::{checkpoints::Checkpoints, erofs::Index, storage_info::StorageInfo, units::LayerIndex};
 
-use crate::error::EngineError;
+use crate::{
+    cache::image_dir::ExpandedImage,
+    core::Core,
+    engine::Threads,
+    error::EngineError,
+    layer::ImageLayer,
+    metrics::count,
+    plan, read,
+    readahead::{History, Limits},
+    shard::Prefetch,
+    source::BlobSource,
+    span::SpanState,
+};
+
+/// Bytes of one parked read. Source: the kernel's requests are at most 1 MiB, our own 4 MiB; the rest is room.
+pub const READ_BYTES_MAX: u64 = 64 << 20;
+/// Bytes that [`Image::read_exact_at`] reads at a time. Source: four default spans, so that a cold read has several in flight while
+/// the copy stays small.
+const BLOCKING_READ_BYTES: usize = 4 << 20;
 
 /// How an image is opened, beyond its `.clip`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub struct ImageOptions {
-    /// Where a local source is now (`--source`).
+    /// Where a local source is now (`--source`); for messages, the blobs are in `local_blobs`.
     pub source: Option<PathBuf>,
     /// Registry reference to read from instead of the recorded one.
     pub store_ref: Option<crate::registry::Reference>,
+    /// One a layer, in manifest order: where the layers of a local source are, as the indexer's `local_blobs` finds them.
+    pub local_blobs: Option<Vec<BlobSource>>,
 }
 
-/// What answers a parked read: exactly the bytes asked for, or why not. Called once, from an engine thread; must not block.
+impl PartialEq for ImageOptions {
+    fn eq(&self, other: &Self) -> bool {
+        let same_blobs = match (&self.local_blobs, &other.local_blobs) {
+            (None, None) => true,
+            (Some(ours), Some(theirs)) => ours.len() == theirs.len() && ours.iter().zip(theirs).all(|(one, two)| same_source(one, two)),
+            _ => false,
+        };
+        same_blobs && self.source == other.source && self.store_ref == other.store_ref
+    }
+}
+
+impl Eq for ImageOptions {}
+
+fn same_source(one: &BlobSource, two: &BlobSource) -> bool {
+    use BlobSource::{File, Registry};
+    match (one, two) {
+        (File { path, offset, size }, File { path: path2, offset: offset2, size: size2 }) => {
+            (path, offset, size) == (path2, offset2, size2)
+        }
+        (Registry { repository, digest, .. }, Registry { repository: repository2, digest: digest2, .. }) => {
+            repository == repository2 && digest == digest2
+        }
+        _ => false,
+    }
+}
+
+/// What answers a parked read: exactly the bytes asked for, or why not. Called once, from an engine thread or from within
+/// [`Image::read`]; must not block.
 pub type ReadDone = Box<dyn FnOnce(Result<Vec<u8>, EngineError>) + Send>;
 
 /// An image that can be read. Shared by every mount of it.
 pub struct Image {
     id: [u8; 32],
+    options: ImageOptions,
     index: Index,
     storage_info: StorageInfo,
     checkpoints: Checkpoints,
+    layers: Vec<Arc<ImageLayer>>,
+    threads: Arc<Threads>,
 }
 
 /// One reader's history: who reads sequentially earns read-ahead. One per inode that is being read; cheap.
 #[derive(Default)]
-pub struct ReadStream {}
+pub struct ReadStream(Mutex<History>);
 
 impl Image {
+    pub(crate) fn new(
+        id: [u8; 32],
+        options: ImageOptions,
+        expanded: ExpandedImage,
+        layers: Vec<Arc<ImageLayer>>,
+        threads: Arc<Threads>,
+    ) -> Self {
+        let ExpandedImage { index, storage_info, checkpoints, windows: _ } = expanded;
+        Self { id, options, index, storage_info, checkpoints, layers, threads }
+    }
+
     /// BLAKE3 of the `.clip`'s header, which holds the BLAKE3 of every section.
     #[must_use]
     pub fn id(&self) -> [u8; 32] {
         self.id
+    }
+
+    pub(crate) fn options(&self) -> &ImageOptions {
+        &self.options
     }
 
     /// The file tree.
@@ -58,29 +127,104 @@ impl Image {
     /// The bytes `range` of a layer's stream, straight from the map of the cache file, when every span of them is present and
     /// verified (an unverified one is verified here). No shard is entered. The slice's pages may be gone (a truncated file): pass it
     /// to a system call, never touch it otherwise.
+    ///
+    /// Cost: an atomic load a span and one fstat, which notices a file that somebody else has cut; no lock, no allocation.
     #[must_use]
     pub fn present(&self, layer: LayerIndex, range: Range<u64>) -> Option<&[u8]> {
-        let _ = (layer, range);
-        todo!()
+        if range.start == range.end {
+            return Some(&[]);
+        }
+        let store = &self.layers.get(usize::from(layer.get()))?.store;
+        let spans = plan::spans_of(&store.table, &range)?;
+        for span in spans.clone().map(clip_format::units::SpanIndex) {
+            match store.states.get(span) {
+                SpanState::Present => {}
+                SpanState::Unverified => drop(store.verify(span)?),
+                SpanState::Absent | SpanState::InFlight => return None,
+            }
+        }
+        if !store.file.is_intact() {
+            store.doubt_file();
+            return None;
+        }
+        // Once more after the look at the file: whoever mends its length takes the trust away first.
+        let mut spans = spans.map(clip_format::units::SpanIndex);
+        if !spans.all(|span| store.states.get(span) == SpanState::Present) {
+            return None;
+        }
+        let bytes = store.file.mapped(range.start, range.end)?;
+        count(&self.core().counters.reads_present, 1);
+        count(&self.core().counters.bytes_read, bytes.len() as u64);
+        Some(bytes)
     }
 
     /// Fetches, decodes and verifies what of `range` is absent, then calls `done`, which may happen before this returns.
+    ///
+    /// Errors, through `done`: `Layer` for a layer or range that the image does not have; every kind from the fetch.
     pub fn read(self: &Arc<Self>, layer: LayerIndex, range: Range<u64>, done: ReadDone) {
-        let _ = (layer, range, done);
-        todo!()
+        if range.start == range.end {
+            return done(Ok(Vec::new()));
+        }
+        match self.checked(layer, &range) {
+            Ok((layer, spans)) => read::start(self.core(), layer, range, spans, done),
+            Err(error) => {
+                count(&self.core().counters.reads_failed, 1);
+                done(Err(error));
+            }
+        }
     }
 
-    /// Fills `buffer` from `offset` of the layer's stream, waiting for the network. Reads the cache by pread.
+    /// Fills `buffer` from `offset` of the layer's stream, waiting for the network. Reads the cache by pread. Not for engine threads
+    /// (within a [`ReadDone`]): they would wait for themselves.
     ///
     /// # Errors
     /// Every kind.
     pub fn read_exact_at(self: &Arc<Self>, layer: LayerIndex, offset: u64, buffer: &mut [u8]) -> Result<(), EngineError> {
-        let _ = (layer, offset, buffer);
-        todo!()
+        let mut at = offset;
+        for part in buffer.chunks_mut(BLOCKING_READ_BYTES) {
+            let end = at.checked_add(part.len() as u64).ok_or_else(|| out_of_range(layer, &(at..u64::MAX)))?;
+            let (answer, answered) = mpsc::sync_channel(1);
+            self.read(layer, at..end, Box::new(move |result| drop(answer.send(result))));
+            // An answer is dropped without being given only by an engine that is gone.
+            part.copy_from_slice(&answered.recv().unwrap_or(Err(EngineError::Stopped))?);
+            at = end;
+        }
+        Ok(())
     }
 
     /// Tells the engine that a reader of `range` (of a file that ends at `file_end` of the stream) came by, so that it may read ahead.
     pub fn note_read(self: &Arc<Self>, stream: &ReadStream, layer: LayerIndex, range: Range<u64>, file_end: u64) {
-        let _ = (stream, layer, range, file_end);
+        let core = self.core();
+        let window_bytes_max = core.config.read_ahead_bytes_max;
+        let Some(of) = self.layers.get(usize::from(layer.get())).filter(|_| window_bytes_max > 0) else { return };
+        let Some(spans) = plan::spans_of(&of.store.table, &range) else { return };
+        let first = of.store.table.stream_range(clip_format::units::SpanIndex(spans.start));
+        let limits = Limits { window_bytes_min: first.end - first.start, window_bytes_max };
+        let file_end = file_end.min(of.store.table.stream_size());
+        let asked = stream.0.lock().unwrap_or_else(PoisonError::into_inner).note(layer.get(), &range, file_end, limits);
+        let Some(spans) = asked.and_then(|asked| plan::spans_of(&of.store.table, &asked)) else { return };
+        let absent = |span: &u32| of.store.states.get(clip_format::units::SpanIndex(*span)) == SpanState::Absent;
+        if spans.clone().any(|span| absent(&span)) {
+            core.prefetch(Prefetch { layer: of.clone(), spans });
+        }
+    }
+
+    fn checked(&self, layer: LayerIndex, range: &Range<u64>) -> Result<(&Arc<ImageLayer>, Range<u32>), EngineError> {
+        let found =
+            self.layers.get(usize::from(layer.get())).filter(|_| range.start < range.end && range.end - range.start <= READ_BYTES_MAX);
+        let found = found.and_then(|found| Some((found, plan::spans_of(&found.store.table, range)?)));
+        found.ok_or_else(|| out_of_range(layer, range))
+    }
+
+    fn core(&self) -> &Arc<Core> {
+        &self.threads.core
+    }
+}
+
+fn out_of_range(layer: LayerIndex, range: &Range<u64>) -> EngineError {
+    EngineError::Invalid {
+        what: format!("a read of layer {layer}"),
+        expected: format!("a range inside the layer's stream, of at most {READ_BYTES_MAX} bytes"),
+        found: format!("{}..{}", range.start, range.end),
     }
 }

@@ -5,14 +5,27 @@
 //! verifies each span, answers its waiters and only then writes it to the cache.
 #![deny(clippy::undocumented_unsafe_blocks)]
 
+mod cache;
 pub mod config;
+mod core;
+mod decode;
+mod disk;
 pub mod engine;
 pub mod error;
+mod fetch;
 pub mod image;
 pub mod inflate;
+mod job;
+mod layer;
 pub mod metrics;
+mod plan;
+mod progress;
+mod read;
+mod readahead;
 pub mod registry;
+mod shard;
 pub mod source;
+mod span;
 
 pub use config::{DiskIo, EngineConfig};
 pub use engine::Engine;

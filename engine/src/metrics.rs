@@ -1,5 +1,15 @@
 //! What the engine did so far.
 
+use std::{
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use crate::registry::client::Traffic;
+
 /// A snapshot of the counters, for `--stats` and SIGUSR1.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
 pub struct Stats {
@@ -33,4 +43,62 @@ pub struct Stats {
     pub slowest_read_us: u64,
     /// The layer (`sha256:...`) and stream offset of that read; empty when there was none.
     pub slowest_read: String,
+}
+
+/// The counters that [`Stats`] is a snapshot of. Each is exact; together they are not of one instant.
+#[derive(Default)]
+pub(crate) struct Counters {
+    pub(crate) source_reads: AtomicU64,
+    pub(crate) source_bytes: AtomicU64,
+    pub(crate) bytes_decoded: AtomicU64,
+    pub(crate) spans_fetched: AtomicU64,
+    pub(crate) reads_present: AtomicU64,
+    pub(crate) reads_waited: AtomicU64,
+    pub(crate) bytes_read: AtomicU64,
+    pub(crate) spans_repaired: AtomicU64,
+    pub(crate) spans_not_cached: AtomicU64,
+    pub(crate) reads_failed: AtomicU64,
+    slowest_us: AtomicU64,
+    slowest: Mutex<String>,
+}
+
+/// Adds to a counter.
+pub(crate) fn count(counter: &AtomicU64, more: u64) {
+    counter.fetch_add(more, Ordering::Relaxed);
+}
+
+impl Counters {
+    /// Keeps the place of a read that took `took` if none was slower.
+    pub(crate) fn read_took(&self, took: Duration, place: impl FnOnce() -> String) {
+        let took = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        if took <= self.slowest_us.load(Ordering::Relaxed) {
+            return;
+        }
+        let mut slowest = self.slowest.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.slowest_us.fetch_max(took, Ordering::Relaxed) < took {
+            *slowest = place();
+        }
+    }
+
+    /// The counters now, with a client's traffic.
+    pub(crate) fn snapshot(&self, traffic: Traffic) -> Stats {
+        let now = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Stats {
+            requests: traffic.requests,
+            bytes_fetched: traffic.bytes,
+            connections: traffic.connections,
+            source_reads: now(&self.source_reads),
+            source_bytes: now(&self.source_bytes),
+            bytes_decoded: now(&self.bytes_decoded),
+            spans_fetched: now(&self.spans_fetched),
+            reads_present: now(&self.reads_present),
+            reads_waited: now(&self.reads_waited),
+            bytes_read: now(&self.bytes_read),
+            spans_repaired: now(&self.spans_repaired),
+            spans_not_cached: now(&self.spans_not_cached),
+            reads_failed: now(&self.reads_failed),
+            slowest_read_us: now(&self.slowest_us),
+            slowest_read: self.slowest.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+        }
+    }
 }

@@ -52,7 +52,7 @@ impl BlobSource {
     pub async fn open(&self, client: &Client, range: Range<u64>) -> Result<SourceReader, EngineError> {
         match self {
             BlobSource::Registry { repository, digest, size } => {
-                client.blob(repository, digest, *size, range).await.map(SourceReader::Registry)
+                client.blob(repository, digest, *size, range).await.map(|reader| SourceReader::Registry(Box::new(reader)))
             }
             BlobSource::File { path, offset, size } => {
                 let outside = || EngineError::Invalid {
@@ -76,7 +76,7 @@ impl BlobSource {
 /// The bytes of a range of a blob, chunk by chunk.
 pub enum SourceReader {
     /// Over HTTP.
-    Registry(BlobReader),
+    Registry(Box<BlobReader>),
     /// By pread.
     File {
         /// The open file.

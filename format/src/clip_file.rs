@@ -170,6 +170,3 @@ fn expand(what: &'static str, stored: &[u8], raw_len: u64) -> Result<Vec<u8>, Fo
     }
     Ok(raw)
 }
-
-#[cfg(test)]
-mod tests;

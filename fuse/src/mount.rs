@@ -1,106 +1,105 @@
 //! Mounting, unmounting, and the settings that are made from outside the file system.
+//!
+//! Mounts are looked for in /proc/self/mountinfo, never by looking at the mountpoint: a look at a mount whose server hangs would hang
+//! too. The one question that must be asked of the mount itself, whether it is dead, is asked from a thread that may be left behind.
+
+mod fusermount;
+mod kernel;
+mod mountinfo;
+mod options;
+mod session;
+mod users;
 
 use std::{
+    fs, io,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, mpsc},
+    thread,
+    time::{Duration, Instant},
 };
 
 use clip_engine::Image;
+use rustix::io::Errno;
+use tracing::{debug, info};
 
-use crate::error::MountError;
+use self::{
+    kernel::system,
+    mountinfo::{FS_TYPE, Mount},
+};
+pub use self::{options::MountOptions, session::Mounted};
+use crate::{error::MountError, source::ByteSource};
 
-/// How an image is mounted. Built from `-o` lists by [`MountOptions::apply`].
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct MountOptions {
-    /// First column of /proc/self/mounts. Default: the path of the `.clip`.
-    pub fsname: String,
-    /// Honour set-user-id bits. Default: true for root.
-    pub suid: bool,
-    /// Device files work. Default: true for root.
-    pub dev: bool,
-    /// Programs can be run. Default: true.
-    pub exec: bool,
-    /// Others than the mounting user may enter. Default: true for root.
-    pub allow_other: bool,
-    /// SELinux `context=`, `fscontext=`, `defcontext=`, `rootcontext=` options, passed to the kernel as given.
-    pub contexts: Vec<String>,
-    /// Threads that read requests. Default min(cores, 4).
-    pub session_threads: usize,
-    /// The device's read-ahead. Default: see docs of the constant in this module; only root can set it.
-    pub read_ahead_kb: u32,
-}
-
-impl MountOptions {
-    /// The defaults for this user.
-    #[must_use]
-    pub fn new(fsname: String) -> Self {
-        let _ = fsname;
-        todo!()
-    }
-
-    /// Applies one comma-separated `-o` list as mount(8) would: ro, suid, nosuid, dev, nodev, exec, noexec, defaults, fsname=, allow_other,
-    /// context= ..., the options that only fstab and systemd read (auto, noauto, _netdev, nofail, user, x-*), noatime and its kin.
-    /// Returns options that are not mount(8)'s but may be the caller's (`cache-dir=...`), for the caller to use or refuse.
-    ///
-    /// # Errors
-    /// `Option` for `rw` and for bad values.
-    pub fn apply(&mut self, list: &str) -> Result<Vec<String>, MountError> {
-        let _ = list;
-        todo!()
-    }
-}
-
-/// A live mount. Dropping it detaches the mount lazily.
-pub struct Mounted {}
-
-impl Mounted {
-    /// Where.
-    #[must_use]
-    pub fn mountpoint(&self) -> &Path {
-        todo!()
-    }
-
-    /// Blocks until the kernel has let go of the file system: after an umount by anyone, when the last user is gone.
-    pub fn wait(&self) {
-        todo!()
-    }
-
-    /// Whether `wait` would return at once.
-    #[must_use]
-    pub fn is_ended(&self) -> bool {
-        todo!()
-    }
-
-    /// Calls `ended` from a thread of its own once, when `wait` would return.
-    pub fn on_end(&self, ended: Box<dyn FnOnce() + Send>) {
-        let _ = ended;
-        todo!()
-    }
-
-    /// Detaches the mount from the tree now; open files keep being served.
-    ///
-    /// # Errors
-    /// `System`.
-    pub fn detach(&self) -> Result<(), MountError> {
-        todo!()
-    }
-
-    /// Ends the connection: every waiting and later request fails with ENOTCONN.
-    ///
-    /// # Errors
-    /// `System`.
-    pub fn abort(&self) -> Result<(), MountError> {
-        todo!()
-    }
-}
+/// How long a mount may take to say that it lives. A dead one answers at once, a living one from memory. Source: chosen so that a
+/// loaded node's scheduling delays are well inside and a user still waits for it.
+const PROBE: Duration = Duration::from_secs(2);
+/// Dead mounts over one another that one mount clears away. Source: nobody has more by accident.
+const CLEARED_MAX: usize = 16;
+/// Symbolic links that the mountpoint may be behind. Source: linux include/linux/namei.h, MAXSYMLINKS.
+const LINKS_MAX: usize = 40;
 
 /// Mounts `image` at `mountpoint` and serves it. Returns when the mount answers. A dead mount of ours at the same place is cleared first.
 ///
 /// # Errors
 /// See [`MountError`].
 pub fn mount(image: Arc<Image>, mountpoint: &Path, options: &MountOptions) -> Result<Mounted, MountError> {
-    let _ = (image, mountpoint, options);
-    todo!()
+    mount_source(image, mountpoint, options)
+}
+
+/// As [`mount`], from any source of bytes.
+///
+/// # Errors
+/// See [`MountError`].
+pub fn mount_source<B: ByteSource>(source: B, mountpoint: &Path, options: &MountOptions) -> Result<Mounted, MountError> {
+    let mountpoint = place(mountpoint).map_err(|error| no_mountpoint(mountpoint, error))?;
+    clear_dead(&mountpoint)?;
+    let found = fs::metadata(&mountpoint).map_err(|error| no_mountpoint(&mountpoint, error))?;
+    if !found.is_dir() {
+        return Err(MountError::Mountpoint { path: mountpoint, expected: "a directory", found: "a file".into() });
+    }
+    let connection = connect(&mountpoint, options)?;
+    let mounted = session::serve(source, connection, &mountpoint, options)?;
+    kernel::set_read_ahead(mounted.device(), options.read_ahead_kb);
+    info!(mountpoint = %mountpoint.display(), fsname = options.fsname, "mounted");
+    Ok(mounted)
+}
+
+fn connect(mountpoint: &Path, options: &MountOptions) -> Result<std::os::fd::OwnedFd, MountError> {
+    if !rustix::process::geteuid().is_root() {
+        return fusermount::mount(mountpoint, options);
+    }
+    match kernel::mount(mountpoint, options) {
+        Err(error) if kernel::is_not_allowed(&error) => {
+            debug!("{error}; trying fusermount3");
+            // What the kernel said is the better advice to root.
+            fusermount::mount(mountpoint, options).map_err(|_| error)
+        }
+        done => done,
+    }
+}
+
+/// Takes dead clip mounts off `mountpoint`, and refuses a live one.
+fn clear_dead(mountpoint: &Path) -> Result<(), MountError> {
+    for _ in 0..CLEARED_MAX {
+        let mounts = read_mounts()?;
+        let Some(top) = mountinfo::topmost(&mounts, mountpoint).filter(|top| top.fs_type == FS_TYPE) else { return Ok(()) };
+        if !is_dead(&[top.mountpoint.clone()])[0] {
+            let found = format!("a live clip mount of {}; clip umount it first", top.source.display());
+            return Err(MountError::Mountpoint { path: mountpoint.to_owned(), expected: "a directory without a clip mount", found });
+        }
+        info!(mountpoint = %mountpoint.display(), "clearing a dead mount");
+        umount(mountpoint, Detach::Lazily)?;
+    }
+    let found = format!("more than {CLEARED_MAX} dead clip mounts; clip umount --lazy them first");
+    Err(MountError::Mountpoint { path: mountpoint.to_owned(), expected: "a directory without a clip mount", found })
+}
+
+fn no_mountpoint(path: &Path, error: io::Error) -> MountError {
+    let found = match error.kind() {
+        io::ErrorKind::NotFound => "nothing; create it first (mkdir -p)".to_owned(),
+        io::ErrorKind::NotADirectory => "a path through a file".to_owned(),
+        _ => return system("look at", path, error, ""),
+    };
+    MountError::Mountpoint { path: path.to_owned(), expected: "an existing directory", found }
 }
 
 /// How `umount` treats a mount in use.
@@ -112,13 +111,31 @@ pub enum Detach {
     Lazily,
 }
 
-/// Unmounts a clip mount at `mountpoint`, live or dead, root or through fusermount3.
+/// Unmounts a clip mount at `mountpoint`, live or dead, root or through fusermount3. Waits for no file system, so a mount whose
+/// server hangs can be taken away too.
 ///
 /// # Errors
 /// `Busy` naming the processes; `Mountpoint` when it is no clip mount.
 pub fn umount(mountpoint: &Path, detach: Detach) -> Result<(), MountError> {
-    let _ = (mountpoint, detach);
-    todo!()
+    let mountpoint = place(mountpoint).map_err(|error| no_mountpoint(mountpoint, error))?;
+    let mounts = read_mounts()?;
+    let refused = |found: String| MountError::Mountpoint { path: mountpoint.clone(), expected: "a clip mount", found };
+    let top = match mountinfo::topmost(&mounts, &mountpoint) {
+        Some(top) if top.fs_type == FS_TYPE => top,
+        Some(top) => return Err(refused(format!("a mount of type {}", top.fs_type))),
+        None => return Err(refused("no mount".into())),
+    };
+    let busy = || MountError::Busy { path: mountpoint.clone(), users: users::users(top.device) };
+    let lazily = detach == Detach::Lazily;
+    match kernel::umount(&mountpoint, lazily) {
+        Ok(()) => Ok(()),
+        Err(Errno::BUSY) => Err(busy()),
+        Err(Errno::PERM) => fusermount::umount(&mountpoint, lazily).map_err(|(error, hint)| match error.kind() {
+            io::ErrorKind::ResourceBusy => busy(),
+            _ => system("umount", &mountpoint, error, hint),
+        }),
+        Err(errno) => Err(system("umount", &mountpoint, errno.into(), "")),
+    }
 }
 
 /// A clip mount of this mount namespace.
@@ -128,7 +145,7 @@ pub struct MountEntry {
     pub mountpoint: PathBuf,
     /// First column.
     pub fsname: String,
-    /// The connection is dead (ENOTCONN).
+    /// The connection is dead (ENOTCONN). A mount that does not answer in time is not known to be dead.
     pub dead: bool,
 }
 
@@ -137,5 +154,79 @@ pub struct MountEntry {
 /// # Errors
 /// `System`.
 pub fn mounts() -> Result<Vec<MountEntry>, MountError> {
-    todo!()
+    let clip: Vec<Mount> = read_mounts()?.into_iter().filter(|mount| mount.fs_type == FS_TYPE).collect();
+    let mountpoints: Vec<PathBuf> = clip.iter().map(|mount| mount.mountpoint.clone()).collect();
+    let dead = is_dead(&mountpoints);
+    let entry = |(mount, dead): (Mount, bool)| MountEntry {
+        mountpoint: mount.mountpoint,
+        fsname: mount.source.to_string_lossy().into_owned(),
+        dead,
+    };
+    Ok(clip.into_iter().zip(dead).map(entry).collect())
+}
+
+fn read_mounts() -> Result<Vec<Mount>, MountError> {
+    mountinfo::read().map_err(|error| system("read", Path::new("/proc/self/mountinfo"), error, ""))
+}
+
+/// Whether the server of each mount is gone. All are asked at one time, and one that hangs costs a thread and [`PROBE`].
+///
+/// It is statfs(2) that tells: stat(2) is answered from the kernel's cache, which outlives the server.
+fn is_dead(mountpoints: &[PathBuf]) -> Vec<bool> {
+    let (send, receive) = mpsc::channel();
+    let mut asked = 0;
+    for (at, mountpoint) in mountpoints.iter().cloned().enumerate() {
+        let send = send.clone();
+        let ask = move || {
+            let dead = matches!(rustix::fs::statfs(&mountpoint), Err(Errno::NOTCONN | Errno::CONNABORTED));
+            // Nobody listens any more after PROBE.
+            let _ = send.send((at, dead));
+        };
+        asked += usize::from(thread::Builder::new().name("clip-probe".into()).spawn(ask).is_ok());
+    }
+    let deadline = Instant::now() + PROBE;
+    let mut dead = vec![false; mountpoints.len()];
+    for _ in 0..asked {
+        match receive.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok((at, is_dead)) => dead[at] = is_dead,
+            Err(_) => break,
+        }
+    }
+    dead
+}
+
+/// The path as mountinfo writes it: absolute and without links, found without looking at what is mounted there.
+fn place(path: &Path) -> io::Result<PathBuf> {
+    let mut path = std::path::absolute(path)?;
+    for _ in 0..LINKS_MAX {
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return path.canonicalize() };
+        let place = parent.canonicalize()?.join(name);
+        match fs::read_link(&place) {
+            Ok(target) => path = place.parent().unwrap_or(Path::new("/")).join(target),
+            Err(_) => return Ok(place),
+        }
+    }
+    Err(Errno::LOOP.into())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    /// Relative paths, links, trailing slashes and dots all lead to the name that mountinfo has.
+    #[test]
+    fn place_is_what_mountinfo_says() {
+        let dir = std::env::temp_dir().join(format!("clip-place-{}", std::process::id()));
+        fs::create_dir_all(dir.join("real/m")).unwrap();
+        std::os::unix::fs::symlink("real", dir.join("link")).unwrap();
+        std::os::unix::fs::symlink("link/m", dir.join("last")).unwrap();
+        let real = dir.canonicalize().unwrap().join("real/m");
+        for path in ["real/m", "link/m", "last", "link/m/", "real/m/.", "real/../link/m", "real/m/../m", "real/m/../../last/"] {
+            assert_eq!(place(&dir.join(path)).unwrap(), real, "{path}");
+        }
+        assert_eq!(place(Path::new("/")).unwrap(), Path::new("/"));
+        assert_eq!(place(&dir.join("none/m")).unwrap_err().kind(), io::ErrorKind::NotFound);
+        fs::remove_dir_all(dir).unwrap();
+    }
 }

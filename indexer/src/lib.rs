@@ -2,8 +2,15 @@
 #![forbid(unsafe_code)]
 
 pub mod error;
+mod image;
+mod layer;
 pub mod options;
+mod output;
 pub mod progress;
+mod source;
+mod sparse_window;
+pub mod tar_entry;
+mod tree;
 
 use std::path::Path;
 
@@ -70,8 +77,7 @@ pub struct LayerSummary {
 /// # Errors
 /// Every kind, naming layer, offset, expected and found.
 pub fn index_image(options: &IndexOptions, progress: &dyn Progress) -> Result<Indexed, IndexError> {
-    let _ = (options, progress);
-    todo!()
+    image::index(options, progress)
 }
 
 /// Writes `clip` to `path` under a temporary name beside it, fsyncs and renames.
@@ -79,8 +85,7 @@ pub fn index_image(options: &IndexOptions, progress: &dyn Progress) -> Result<In
 /// # Errors
 /// `Io`; nothing is left behind.
 pub fn write_clip(path: &Path, clip: &[u8]) -> Result<(), IndexError> {
-    let _ = (path, clip);
-    todo!()
+    output::write(path, clip)
 }
 
 /// Where the blobs of an image in a local layout are: one a layer of `info`, found by digest.
@@ -88,6 +93,5 @@ pub fn write_clip(path: &Path, clip: &[u8]) -> Result<(), IndexError> {
 /// # Errors
 /// `Io`, or naming the layer that the layout lacks.
 pub fn local_blobs(info: &StorageInfo, path: &Path) -> Result<Vec<BlobSource>, IndexError> {
-    let _ = (info, path);
-    todo!()
+    source::local_blobs(info, path)
 }

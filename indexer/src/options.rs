@@ -41,15 +41,54 @@ impl FromStr for ImageRef {
     type Err = EngineError;
 
     fn from_str(text: &str) -> Result<Self, EngineError> {
-        let _ = text;
-        todo!()
+        if let Some(reference) = text.strip_prefix("docker://") {
+            return reference.parse().map(ImageRef::Registry);
+        }
+        for transport in [Transport::Oci, Transport::OciArchive, Transport::DockerArchive] {
+            if let Some(rest) = text.strip_prefix(transport.as_str()).and_then(|rest| rest.strip_prefix(':')) {
+                return local(transport, rest, text);
+            }
+        }
+        refuse_other_transports(text)?;
+        text.parse().map(ImageRef::Registry)
+    }
+}
+
+/// As skopeo reads it: the path ends at the first colon, since a docker archive's reference has colons of its own.
+fn local(transport: Transport, rest: &str, text: &str) -> Result<ImageRef, EngineError> {
+    let (path, reference) = match rest.split_once(':') {
+        Some((path, reference)) => (path, Some(reference)),
+        None => (rest, None),
+    };
+    if path.is_empty() || reference == Some("") {
+        let expected = format!("{}:PATH or {}:PATH:TAG", transport.as_str(), transport.as_str());
+        return Err(EngineError::Invalid { what: "image reference".to_owned(), expected, found: text.to_owned() });
+    }
+    Ok(ImageRef::Local { transport, path: PathBuf::from(path), reference: reference.map(str::to_owned) })
+}
+
+fn refuse_other_transports(text: &str) -> Result<(), EngineError> {
+    const OTHERS: [&str; 9] =
+        ["docker-daemon:", "containers-storage:", "dir:", "ostree:", "sif:", "tarball:", "atomic:", "http://", "https://"];
+    match OTHERS.iter().find(|prefix| text.starts_with(**prefix)) {
+        Some(prefix) => Err(EngineError::Unsupported {
+            what: format!("image reference {text:?}"),
+            found: format!("transport {prefix}"),
+            hint: "use HOST/REPOSITORY:TAG, docker://, oci:DIR, oci-archive:FILE or docker-archive:FILE".to_owned(),
+        }),
+        None => Ok(()),
     }
 }
 
 impl fmt::Display for ImageRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let _ = f;
-        todo!()
+        match self {
+            ImageRef::Registry(reference) => reference.fmt(f),
+            ImageRef::Local { transport, path, reference } => {
+                write!(f, "{}:{}", transport.as_str(), path.display())?;
+                reference.as_ref().map_or(Ok(()), |reference| write!(f, ":{reference}"))
+            }
+        }
     }
 }
 
@@ -85,5 +124,56 @@ impl IndexOptions {
             jobs: std::thread::available_parallelism().map_or(1, usize::from),
             client: ClientConfig::default(),
         }
+    }
+
+    /// Checks what a command line may have got wrong.
+    ///
+    /// # Errors
+    /// `Invalid` for a span size outside `SPAN_BYTES_MIN..=SPAN_BYTES_MAX`.
+    pub fn check(&self) -> Result<(), EngineError> {
+        if (limits::SPAN_BYTES_MIN..=limits::SPAN_BYTES_MAX).contains(&self.span_bytes) {
+            return Ok(());
+        }
+        let expected = format!("{} to {} bytes (64KiB to 64MiB)", limits::SPAN_BYTES_MIN, limits::SPAN_BYTES_MAX);
+        Err(EngineError::Invalid { what: "span size".to_owned(), expected, found: self.span_bytes.to_string() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    /// Local transports split at the first colon, and print as they were typed.
+    #[test]
+    fn local_references_round_trip() {
+        for text in ["oci:dir", "oci:dir:tag", "oci-archive:a.tar", "docker-archive:a.tar:busybox:1.36"] {
+            assert_eq!(text.parse::<ImageRef>().unwrap().to_string(), text);
+        }
+        let ImageRef::Local { path, reference, .. } = "docker-archive:a.tar:busybox:1.36".parse().unwrap() else { panic!("not local") };
+        assert_eq!((path, reference.as_deref()), (PathBuf::from("a.tar"), Some("busybox:1.36")));
+    }
+
+    /// A transport that is not read is named, never taken for a registry host.
+    #[test]
+    fn other_transports_are_refused_by_name() {
+        for text in ["docker-daemon:x", "https://example.com/x", "dir:x"] {
+            let error = text.parse::<ImageRef>().unwrap_err().to_string();
+            assert!(error.contains("not supported"), "{error}");
+        }
+        assert!("oci:".parse::<ImageRef>().is_err());
+        assert!("oci:x:".parse::<ImageRef>().is_err());
+    }
+
+    /// A span size outside the format's bounds is refused before anything is fetched.
+    #[test]
+    fn span_size_has_bounds() {
+        let image = "oci:x".parse().unwrap();
+        let mut options = IndexOptions::new(image);
+        assert!(options.check().is_ok());
+        options.span_bytes = limits::SPAN_BYTES_MIN - 1;
+        assert!(options.check().is_err());
+        options.span_bytes = limits::SPAN_BYTES_MAX + 1;
+        assert!(options.check().is_err());
     }
 }

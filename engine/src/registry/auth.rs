@@ -53,8 +53,32 @@ impl Grant {
     }
 }
 
-/// One asker at a time: the others wait for its token.
-type Slot = Arc<tokio::sync::Mutex<Option<Grant>>>;
+/// One asker at a time: the others wait for its token, or fail with it.
+type Slot = Arc<tokio::sync::Mutex<Standing>>;
+
+/// How we stand with one registry for one repository.
+#[derive(Default)]
+struct Standing {
+    grant: Option<Grant>,
+    /// When asking last failed, and why. Else those who waited would each wait for a dead token server in turn.
+    failed: Option<(Instant, Failure)>,
+}
+
+impl Standing {
+    /// The failure of whoever asked while a caller waited since `since`.
+    fn failed_since(&self, since: Instant) -> Result<(), Failure> {
+        match &self.failed {
+            Some((at, failure)) if *at >= since => Err(failure.clone()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Keeps what asking gave.
+    fn settle(&mut self, asked: Result<Option<Grant>, Failure>) -> Result<Option<HeaderValue>, Failure> {
+        self.grant = asked.inspect_err(|failure| self.failed = Some((Instant::now(), failure.clone())))?;
+        Ok(self.grant.as_ref().map(|grant| grant.authorization.clone()))
+    }
+}
 
 /// Grants per registry and repository.
 pub(super) struct Auth {
@@ -78,13 +102,16 @@ impl Auth {
 
     /// What to send with a first request: the grant there is, renewed if it is about to end.
     pub async fn authorization(&self, transport: &Transport, reference: &Reference) -> Result<Option<HeaderValue>, Failure> {
-        let slot = self.slot(reference);
-        let mut grant = slot.lock().await;
-        match grant.take() {
-            Some(old) if !old.is_fresh() => *grant = self.grant(transport, reference, old.challenge).await?,
-            kept => *grant = kept,
+        let (since, slot) = (Instant::now(), self.slot(reference));
+        let mut standing = slot.lock().await;
+        match standing.grant.take() {
+            Some(old) if !old.is_fresh() => {
+                let asked = self.grant(transport, reference, old.challenge).await;
+                standing.settle(asked)
+            }
+            None => standing.failed_since(since).map(|()| None),
+            kept => standing.settle(Ok(kept)),
         }
-        Ok(grant.as_ref().map(|grant| grant.authorization.clone()))
     }
 
     /// What to send after the 401 `refusal` of a request that carried `refused`; `None` when there is nothing better to send.
@@ -95,21 +122,22 @@ impl Auth {
         refusal: &Exchange,
         refused: Option<&HeaderValue>,
     ) -> Result<Option<HeaderValue>, Failure> {
-        let slot = self.slot(reference);
-        let mut grant = slot.lock().await;
-        if let Some(other) = grant.as_ref()
+        let (since, slot) = (Instant::now(), self.slot(reference));
+        let mut standing = slot.lock().await;
+        if let Some(other) = standing.grant.as_ref()
             && other.is_fresh()
             && Some(&other.authorization) != refused
         {
             // Another request was refused too and has renewed it meanwhile.
             return Ok(Some(other.authorization.clone()));
         }
-        *grant = None;
+        standing.grant = None;
+        standing.failed_since(since)?;
         let values = refusal.head.headers.get_all(WWW_AUTHENTICATE).iter().filter_map(|value| value.to_str().ok());
         let challenge =
             challenge::choose(values).map_err(|found| refusal.contradiction("a 401 with a Bearer or Basic challenge", found))?;
-        *grant = self.grant(transport, reference, challenge).await?;
-        Ok(grant.as_ref().map(|grant| grant.authorization.clone()).filter(|new| Some(new) != refused))
+        let asked = self.grant(transport, reference, challenge).await;
+        Ok(standing.settle(asked)?.filter(|new| Some(new) != refused))
     }
 
     async fn grant(&self, transport: &Transport, reference: &Reference, challenge: Challenge) -> Result<Option<Grant>, Failure> {

@@ -62,8 +62,8 @@ pub(super) struct Transport {
     pub counters: Arc<Counters>,
 }
 
-/// A request without its address.
-#[derive(Clone, Debug)]
+/// A request without its address. Its headers and body may hold secrets, so it cannot be shown.
+#[derive(Clone)]
 pub(super) struct Ask {
     pub method: Method,
     pub headers: HeaderMap,
@@ -235,24 +235,16 @@ impl Exchange {
         }
     }
 
-    /// The whole body, at most `len_max` bytes of it.
+    /// The whole body, which must be at most `len_max` bytes.
     pub async fn bytes(mut self, len_max: u64) -> Result<Bytes, Failure> {
-        let too_long = |found: u64| EngineError::Protocol {
-            method: self.method,
-            url: self.url.to_string(),
-            expected: format!("at most {len_max} bytes"),
-            found: format!("{found} bytes or more"),
-        };
         if let Some(len) = self.content_length().filter(|len| *len > len_max) {
-            return Err(too_long(len).into());
+            return Err(self.contradiction(format!("at most {len_max} bytes"), len.to_string()).into());
         }
         let mut whole = Vec::new();
         while let Some(bytes) = self.chunk().await? {
             whole.extend_from_slice(&bytes);
             if whole.len() as u64 > len_max {
-                let (method, url) = (self.method, self.url.to_string());
-                let (expected, found) = (format!("at most {len_max} bytes"), "more".to_owned());
-                return Err(EngineError::Protocol { method, url, expected, found }.into());
+                return Err(self.contradiction(format!("at most {len_max} bytes"), "more").into());
             }
         }
         Ok(whole.into())

@@ -97,11 +97,7 @@ impl Location {
 
     /// An absolute address.
     pub fn parse(text: &str) -> Result<Self, EngineError> {
-        let bad = |expected: &str| EngineError::Invalid {
-            what: "address".to_owned(),
-            expected: expected.to_owned(),
-            found: text.split(['?', '#']).next().unwrap_or_default().chars().take(160).collect(),
-        };
+        let bad = |expected: &str| EngineError::Invalid { what: "address".to_owned(), expected: expected.to_owned(), found: shown(text) };
         let uri: Uri = text.parse().map_err(|_| bad("a URL"))?;
         let scheme = match uri.scheme_str() {
             Some("http") => Scheme::Http,
@@ -148,6 +144,12 @@ impl Location {
         let joint = if self.target.query().is_some() { '&' } else { '?' };
         Self::parse(&format!("{}://{}:{}{}{joint}{query}", self.origin.scheme.name(), self.origin.host, self.origin.port, self.target))
     }
+}
+
+/// An address that did not parse, without what may be secret: query, fragment, user and password.
+fn shown(text: &str) -> String {
+    let open = text.split(['?', '#']).next().unwrap_or_default();
+    open.rsplit('@').next().unwrap_or_default().chars().take(160).collect()
 }
 
 fn port_text(authority: &str) -> Option<&str> {
@@ -224,5 +226,7 @@ mod tests {
         }
         assert!(base.join("http://h.x:99999/").is_err());
         assert!(base.join("http:///p").is_err());
+        let error = base.join("http://u:s3cret@h.x:99999/?s3cret").unwrap_err().to_string();
+        assert!(!error.contains("s3cret"), "{error}");
     }
 }

@@ -28,7 +28,7 @@ pub(super) enum Again {
 }
 
 /// An error, and whether another try may help.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Failure {
     pub error: EngineError,
     pub again: Again,

@@ -203,6 +203,3 @@ impl Walk<'_> {
         Ok(counts)
     }
 }
-
-#[cfg(test)]
-mod tests;

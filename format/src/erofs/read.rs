@@ -243,6 +243,3 @@ fn check_superblock(superblock: &SuperBlock, image_len: u64) -> Result<(), Forma
     }
     Ok(())
 }
-
-#[cfg(test)]
-mod tests;

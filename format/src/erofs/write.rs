@@ -96,6 +96,3 @@ pub fn write_image(inodes: &[InodeSpec], root: usize, devices: &[Device]) -> Res
     let plan = plan::Plan::new(&survey, devices)?;
     encode::encode(&survey, &plan, devices)
 }
-
-#[cfg(test)]
-mod tests;

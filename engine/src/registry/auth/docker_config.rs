@@ -183,7 +183,7 @@ fn run_helper(name: &str, key: &str) -> Result<Option<Credentials>, String> {
         .stderr(Stdio::null())
         .spawn()
         .map_err(|error| format!("{program} (named in docker's config.json) cannot be run: {error}"))?;
-    let output = talk(&mut child, key).map_err(|why| format!("{program}: {why}"));
+    let output = talk(&mut child, key, HELPER_TIMEOUT).map_err(|why| format!("{program}: {why}"));
     // A helper that has ended is only reaped by this; one that has not is killed.
     let _ = child.kill();
     let _ = child.wait();
@@ -200,10 +200,10 @@ fn run_helper(name: &str, key: &str) -> Result<Option<Credentials>, String> {
     Ok((!answer.secret.is_empty()).then(|| of_pair(&answer.username, &answer.secret)))
 }
 
-/// Writes the key, reads the answer, waits for the end: all within the deadline.
-fn talk(child: &mut Child, key: &str) -> Result<(bool, Vec<u8>), String> {
-    let late = || format!("no answer within {} s", HELPER_TIMEOUT.as_secs());
-    let deadline = Instant::now() + HELPER_TIMEOUT;
+/// Writes the key, reads the answer, waits for the end: all within `timeout`.
+fn talk(child: &mut Child, key: &str, timeout: Duration) -> Result<(bool, Vec<u8>), String> {
+    let late = || format!("no answer within {} s", timeout.as_secs_f32());
+    let deadline = Instant::now() + timeout;
     let (Some(mut stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else { return Err("no pipes".to_owned()) };
     // A key is shorter than any pipe; a helper that does not read it may still answer.
     let _ = stdin.write_all(key.as_bytes());
@@ -214,7 +214,7 @@ fn talk(child: &mut Child, key: &str) -> Result<(bool, Vec<u8>), String> {
         let read = stdout.take(HELPER_OUTPUT_BYTES_MAX).read_to_end(&mut output);
         let _ = sender.send(read.map(|_| output));
     });
-    let output = receiver.recv_timeout(HELPER_TIMEOUT).map_err(|_| late())?.map_err(|error| error.to_string())?;
+    let output = receiver.recv_timeout(timeout).map_err(|_| late())?.map_err(|error| error.to_string())?;
     loop {
         match child.try_wait().map_err(|error| error.to_string())? {
             Some(status) => return Ok((status.success(), output)),
@@ -274,6 +274,18 @@ mod tests {
         assert!(error.contains("docker-credential-clip-has-no-such"), "{error}");
         assert!(ask(r#"{"credsStore":"../evil"}"#, "h.x").is_err());
         assert_eq!(ask(r#"{"credHelpers":{"other.x":"../evil"}}"#, "h.x").unwrap(), None);
+    }
+
+    #[test]
+    fn a_helper_that_does_not_answer_ends_with_its_deadline() {
+        for script in ["sleep 20", "exec >&-; sleep 20"] {
+            let mut child = Command::new("sh").args(["-c", script]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+            let begun = Instant::now();
+            let error = talk(&mut child, "h.x", Duration::from_millis(100)).unwrap_err();
+            assert!(error.contains("no answer within 0.1 s") && begun.elapsed() < Duration::from_secs(5), "{error}");
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
     }
 
     #[test]

@@ -1,0 +1,120 @@
+//! One layer's stream on disk: `<cache>/layers/<algorithm>/<hex>/<BLAKE3 of the spans>/{stream,spans}`.
+
+use std::{
+    fs::File,
+    io::ErrorKind,
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use clip_format::{checkpoints::SpanTable, digest::Digest, units::SpanIndex};
+use memmap2::Mmap;
+
+use super::{
+    create_dir, open_private,
+    presence::{Presence, bitmap_bytes},
+};
+use crate::error::EngineError;
+
+/// Where the files of `layer` with these spans stand. Two indexes whose spans differ never share a directory.
+pub(crate) fn layer_dir(cache_dir: &Path, layer: &Digest, table: &SpanTable) -> PathBuf {
+    cache_dir.join("layers").join(layer.algorithm()).join(layer.to_hex()).join(hex::encode(table.spans_digest()))
+}
+
+/// The sparse stream file, a read-only map of it, and the presence of its spans.
+pub(crate) struct LayerFile {
+    dir: PathBuf,
+    stream: Arc<File>,
+    stream_size: u64,
+    /// `None` for an empty stream.
+    map: Option<Mmap>,
+    presence: Presence,
+}
+
+impl LayerFile {
+    /// Opens the files in `dir`; files that are missing, or of a wrong length, begin anew and empty.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub(crate) fn open(dir: PathBuf, table: &SpanTable) -> Result<Self, EngineError> {
+        create_dir(&dir)?;
+        let (stream_path, spans_path) = (dir.join("stream"), dir.join("spans"));
+        let lengths = [(&stream_path, table.stream_size()), (&spans_path, bitmap_bytes(table.len()) as u64)];
+        if !lengths.iter().all(|(path, len)| is_file_of(path, *len)) {
+            lengths.iter().try_for_each(|(path, _)| remove_anything(path))?;
+        }
+        let stream = open_of_len(&stream_path, table.stream_size())?;
+        let spans = open_of_len(&spans_path, bitmap_bytes(table.len()) as u64)?;
+        let presence = Presence::open(spans, table.len()).map_err(|error| EngineError::io("read", &spans_path, error))?;
+        let map = map_stream(&stream, table.stream_size()).map_err(|error| EngineError::io("map", &stream_path, error))?;
+        Ok(Self { dir, stream: Arc::new(stream), stream_size: table.stream_size(), map, presence })
+    }
+
+    /// The bytes `start..end` of the map; `None` past its end. They may vanish: see `Image::present`.
+    pub(crate) fn mapped(&self, start: u64, end: u64) -> Option<&[u8]> {
+        self.map.as_ref()?.get(usize::try_from(start).ok()?..usize::try_from(end).ok()?)
+    }
+
+    pub(crate) fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> std::io::Result<()> {
+        self.stream.read_exact_at(buffer, offset)
+    }
+
+    pub(crate) fn stream(&self) -> &Arc<File> {
+        &self.stream
+    }
+
+    /// True while the file has its length; when not, somebody cut or grew it. Cost: one fstat.
+    pub(crate) fn is_intact(&self) -> bool {
+        rustix::fs::fstat(&*self.stream).is_ok_and(|stat| u64::try_from(stat.st_size) == Ok(self.stream_size))
+    }
+
+    /// Gives the file its length back; what was cut off is zeros now.
+    pub(crate) fn restore_length(&self) -> Result<(), EngineError> {
+        self.stream.set_len(self.stream_size).map_err(|error| EngineError::io("extend", self.dir.join("stream"), error))
+    }
+
+    pub(crate) fn presence(&self) -> &Presence {
+        &self.presence
+    }
+
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+}
+
+fn is_file_of(path: &Path, len: u64) -> bool {
+    std::fs::symlink_metadata(path).is_ok_and(|found| found.is_file() && found.len() == len)
+}
+
+/// Removes what stands at `path`, if anything, whatever it is.
+fn remove_anything(path: &Path) -> Result<(), EngineError> {
+    let removed = match std::fs::symlink_metadata(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Ok(found) if found.is_dir() => std::fs::remove_dir_all(path),
+        _ => std::fs::remove_file(path),
+    };
+    removed.map_err(|error| EngineError::io("remove", path, error))
+}
+
+fn open_of_len(path: &Path, len: u64) -> Result<File, EngineError> {
+    let file = open_private(path).map_err(|error| EngineError::io("open", path, error))?;
+    file.set_len(len).map_err(|error| EngineError::io("size", path, error))?;
+    Ok(file)
+}
+
+fn map_stream(file: &File, len: u64) -> std::io::Result<Option<Mmap>> {
+    if len == 0 {
+        return Ok(None);
+    }
+    // SAFETY: the map is only handed out as a slice that callers pass to system calls and never touch (`Image::present` says so), so
+    // bytes that change or pages that vanish under it are the kernel's to see, not ours.
+    unsafe { Mmap::map(file) }.map(Some)
+}
+
+/// The bit of `span` in the file, after a failed write is worth one log line, no error: it costs a later owner a fetch or a hash.
+pub(crate) fn note_presence(file: &LayerFile, span: SpanIndex, on_disk: bool) {
+    if let Err(error) = file.presence.set(span, on_disk) {
+        tracing::debug!(path = %file.dir.join("spans").display(), %error, "presence of a span was not written");
+    }
+}

@@ -1,0 +1,222 @@
+//! One flow: a ranged request (or a few in a row) whose bytes feed the decode jobs of its groups while they arrive.
+
+use std::{
+    collections::VecDeque,
+    future::Future,
+    ops::Range,
+    pin::pin,
+    rc::Rc,
+    sync::{Arc, Weak},
+};
+
+use bytes::Bytes;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    time::timeout,
+};
+
+use crate::{
+    error::EngineError,
+    job::DecodeJob,
+    layer::{Claims, ImageLayer, Work},
+    metrics::count,
+    plan,
+    progress::Progress,
+    shard::Shard,
+    source::{BlobSource, SourceReader},
+};
+
+/// Chunks that wait for one decode job. Source: 8 chunks of at most 256 KiB keep an inflate of 1 MiB spans busy and bound a flow to
+/// 2 MiB of compressed bytes.
+const CHUNKS_WAITING_MAX: usize = 8;
+
+/// Neighbouring groups of one layer, fetched together.
+pub(crate) struct Flow {
+    pub(crate) layer: Arc<ImageLayer>,
+    /// Not empty; ascending, without gaps.
+    pub(crate) works: VecDeque<Work>,
+}
+
+/// Fetches `flow`. A failure fails every span of it that has not got its bytes, with one log line.
+pub(crate) async fn run(mut flow: Flow, shard: Rc<Shard>) {
+    let progress = Progress::default();
+    let mut feed = Feed { works: std::mem::take(&mut flow.works), open: None, shard: shard.clone(), layer: flow.layer.clone() };
+    let Some(first) = feed.works.front().map(|work| work.group.from) else { return };
+    if let Err(error) = fetch(&flow, &mut feed, &progress, &shard).await {
+        if !shard.core.is_stopping() {
+            tracing::warn!(layer = %flow.layer.store.digest, span = first.get(), %error, "a fetch failed");
+        }
+        feed.fail(&error);
+    }
+}
+
+async fn fetch(flow: &Flow, feed: &mut Feed, progress: &Progress, shard: &Shard) -> Result<(), EngineError> {
+    let (core, layer) = (&shard.core, &flow.layer);
+    let _of_layer = permit(&layer.store.connections, &layer.store.progress, progress, flow, shard).await?;
+    let _of_node = permit(&core.connections, &core.progress, progress, flow, shard).await?;
+    let Some(range) = feed.range() else { return Ok(()) };
+    let mut start = range.start;
+    while start < range.end {
+        let end = range.end.min(start.saturating_add(core.config.request_bytes_max.max(1)));
+        if request(flow, feed, start..end, progress, shard).await? == Fed::All {
+            return Ok(());
+        }
+        start = end;
+    }
+    Ok(())
+}
+
+/// Feeds the bytes `range` of the blob.
+async fn request(flow: &Flow, feed: &mut Feed, range: Range<u64>, progress: &Progress, shard: &Shard) -> Result<Fed, EngineError> {
+    let layer = &flow.layer;
+    let mut reader = within(flow, progress, shard, layer.source.open(&shard.client, range.clone())).await?;
+    let mut position = range.start;
+    while position < range.end {
+        let chunk = tokio::select! {
+            chunk = within(flow, progress, shard, next_chunk(&mut reader, &layer.source, shard)) => chunk?,
+            () = feed.last_is_done() => return Ok(Fed::All),
+        };
+        let Some(chunk) = chunk else {
+            let place = format!("blob bytes {}..{}", range.start, range.end);
+            let expected = format!("{} bytes", range.end - range.start);
+            let found = format!("{} bytes", position - range.start);
+            return Err(EngineError::Layer { layer: layer.store.digest, place, expected, found });
+        };
+        [progress, &layer.store.progress, &shard.core.progress].iter().for_each(|progress| progress.touch());
+        let end = position + chunk.len() as u64;
+        if feed.give(position, &chunk).await == Fed::All {
+            return Ok(Fed::All);
+        }
+        position = end;
+        // Decoding has waited for the wait on decoders to count as progress.
+        progress.touch();
+    }
+    Ok(Fed::More)
+}
+
+async fn next_chunk(reader: &mut SourceReader, source: &BlobSource, shard: &Shard) -> Result<Option<Bytes>, EngineError> {
+    let chunk = reader.chunk().await?;
+    if let (Some(chunk), BlobSource::File { .. }) = (&chunk, source) {
+        count(&shard.core.counters.source_reads, 1);
+        count(&shard.core.counters.source_bytes, chunk.len() as u64);
+        // A file never makes us wait, so nothing else would run meanwhile.
+        tokio::task::yield_now().await;
+    }
+    Ok(chunk)
+}
+
+/// Whether a flow needs more bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fed {
+    More,
+    All,
+}
+
+/// Gives the bytes of a flow to the groups that need them, starting each group's decode job with its first bytes.
+struct Feed {
+    /// Not started.
+    works: VecDeque<Work>,
+    open: Option<Open>,
+    shard: Rc<Shard>,
+    layer: Arc<ImageLayer>,
+}
+
+/// The group that is being fed.
+struct Open {
+    compressed: Range<u64>,
+    /// Closed by the job when it needs no more, or cannot use them.
+    sender: mpsc::Sender<Bytes>,
+    claims: Weak<Claims>,
+}
+
+impl Feed {
+    /// The blob's bytes from the first group's start to the last one's end.
+    fn range(&self) -> Option<Range<u64>> {
+        Some(self.works.front()?.group.compressed.start..self.works.back()?.group.compressed.end)
+    }
+
+    /// Hands out `chunk`, the blob's bytes at `position`. A byte that two groups share goes to both.
+    async fn give(&mut self, position: u64, chunk: &Bytes) -> Fed {
+        let chunk_end = position + chunk.len() as u64;
+        loop {
+            if self.open.is_none() {
+                match self.works.pop_front() {
+                    None => return Fed::All,
+                    Some(work) => self.open = Some(self.start(work)),
+                }
+            }
+            let Some(open) = &self.open else { return Fed::All };
+            let part = plan::part_of(position, chunk.len(), &open.compressed);
+            let taken = part.is_empty() || open.sender.send(chunk.slice(part)).await.is_ok();
+            if taken && chunk_end < open.compressed.end {
+                return Fed::More;
+            }
+            self.open = None;
+            if self.works.is_empty() {
+                return Fed::All;
+            }
+        }
+    }
+
+    fn start(&self, work: Work) -> Open {
+        let (sender, input) = mpsc::channel(CHUNKS_WAITING_MAX);
+        let open = Open { compressed: work.group.compressed.clone(), sender, claims: Arc::downgrade(&work.claims) };
+        self.shard.core.push_job(DecodeJob { layer: self.layer.clone(), work, input });
+        open
+    }
+
+    /// True for ever once the last group's job needs no more bytes.
+    async fn last_is_done(&self) {
+        match &self.open {
+            Some(open) if self.works.is_empty() => open.sender.closed().await,
+            _ => std::future::pending().await,
+        }
+    }
+
+    /// Fails what has not got all its bytes: the open group before its channel closes, so that its job knows why.
+    fn fail(mut self, error: &EngineError) {
+        if let Some(claims) = self.open.as_ref().and_then(|open| open.claims.upgrade()) {
+            claims.fail(error.clone());
+        }
+        self.open = None;
+        for work in self.works.drain(..) {
+            work.claims.fail(error.clone());
+        }
+    }
+}
+
+/// Waits for a permit as long as those who hold them move on (`moving`), or `flow` is younger than the timeout.
+async fn permit(
+    semaphore: &Arc<Semaphore>,
+    moving: &Progress,
+    progress: &Progress,
+    flow: &Flow,
+    shard: &Shard,
+) -> Result<OwnedSemaphorePermit, EngineError> {
+    let mut acquire = pin!(semaphore.clone().acquire_owned());
+    loop {
+        let left = shard.core.config.read_timeout.saturating_sub(progress.idle().min(moving.idle()));
+        if let Ok(permit) = timeout(left, acquire.as_mut()).await {
+            progress.inherit(moving);
+            return permit.map_err(|_| EngineError::Stopped);
+        }
+        if progress.idle().min(moving.idle()) >= shard.core.config.read_timeout {
+            return Err(stalled(flow, shard));
+        }
+    }
+}
+
+/// The result of `step`, unless the flow makes no progress meanwhile.
+async fn within<T>(
+    flow: &Flow,
+    progress: &Progress,
+    shard: &Shard,
+    step: impl Future<Output = Result<T, EngineError>>,
+) -> Result<T, EngineError> {
+    let left = shard.core.config.read_timeout.saturating_sub(progress.idle());
+    timeout(left, step).await.unwrap_or_else(|_| Err(stalled(flow, shard)))
+}
+
+fn stalled(flow: &Flow, shard: &Shard) -> EngineError {
+    EngineError::Deadline { what: format!("fetch of layer {}", flow.layer.store.digest), waited: shard.core.config.read_timeout }
+}

@@ -1,0 +1,113 @@
+//! One decode job: a group's compressed bytes in, verified spans out, on whichever shard was idle.
+
+use std::{rc::Rc, sync::Arc};
+
+use bytes::{Buf, Bytes};
+use clip_format::{limits::SPAN_BYTES_MAX, units::SpanIndex};
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+
+use crate::{
+    core::BUDGET_UNIT,
+    decode::Decoder,
+    error::EngineError,
+    layer::{ImageLayer, Suspended, Work},
+    metrics::count,
+    shard::Shard,
+    span::VerifiedSpan,
+};
+
+/// Bytes of the longest span that is decoded. Source: DESIGN section 2: never over twice the span size.
+const SPAN_LEN_MAX: u64 = 2 * SPAN_BYTES_MAX;
+
+/// A group whose bytes arrive on `input`; closing the channel early means that the fetch failed.
+pub(crate) struct DecodeJob {
+    pub(crate) layer: Arc<ImageLayer>,
+    pub(crate) work: Work,
+    pub(crate) input: mpsc::Receiver<Bytes>,
+}
+
+/// Decodes `job` to its last wanted span. What fails, fails the spans that are left, with one log line here unless the fetch said it.
+pub(crate) async fn run(job: DecodeJob, shard: Rc<Shard>) {
+    let claims = job.work.claims.clone();
+    if let Err(error) = decode(job, &shard).await
+        && !claims.has_failed()
+        && !shard.core.is_stopping()
+    {
+        tracing::warn!(%error, "a fetch failed");
+        claims.fail(error);
+    }
+}
+
+async fn decode(job: DecodeJob, shard: &Rc<Shard>) -> Result<(), EngineError> {
+    let DecodeJob { layer, work, input } = job;
+    let decoder = match work.decoder {
+        Some(decoder) => decoder,
+        None => layer.enter(work.entry)?,
+    };
+    let mut source = Source { decoder, input, chunk: Bytes::new(), used: 0 };
+    for span in (work.group.from.get()..=work.group.last.get()).map(SpanIndex) {
+        let (bytes, held) = next_span(&layer, &mut source, span, shard).await?;
+        if work.claims.has(span) {
+            let verified = verify(&layer, span, bytes)?;
+            count(&shard.core.counters.spans_fetched, 1);
+            work.claims.deliver(span, &verified);
+            shard.keep(layer.store.clone(), work.claims.clone(), span, verified, held);
+        }
+        tokio::task::yield_now().await;
+    }
+    if !work.group.whole {
+        let (next, position) = (SpanIndex(work.group.last.get() + 1), work.group.compressed.start + source.used);
+        layer.suspend(Suspended { entry: work.entry, next, position, decoder: source.decoder });
+    }
+    Ok(())
+}
+
+/// A decoder and the bytes it has not seen.
+struct Source {
+    decoder: Decoder,
+    input: mpsc::Receiver<Bytes>,
+    chunk: Bytes,
+    used: u64,
+}
+
+/// The next span's bytes, not verified, and the part of the budget that they take.
+async fn next_span(
+    layer: &ImageLayer,
+    source: &mut Source,
+    span: SpanIndex,
+    shard: &Shard,
+) -> Result<(Vec<u8>, OwnedSemaphorePermit), EngineError> {
+    let range = layer.table.stream_range(span);
+    let len = range.end - range.start;
+    if len > SPAN_LEN_MAX {
+        return Err(layer.store.bad(span, format!("at most {SPAN_LEN_MAX} bytes"), format!("{len} bytes")));
+    }
+    // A span larger than the whole budget takes all of it, and so passes alone.
+    let units = u32::try_from(len.div_ceil(BUDGET_UNIT)).unwrap_or(u32::MAX).min(shard.core.budget_units);
+    let held = shard.core.budget.clone().acquire_many_owned(units).await.map_err(|_| EngineError::Stopped)?;
+    let mut bytes = vec![0; len as usize];
+    let mut filled = 0;
+    while filled < bytes.len() {
+        if source.chunk.is_empty() {
+            let Some(chunk) = source.input.recv().await else {
+                return Err(layer.store.bad(span, format!("{len} bytes"), format!("{filled} bytes, then the compressed bytes end")));
+            };
+            source.chunk = chunk;
+        }
+        let decoded = source.decoder.decode(&source.chunk, &mut bytes[filled..]);
+        let (used, written) = decoded.map_err(|error| layer.store.bad(span, "bytes that decompress", error.to_string()))?;
+        source.chunk.advance(used);
+        source.used += used as u64;
+        filled += written;
+    }
+    count(&shard.core.counters.bytes_decoded, len);
+    Ok((bytes, held))
+}
+
+fn verify(layer: &ImageLayer, span: SpanIndex, bytes: Vec<u8>) -> Result<VerifiedSpan, EngineError> {
+    let expected = layer.store.table.span(span).digest;
+    VerifiedSpan::verify(bytes, &expected).map_err(|found| {
+        let text = |digest| format!("BLAKE3 {}", hex::encode(digest));
+        layer.store.bad(span, text(expected), text(found))
+    })
+}

@@ -1,0 +1,123 @@
+//! From a range of a layer stream to the spans it needs, the entry groups that hold them, and the requests that fetch those. Pure.
+
+use std::ops::Range;
+
+use clip_format::{
+    checkpoints::SpanTable,
+    units::{SpanIndex, StreamOffset},
+};
+
+/// The spans that hold `range`, as numbers, half-open; `None` when it is empty or reaches past the stream.
+pub(crate) fn spans_of(table: &SpanTable, range: &Range<u64>) -> Option<Range<u32>> {
+    if range.start >= range.end || range.end > table.stream_size() {
+        return None;
+    }
+    let first = table.span_at(StreamOffset(range.start))?;
+    let last = table.span_at(StreamOffset(range.end - 1))?;
+    Some(first.get()..last.get() + 1)
+}
+
+/// Wanted spans that one entry leads to.
+///
+/// Invariant: `entry <= wanted[0]`, `wanted` ascends, and no entry stands between `entry` and its last.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Wanted {
+    /// Where decoding can begin.
+    pub(crate) entry: SpanIndex,
+    /// What must come out.
+    pub(crate) wanted: Vec<SpanIndex>,
+}
+
+impl Wanted {
+    pub(crate) fn first(&self) -> SpanIndex {
+        self.wanted[0]
+    }
+
+    pub(crate) fn last(&self) -> SpanIndex {
+        self.wanted[self.wanted.len() - 1]
+    }
+}
+
+/// `claimed` (ascending) by the entry that leads to each.
+pub(crate) fn by_entry(table: &SpanTable, claimed: &[SpanIndex]) -> Vec<Wanted> {
+    let mut groups: Vec<Wanted> = Vec::new();
+    for &span in claimed {
+        let entry = table.entry_of(span);
+        match groups.last_mut() {
+            Some(group) if group.entry == entry => group.wanted.push(span),
+            _ => groups.push(Wanted { entry, wanted: vec![span] }),
+        }
+    }
+    groups
+}
+
+/// What one decode job does: decode from `compressed.start`, which is span `from`, through span `last`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Group {
+    /// The first span that comes out: an entry, or where a kept decoder stands.
+    pub(crate) from: SpanIndex,
+    /// The last span that is wanted.
+    pub(crate) last: SpanIndex,
+    /// The blob's bytes up to the next entry. Where `last` is not the group's end, the end is only an upper bound.
+    pub(crate) compressed: Range<u64>,
+    /// `last` is the span before the next entry, or the table's last: all of `compressed` is needed.
+    pub(crate) whole: bool,
+}
+
+impl Group {
+    /// The group that decodes from span `from`, whose bytes start at `start` of the blob, through `last`.
+    pub(crate) fn new(table: &SpanTable, entry: SpanIndex, from: SpanIndex, start: u64, last: SpanIndex) -> Self {
+        let end = table.next_entry(last).map_or(table.len(), SpanIndex::get);
+        let compressed = start..table.compressed_range(entry).end;
+        Group { from, last, compressed, whole: last.get() + 1 == end }
+    }
+}
+
+/// How many of `groups` (ascending) the first request takes: neighbours without a gap, each needed to its end, up to `request_bytes_max`.
+pub(crate) fn joined(groups: &[Group], request_bytes_max: u64) -> usize {
+    let mut count = 1;
+    while let [previous, next] = &groups[count - 1..(count + 1).min(groups.len())] {
+        let touching = previous.whole && next.from.get() == previous.last.get() + 1 && next.compressed.start <= previous.compressed.end;
+        if !touching || next.compressed.end - groups[0].compressed.start > request_bytes_max {
+            break;
+        }
+        count += 1;
+    }
+    count
+}
+
+/// The part of `chunk` (bytes of the blob at `position`) that belongs to `wanted`, as a range of `chunk`. Empty when none does.
+pub(crate) fn part_of(position: u64, chunk_len: usize, wanted: &Range<u64>) -> Range<usize> {
+    let cut = |offset: u64| usize::try_from(offset.saturating_sub(position)).unwrap_or(usize::MAX).min(chunk_len);
+    cut(wanted.start)..cut(wanted.end).max(cut(wanted.start))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn group(from: u32, last: u32, compressed: Range<u64>, whole: bool) -> Group {
+        Group { from: SpanIndex(from), last: SpanIndex(last), compressed, whole }
+    }
+
+    /// Claim: neighbours join up to the limit, across a byte that a bit offset cuts; a gap or an unneeded tail ends the request.
+    #[test]
+    fn neighbours_join_and_gaps_do_not() {
+        let touching = [group(0, 0, 0..100, true), group(1, 1, 99..200, true), group(2, 2, 200..300, true)];
+        assert_eq!(joined(&touching, 1000), 3);
+        assert_eq!(joined(&touching, 250), 2);
+        assert_eq!(joined(&touching, 1), 1, "one group is always taken");
+        assert_eq!(joined(&[group(0, 0, 0..100, true), group(2, 2, 200..300, true)], 1000), 1);
+        assert_eq!(joined(&[group(0, 0, 0..100, false), group(1, 1, 99..300, true)], 1000), 1);
+    }
+
+    /// Claim: every byte of a chunk goes to the groups that need it, the cut byte to both, wherever chunks are cut.
+    #[test]
+    fn the_cut_byte_belongs_to_both() {
+        assert_eq!(part_of(0, 10, &(0..5)), 0..5);
+        assert_eq!(part_of(0, 10, &(4..20)), 4..10);
+        assert_eq!(part_of(10, 10, &(4..20)), 0..10);
+        assert_eq!(part_of(10, 10, &(30..40)), 10..10);
+        assert_eq!(part_of(50, 10, &(30..40)), 0..0);
+    }
+}

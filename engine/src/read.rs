@@ -1,0 +1,172 @@
+//! One read that waits for spans: its buffer, and the answer when all parts are there.
+
+use std::{
+    ops::Range,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    time::{Duration, Instant},
+};
+
+use clip_format::units::SpanIndex;
+
+use crate::{
+    cache::layer_file::LayerFile,
+    core::Core,
+    error::EngineError,
+    image::ReadDone,
+    layer::{ImageLayer, Obtained},
+    metrics::count,
+};
+
+/// Times that a read starts over with its own source after another image's fetch of the same span failed.
+const RETRIES_MAX: u32 = 8;
+
+/// A read of `range` of a layer's stream.
+///
+/// Invariant: each span of `range` is answered exactly once, by [`Self::part_done`] or [`Self::part_failed`].
+pub(crate) struct PendingRead {
+    core: Arc<Core>,
+    layer: Arc<ImageLayer>,
+    range: Range<u64>,
+    started: Instant,
+    progress: Mutex<Progress>,
+}
+
+struct Progress {
+    buffer: Vec<u8>,
+    /// Spans without an answer.
+    missing: usize,
+    retries: u32,
+    waited: bool,
+    /// `None` once it was called.
+    done: Option<ReadDone>,
+}
+
+/// Starts a read of `range`, which lies in the stream and in `spans`; `done` may be called before this returns.
+pub(crate) fn start(core: &Arc<Core>, layer: &Arc<ImageLayer>, range: Range<u64>, spans: Range<u32>, done: ReadDone) {
+    let buffer = vec![0; (range.end - range.start) as usize];
+    let progress = Progress { buffer, missing: spans.len(), retries: 0, waited: false, done: Some(done) };
+    let read = PendingRead { core: core.clone(), layer: layer.clone(), range, started: Instant::now(), progress: Mutex::new(progress) };
+    let read = Arc::new(read);
+    read.request(spans.map(SpanIndex));
+    read.watch_deadline();
+}
+
+impl PendingRead {
+    /// Obtains `spans` and starts the fetches of those that nobody has or fetches.
+    fn request(self: &Arc<Self>, spans: impl Iterator<Item = SpanIndex>) {
+        let mut claimed = Vec::new();
+        for span in spans {
+            match self.layer.store.obtain(span, self) {
+                Ok(Obtained::Copied) => self.part_done(),
+                Ok(Obtained::Waiting) => self.lock().waited = true,
+                Ok(Obtained::Claimed) => {
+                    self.lock().waited = true;
+                    claimed.push(span);
+                }
+                Err(error) => self.finish(Err(error)),
+            }
+        }
+        if !claimed.is_empty() {
+            self.core.fetch(&self.layer, claimed);
+        }
+    }
+
+    /// Copies the part of `span` that this read covers from the span's bytes.
+    pub(crate) fn copy(&self, span: SpanIndex, bytes: &[u8]) {
+        let (part, at) = self.part(span);
+        let mut progress = self.lock();
+        // The buffer is gone once the read has been answered.
+        if let Some(buffer) = progress.buffer.get_mut(at) {
+            let start = (part.start - self.layer.store.table.stream_range(span).start) as usize;
+            buffer.copy_from_slice(&bytes[start..start + buffer.len()]);
+        }
+    }
+
+    /// As `copy`, by pread. False when the file is not as it should be.
+    pub(crate) fn copy_from_file(&self, span: SpanIndex, file: &LayerFile) -> bool {
+        let (part, at) = self.part(span);
+        let mut progress = self.lock();
+        match progress.buffer.get_mut(at) {
+            Some(buffer) => file.read_exact_at(buffer, part.start).is_ok() && file.is_intact(),
+            None => true,
+        }
+    }
+
+    /// What this read covers of `span`: in the stream, and in the buffer.
+    fn part(&self, span: SpanIndex) -> (Range<u64>, Range<usize>) {
+        let whole = self.layer.store.table.stream_range(span);
+        let part = whole.start.max(self.range.start)..whole.end.min(self.range.end);
+        let at = (part.start - self.range.start) as usize..(part.end - self.range.start) as usize;
+        (part, at)
+    }
+
+    /// A span's bytes have been copied. The last one completes the read.
+    pub(crate) fn part_done(&self) {
+        let mut progress = self.lock();
+        progress.missing = progress.missing.saturating_sub(1);
+        if progress.missing == 0 {
+            let buffer = std::mem::take(&mut progress.buffer);
+            drop(progress);
+            self.finish(Ok(buffer));
+        }
+    }
+
+    /// The fetch of a span by `failed` failed. When that was another image, this read tries its own source.
+    pub(crate) fn part_failed(self: &Arc<Self>, span: SpanIndex, error: &EngineError, failed: &Arc<ImageLayer>) {
+        let mut progress = self.lock();
+        progress.retries += 1;
+        let again = !Arc::ptr_eq(&self.layer, failed) && progress.retries <= RETRIES_MAX && progress.done.is_some();
+        drop(progress);
+        if again && !self.core.is_stopping() {
+            self.request(std::iter::once(span));
+        } else {
+            self.finish(Err(error.clone()));
+        }
+    }
+
+    /// Answers the read, once.
+    fn finish(&self, result: Result<Vec<u8>, EngineError>) {
+        let mut progress = self.lock();
+        let Some(done) = progress.done.take() else { return };
+        progress.buffer = Vec::new();
+        let waited = progress.waited;
+        drop(progress);
+        let counters = &self.core.counters;
+        match &result {
+            Ok(buffer) => count(&counters.bytes_read, buffer.len() as u64),
+            Err(_) => count(&counters.reads_failed, 1),
+        }
+        if waited {
+            count(&counters.reads_waited, 1);
+            counters.read_took(self.started.elapsed(), || format!("{} {}", self.layer.store.digest, self.range.start));
+        }
+        done(result);
+    }
+
+    fn watch_deadline(self: &Arc<Self>) {
+        let Some(after) = self.core.config.read_deadline else { return };
+        if self.lock().done.is_some() {
+            self.core.watch_read(Deadline { read: Arc::downgrade(self), at: self.started + after, after });
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Progress> {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A read that fails at `at` if it has not been answered.
+pub(crate) struct Deadline {
+    read: Weak<PendingRead>,
+    pub(crate) at: Instant,
+    after: Duration,
+}
+
+impl Deadline {
+    pub(crate) fn expire(self) {
+        if let Some(read) = self.read.upgrade() {
+            let what = format!("read of layer {} at {}", read.layer.store.digest, read.range.start);
+            read.finish(Err(EngineError::Deadline { what, waited: self.after }));
+        }
+    }
+}

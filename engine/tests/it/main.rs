@@ -1,0 +1,9 @@
+//! The engine from outside: images of sample layers, read through caches that are cold, warm, shared, damaged or full.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod cache;
+mod chained;
+mod failures;
+mod reads;
+mod sample;
+mod sharing;

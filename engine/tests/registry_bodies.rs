@@ -1,0 +1,277 @@
+//! Ranges, faults and connections: the bytes that arrive are the bytes asked for, or an error says why not.
+#![allow(clippy::unwrap_used)]
+
+mod registry_script;
+
+use std::{
+    path::Path,
+    sync::atomic::Ordering::SeqCst,
+    time::{Duration, Instant},
+};
+
+use clip_engine::{
+    EngineError, ErrorKind,
+    registry::{Client, ClientConfig},
+};
+use registry_script::*;
+
+type Answer = fn() -> Reply;
+
+fn one_try() -> Client {
+    Client::new(ClientConfig { tries_max: 1, ..config(Path::new("/nonexistent")) }).unwrap()
+}
+
+#[tokio::test]
+async fn a_range_is_asked_for_alone_and_the_whole_blob_without_range() {
+    let blob = pattern(100_000);
+    let own = blob.clone();
+    let server = Server::start(move |seen| serve_blob(seen, &own)).await;
+    let client = anonymous();
+    assert_eq!(read(&client, &server, &blob, 10..20).await.unwrap(), blob[10..20]);
+    assert_eq!(read(&client, &server, &blob, 0..100_000).await.unwrap(), blob);
+    assert!(read(&client, &server, &blob, 5..5).await.unwrap().is_empty());
+    let seen = server.seen();
+    assert_eq!(seen.iter().map(|seen| seen.header("range")).collect::<Vec<_>>(), [Some("bytes=10-19"), None]);
+    assert_eq!(seen[0].path, format!("/v2/a/b/blobs/{}", sha256(&blob)));
+    assert_eq!(seen[0].header("user-agent"), Some(concat!("clip/", env!("CARGO_PKG_VERSION"))));
+    assert_eq!(seen[1].connection, 0, "a connection whose body was read to the end serves again");
+    let traffic = client.traffic();
+    assert_eq!((traffic.requests, traffic.bytes, traffic.connections), (2, 100_010, 1));
+    assert_eq!(read(&client, &server, &blob, 5..100_001).await.unwrap_err().kind(), ErrorKind::Corrupt);
+}
+
+#[tokio::test]
+async fn a_truncated_body_is_resumed_where_it_stopped() {
+    let blob = pattern(300_000);
+    let own = blob.clone();
+    let server = Server::start(move |seen| {
+        let mut reply = serve_blob(seen, &own);
+        if reply.body.len() > 60_000 {
+            reply.promised = Some(reply.body.len());
+            reply.body.truncate(50_000);
+            reply.then = Then::Close;
+        }
+        reply
+    })
+    .await;
+    assert!(read(&anonymous(), &server, &blob, 0..300_000).await.unwrap() == blob);
+    let ranges: Vec<_> = server.seen().iter().map(|seen| seen.header("range").map(str::to_owned)).collect();
+    assert_eq!(ranges[..3], [None, Some("bytes=50000-299999".to_owned()), Some("bytes=100000-299999".to_owned())]);
+}
+
+#[tokio::test]
+async fn a_body_that_never_moves_on_fails_after_three_tries() {
+    let blob = pattern(1000);
+    let server = Server::start(|_| reply(206, "").header("content-range", "bytes 1-999/1000").promising(999).then(Then::Close)).await;
+    let error = read(&anonymous(), &server, &blob, 1..1000).await.unwrap_err();
+    assert!(matches!(error, EngineError::Transport { .. }), "{error}");
+    assert_eq!(server.seen().len(), 3);
+}
+
+#[tokio::test]
+async fn a_registry_without_range_costs_bytes_but_gives_the_right_ones() {
+    let blob = pattern(200_000);
+    let own = blob.clone();
+    let server = Server::start(move |_| reply(200, own.clone())).await;
+    assert!(read(&anonymous(), &server, &blob, 150_000..150_100).await.unwrap() == blob[150_000..150_100]);
+}
+
+#[tokio::test]
+async fn an_answer_that_contradicts_the_request_is_an_error_at_once() {
+    let blob = pattern(1000);
+    let cases: [(&str, Answer); 8] = [
+        ("another range", || reply(206, vec![0; 10]).header("content-range", "bytes 11-20/1000")),
+        ("another size", || reply(206, vec![0; 10]).header("content-range", "bytes 10-19/999")),
+        ("no Content-Range", || reply(206, vec![0; 10])),
+        ("a longer body", || reply(206, vec![0; 11]).header("content-range", "bytes 10-19/1000")),
+        ("416", || reply(416, "").header("content-range", "bytes */5")),
+        ("the whole of another blob", || reply(200, vec![0; 999])),
+        ("204", || reply(204, "")),
+        ("encoded", || reply(206, vec![0; 10]).header("content-range", "bytes 10-19/1000").header("content-encoding", "gzip")),
+    ];
+    for (name, answer) in cases {
+        let server = Server::start(move |_| answer()).await;
+        let error = read(&anonymous(), &server, &blob, 10..20).await.unwrap_err();
+        assert!(matches!(error, EngineError::Protocol { .. }), "{name}: {error}");
+        assert_eq!(server.seen().len(), 1, "{name}");
+    }
+    let server = Server::start(|_| reply(206, vec![0; 1000]).header("content-range", "bytes 0-999/1000")).await;
+    assert_eq!(read(&anonymous(), &server, &blob, 0..1000).await.unwrap_err().kind(), ErrorKind::Corrupt);
+}
+
+#[tokio::test]
+async fn too_many_requests_waits_as_told_and_a_missing_blob_fails_at_once() {
+    let blob = pattern(1000);
+    let own = blob.clone();
+    let server = Server::start(move |seen| match seen.number {
+        0 => reply(429, "").header("retry-after", 1),
+        1 => reply(503, ""),
+        _ => serve_blob(seen, &own),
+    })
+    .await;
+    let begun = Instant::now();
+    assert_eq!(read(&anonymous(), &server, &blob, 0..10).await.unwrap(), blob[..10]);
+    assert!(begun.elapsed() >= Duration::from_secs(1));
+
+    let body = r#"{"errors":[{"code":"BLOB_UNKNOWN","message":"no such\n blob"}]}"#;
+    let server = Server::start(move |_| reply(404, body)).await;
+    let error = read(&anonymous(), &server, &blob, 0..10).await.unwrap_err().to_string();
+    assert!(error.contains("status 404: BLOB_UNKNOWN: no such blob; check"), "{error}");
+    assert_eq!(server.seen().len(), 1);
+}
+
+#[tokio::test]
+async fn a_dead_port_is_a_quick_error_that_says_what_to_check() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    drop(listener);
+    let begun = Instant::now();
+    let error = anonymous().ping(&format!("127.0.0.1:{port}/x").parse().unwrap()).await.unwrap_err();
+    assert!(begun.elapsed() < Duration::from_secs(3));
+    let text = error.to_string();
+    assert!(text.contains("cannot connect") && text.contains("refused") && text.contains(&port.to_string()), "{text}");
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+}
+
+#[tokio::test]
+async fn a_stalled_body_and_a_silent_server_end_within_their_deadlines() {
+    let blob = pattern(1000);
+    let short = Duration::from_millis(300);
+    let config = ClientConfig { tries_max: 2, progress_timeout: short, first_byte_timeout: short, ..config(Path::new("/nonexistent")) };
+    for then in [Then::Stall, Then::Silence] {
+        let server = Server::start(move |_| reply(200, vec![0; 10]).promising(1000).then(then)).await;
+        let client = Client::new(config.clone()).unwrap();
+        let mut reader = match client.blob(&server.reference(), &sha256(&blob), 1000, 0..1000).await {
+            Ok(reader) => reader,
+            Err(error) => {
+                assert!(then == Then::Silence && matches!(error, EngineError::Deadline { .. }), "{error}");
+                continue;
+            }
+        };
+        assert_eq!(reader.chunk().await.unwrap().unwrap().len(), 10);
+        let begun = Instant::now();
+        // The resumed body is 200 and so skips what was given: no progress.
+        let error = reader.chunk().await.unwrap_err();
+        assert!(matches!(error, EngineError::Deadline { .. }), "{error}");
+        assert!(begun.elapsed() < Duration::from_secs(3));
+    }
+}
+
+#[tokio::test]
+async fn a_stale_idle_connection_is_replaced_at_once_and_is_no_try() {
+    let blob = pattern(1000);
+    let own = blob.clone();
+    let server = Server::start(move |seen| {
+        let answer = serve_blob(seen, &own);
+        if seen.turn == 1 { answer.then(Then::Hangup) } else { answer }
+    })
+    .await;
+    let client = one_try();
+    for _ in 0..3 {
+        assert_eq!(read(&client, &server, &blob, 0..10).await.unwrap(), blob[..10]);
+    }
+    let seen = server.seen();
+    assert_eq!(seen.iter().map(|seen| (seen.connection, seen.turn)).collect::<Vec<_>>(), [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0)]);
+
+    let own = blob.clone();
+    let server = Server::start(move |seen| serve_blob(seen, &own).then(Then::Close)).await;
+    for _ in 0..3 {
+        assert_eq!(read(&client, &server, &blob, 0..10).await.unwrap(), blob[..10]);
+    }
+}
+
+#[tokio::test]
+async fn dropping_a_reader_midway_closes_its_connection() {
+    let blob = pattern(1000);
+    let server = Server::start(|_| reply(200, vec![7; 10]).promising(1000).then(Then::Stall)).await;
+    let client = one_try();
+    let mut reader = client.blob(&server.reference(), &sha256(&blob), 1000, 0..1000).await.unwrap();
+    assert_eq!(reader.chunk().await.unwrap().unwrap().len(), 10);
+    assert_eq!(server.closed.load(SeqCst), 0);
+    drop(reader);
+    for _ in 0..100 {
+        if server.closed.load(SeqCst) == 1 {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("the connection is still open");
+}
+
+#[tokio::test]
+async fn pools_are_apart_and_counters_are_shared() {
+    let blob = pattern(1000);
+    let own = blob.clone();
+    let server = Server::start(move |seen| serve_blob(seen, &own)).await;
+    let client = anonymous();
+    let other = client.with_own_pool();
+    for client in [&client, &other, &client, &other] {
+        read(client, &server, &blob, 0..10).await.unwrap();
+    }
+    assert_eq!(client.traffic(), other.traffic());
+    assert_eq!((client.traffic().requests, client.traffic().connections), (4, 2));
+}
+
+#[test]
+fn a_client_works_on_a_tokio_uring_runtime_and_its_futures_are_send() {
+    fn is_send<T: Send>(value: T) -> T {
+        value
+    }
+    fn shared<T: Send + Sync + Clone>(_: &T) {}
+    let client = anonymous();
+    shared(&client);
+    let work = is_send(async move {
+        let blob = pattern(100_000);
+        let own = blob.clone();
+        let server = Server::start(move |seen| serve_blob(seen, &own)).await;
+        assert!(read(&client, &server, &blob, 1..99_999).await.unwrap() == blob[1..99_999]);
+    });
+    match tokio_uring::Runtime::new(&tokio_uring::builder()) {
+        Ok(runtime) => runtime.block_on(work),
+        Err(error) => eprintln!("io_uring is barred here ({error}); nothing was tested"),
+    }
+}
+
+#[tokio::test]
+async fn a_trickling_body_is_progress() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let blob = pattern(8);
+    let own = blob.clone();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let _ = stream.read(&mut [0; 4096]).await.unwrap();
+        stream.write_all(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n").await.unwrap();
+        for byte in own {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            stream.write_all(&[b"1\r\n", &[byte][..], b"\r\n"].concat()).await.unwrap();
+        }
+        stream.write_all(b"0\r\n\r\n").await.unwrap();
+        let _ = stream.read(&mut [0]).await;
+    });
+    let config = ClientConfig { tries_max: 1, progress_timeout: Duration::from_millis(400), ..config(Path::new("/nonexistent")) };
+    let client = Client::new(config).unwrap();
+    let reference = format!("127.0.0.1:{port}/a/b").parse().unwrap();
+    assert_eq!(client.blob_bytes(&reference, &sha256(&blob), 8).await.unwrap(), blob);
+}
+
+#[tokio::test]
+async fn a_server_that_does_not_speak_http_is_named_at_once() {
+    use tokio::io::AsyncWriteExt as _;
+    for greeting in ["SSH-2.0-OpenSSH_10\r\n", "\x15\x03\x01\x00\x02\x02\x0a", "HTTP/1.1 200 OK\r\ncontent-length: -1\r\n\r\n"] {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                stream.write_all(greeting.as_bytes()).await.unwrap();
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+        });
+        let begun = Instant::now();
+        let error = anonymous().ping(&format!("127.0.0.1:{port}/x").parse().unwrap()).await.unwrap_err();
+        assert!(matches!(error, EngineError::Transport { .. }), "{greeting:?}: {error}");
+        assert!(begun.elapsed() < Duration::from_secs(4), "{greeting:?}: {error}");
+        eprintln!("{error}");
+    }
+}

@@ -1,0 +1,31 @@
+//! At most one line a second about a damaged index, however many files a `find` meets.
+
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::Instant,
+};
+
+/// Lets one line a second through and counts the others.
+pub(super) struct LogLimit {
+    start: Instant,
+    /// Seconds since `start` of the last line, plus 1; 0 before the first.
+    last: AtomicU64,
+    suppressed: AtomicU64,
+}
+
+impl LogLimit {
+    pub(super) fn new() -> Self {
+        Self { start: Instant::now(), last: AtomicU64::new(0), suppressed: AtomicU64::new(0) }
+    }
+
+    /// How many lines were suppressed since the last one, if this one may be written.
+    pub(super) fn admit(&self) -> Option<u64> {
+        let now = self.start.elapsed().as_secs() + 1;
+        let last = self.last.load(Ordering::Relaxed);
+        if now > last && self.last.compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+            return Some(self.suppressed.swap(0, Ordering::Relaxed));
+        }
+        self.suppressed.fetch_add(1, Ordering::Relaxed);
+        None
+    }
+}

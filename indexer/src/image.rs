@@ -1,0 +1,221 @@
+//! One image: its layers side by side, merged in order as they finish, written as one `.clip`.
+
+use std::{
+    collections::BTreeMap,
+    panic,
+    sync::atomic::{AtomicUsize, Ordering},
+    thread,
+    time::Instant,
+};
+
+use clip_engine::{error::EngineError, registry::Client};
+use clip_format::{
+    checkpoints::{Span, SpanStart},
+    clip_file::ClipParts,
+    erofs::{Device, InodeSpec, write_image},
+    storage_info::StorageInfo,
+    windows::WindowsWriter,
+};
+use crossbeam::channel::{Receiver, Sender, bounded};
+
+use crate::{
+    Indexed, LayerSummary, Summary,
+    error::IndexError,
+    layer::{Cancel, LayerInput, LayerOutput, LayerSettings, index_layer, set_window},
+    options::IndexOptions,
+    progress::Progress,
+    source::{self, ResolvedImage},
+    tree::Tree,
+};
+
+/// What the layers came to, in manifest order.
+struct Merged {
+    tree: Tree,
+    layers: Vec<LayerOutput>,
+}
+
+/// A finished layer, or why there is none.
+type Finished = (usize, Result<LayerOutput, IndexError>);
+
+/// Indexes the image that `options` names.
+///
+/// # Errors
+/// Every kind.
+pub(crate) fn index(options: &IndexOptions, progress: &dyn Progress) -> Result<Indexed, IndexError> {
+    let started = Instant::now();
+    options.check()?;
+    let client = Client::new(options.client.clone())?;
+    let image = {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.map_err(|error| EngineError::io("start a runtime for", "the manifest", error))?;
+        source::resolve(options, &client, &runtime)?
+    };
+    let listed: Vec<_> = image.layers.iter().map(|layer| (layer.digest, layer.blob.size())).collect();
+    progress.layers(&listed);
+    let merged = index_layers(&image, options, &client, progress)?;
+    let mut indexed = written(image, merged)?;
+    indexed.summary.reference = options.image.to_string();
+    indexed.summary.seconds = started.elapsed().as_secs_f64();
+    for warning in &indexed.summary.warnings {
+        tracing::warn!("{warning}");
+    }
+    Ok(indexed)
+}
+
+/// All layers, `jobs` at a time, the largest first; merged in manifest order as soon as they can be.
+fn index_layers(image: &ResolvedImage, options: &IndexOptions, client: &Client, progress: &dyn Progress) -> Result<Merged, IndexError> {
+    let cancel = Cancel::new();
+    let settings =
+        LayerSettings { span_bytes: options.span_bytes, windows: options.windows, client, cancel: &cancel, progress };
+    let mut order: Vec<&LayerInput> = image.layers.iter().collect();
+    order.sort_by_key(|layer| std::cmp::Reverse(layer.blob.size()));
+    let jobs = options.jobs.clamp(1, order.len().max(1));
+    let (sender, finished) = bounded(jobs);
+    let next = AtomicUsize::new(0);
+    thread::scope(|scope| {
+        let workers: Vec<_> = (0..jobs)
+            .map(|_| {
+                let (sender, order, next, settings) = (sender.clone(), &order, &next, &settings);
+                scope.spawn(move || work(order, next, settings, &sender))
+            })
+            .collect();
+        drop(sender);
+        let merged = merge_in_order(image, &finished, &cancel);
+        for worker in workers {
+            worker.join().unwrap_or_else(|panic| panic::resume_unwind(panic));
+        }
+        merged
+    })
+}
+
+fn work(order: &[&LayerInput], next: &AtomicUsize, settings: &LayerSettings<'_>, sender: &Sender<Finished>) {
+    while !settings.cancel.is_stopped() {
+        let Some(input) = order.get(next.fetch_add(1, Ordering::Relaxed)) else { return };
+        let place = usize::from(input.index.get());
+        let result = match index_layer(input, settings) {
+            Ok(Some(output)) => Ok(output),
+            Ok(None) => return,
+            Err(error) => Err(error),
+        };
+        if result.is_err() {
+            settings.cancel.stop();
+        }
+        if sender.send((place, result)).is_err() {
+            return;
+        }
+    }
+}
+
+/// Takes layers as they finish. The error of the lowest layer that failed is the one that counts, so that it does not depend on timing
+/// more than it must.
+fn merge_in_order(image: &ResolvedImage, finished: &Receiver<Finished>, cancel: &Cancel) -> Result<Merged, IndexError> {
+    let mut merged = Merged { tree: Tree::new(), layers: Vec::with_capacity(image.layers.len()) };
+    let mut waiting: BTreeMap<usize, LayerOutput> = BTreeMap::new();
+    let mut failed: Option<(usize, IndexError)> = None;
+    for (place, result) in finished {
+        match result {
+            Ok(output) => {
+                waiting.insert(place, output);
+            }
+            Err(error) if failed.as_ref().is_none_or(|(earlier, _)| place < *earlier) => failed = Some((place, error)),
+            Err(_) => {}
+        }
+        while failed.is_none()
+            && let Some(output) = waiting.remove(&merged.layers.len())
+        {
+            if let Err(error) = merge_layer(&mut merged, output) {
+                cancel.stop();
+                failed = Some((merged.layers.len(), error));
+            }
+        }
+    }
+    match failed {
+        Some((_, error)) => Err(error),
+        None => Ok(merged),
+    }
+}
+
+fn merge_layer(merged: &mut Merged, mut output: LayerOutput) -> Result<(), IndexError> {
+    let index = clip_format::units::LayerIndex(merged.layers.len() as u16);
+    let entries = std::mem::take(&mut output.entries);
+    let layer = output.info.digest;
+    merged.tree.merge(index, entries).map_err(|error| IndexError::Layer {
+        layer,
+        place: error.place,
+        expected: error.expected,
+        found: error.found,
+    })?;
+    merged.layers.push(output);
+    Ok(())
+}
+
+fn written(image: ResolvedImage, merged: Merged) -> Result<Indexed, IndexError> {
+    let mut warnings = image.warnings;
+    warnings.extend(merged.layers.iter().flat_map(|layer| layer.warnings.iter().cloned()));
+    warnings.extend(merged.tree.warnings());
+    let specs: Vec<InodeSpec> = merged.tree.into_specs();
+    let devices: Vec<Device> = merged.layers.iter().map(device).collect();
+    let index = write_image(&specs, 0, &devices)?;
+    let files = specs.len() as u64;
+    drop(specs);
+    let (mut infos, mut spans, mut counts) = (Vec::new(), Vec::new(), Vec::new());
+    let mut windows = WindowsWriter::default();
+    for layer in merged.layers {
+        spans.push(with_windows(layer.spans, layer.frames, &mut windows)?);
+        infos.push(layer.info);
+        counts.push(layer.members);
+    }
+    let windows = windows.into_bytes();
+    let storage_info = StorageInfo {
+        source: image.source,
+        manifest_digest: image.manifest_digest,
+        platform: image.platform,
+        config: image.config,
+        layers: infos,
+    };
+    let clip = ClipParts { index: &index, storage_info: &storage_info, spans: &spans, windows: &windows }.to_bytes()?;
+    let platform = &storage_info.platform;
+    let variant = platform.variant.as_ref().map(|variant| format!("/{variant}")).unwrap_or_default();
+    let summary = Summary {
+        reference: String::new(),
+        manifest_digest: storage_info.manifest_digest.to_string(),
+        platform: format!("{}/{}{variant}", platform.os, platform.architecture),
+        files,
+        clip_bytes: clip.len() as u64,
+        index_bytes: index.len() as u64,
+        windows_bytes: windows.len() as u64,
+        stream_bytes: storage_info.layers.iter().map(|layer| layer.stream_size).sum(),
+        compressed_bytes: storage_info.layers.iter().map(|layer| layer.compressed_size).sum(),
+        layers: layer_summaries(&storage_info, &spans, &counts),
+        seconds: 0.0,
+        warnings,
+    };
+    Ok(Indexed { clip, summary })
+}
+
+fn device(layer: &LayerOutput) -> Device {
+    let mut tag = [0; 64];
+    let hex = layer.info.digest.to_hex();
+    let shown = hex.len().min(tag.len());
+    tag[..shown].copy_from_slice(&hex.as_bytes()[..shown]);
+    Device { stream_size: layer.info.stream_size, tag }
+}
+
+fn with_windows(mut spans: Vec<Span>, frames: Vec<(usize, Vec<u8>)>, windows: &mut WindowsWriter) -> Result<Vec<Span>, IndexError> {
+    for (span, frame) in frames {
+        set_window(&mut spans[span], windows.append_frame(&frame)?);
+    }
+    Ok(spans)
+}
+
+fn layer_summaries(info: &StorageInfo, spans: &[Vec<Span>], members: &[u64]) -> Vec<LayerSummary> {
+    let layers = info.layers.iter().zip(spans).zip(members);
+    layers
+        .map(|((info, spans), members)| LayerSummary {
+            info: info.clone(),
+            spans: spans.len() as u64,
+            entries: spans.iter().filter(|span| span.start != SpanStart::Chained).count() as u64,
+            members: *members,
+        })
+        .collect()
+}

@@ -1,0 +1,231 @@
+//! One streaming pass over one layer: blob bytes in; members, spans, windows and digests out.
+//!
+//! Four threads a layer, joined by bounded channels: fetch -> (inflate, checkpoints, tar) -> stream hashes; and the blob's own hash
+//! beside them. Nothing is held but the channels' chunks, whatever the blob expands to.
+
+mod fetch;
+mod hash;
+mod members;
+mod spans;
+
+use std::{panic, thread};
+
+use bytes::Bytes;
+use clip_engine::{registry::Client, source::BlobSource};
+use clip_format::{
+    checkpoints::{Span, SpanStart, WindowRange},
+    digest::Digest,
+    storage_info::{Codec, LayerInfo},
+    units::LayerIndex,
+};
+use crossbeam::channel::{Receiver, bounded};
+
+pub(crate) use fetch::Cancel;
+use fetch::{FetchEnd, Message};
+pub(crate) use hash::digest_of;
+use hash::StreamHashes;
+use members::MemberSink;
+use spans::{GzipSpans, PlainSpans, SpanDraft};
+
+use crate::{
+    error::IndexError,
+    options::Windows,
+    progress::{LayerEvent, Progress},
+    tar_entry::Entry,
+};
+
+/// Blob chunks (up to 256 KiB each) between fetch and inflate. Source: at 16, a 2-core machine's scheduler never starves inflate.
+const CHUNKS_IN_FLIGHT_MAX: usize = 16;
+/// Stream blocks (256 KiB each) between inflate and the stream hashes.
+const BLOCKS_IN_FLIGHT_MAX: usize = 16;
+
+/// A layer to be indexed: what the manifest and the config say of it.
+#[derive(Clone, Debug)]
+pub(crate) struct LayerInput {
+    pub(crate) index: LayerIndex,
+    pub(crate) digest: Digest,
+    pub(crate) diff_id: Digest,
+    pub(crate) media_type: String,
+    /// The codec that the media type names.
+    pub(crate) codec: Codec,
+    pub(crate) blob: BlobSource,
+}
+
+/// How layers are indexed, whichever it is.
+pub(crate) struct LayerSettings<'a> {
+    pub(crate) span_bytes: u64,
+    pub(crate) windows: Windows,
+    pub(crate) client: &'a Client,
+    pub(crate) cancel: &'a Cancel,
+    pub(crate) progress: &'a dyn Progress,
+}
+
+/// An indexed layer whose hashes all agree.
+pub(crate) struct LayerOutput {
+    pub(crate) info: LayerInfo,
+    /// Deflate starts have no windows yet: see `frames`.
+    pub(crate) spans: Vec<Span>,
+    /// Compressed windows, each with the place of its span; sorted.
+    pub(crate) frames: Vec<(usize, Vec<u8>)>,
+    pub(crate) entries: Vec<Entry>,
+    pub(crate) members: u64,
+    pub(crate) warnings: Vec<String>,
+}
+
+/// What the decoding thread knows at the end.
+struct Decoded {
+    codec: Codec,
+    drafts: Vec<SpanDraft>,
+    entries: Vec<Entry>,
+    members: u64,
+    stream_size: u64,
+    warnings: Vec<String>,
+}
+
+/// The layer, indexed; `None` when another layer's failure stopped the work.
+///
+/// # Errors
+/// Every kind; all threads are joined before it returns.
+pub(crate) fn index_layer(input: &LayerInput, settings: &LayerSettings<'_>) -> Result<Option<LayerOutput>, IndexError> {
+    let (chunk_sender, chunks) = bounded(CHUNKS_IN_FLIGHT_MAX);
+    let (blob_sender, blob_chunks) = bounded(CHUNKS_IN_FLIGHT_MAX);
+    let (job_sender, jobs) = bounded(BLOCKS_IN_FLIGHT_MAX);
+    let (used_sender, used_buffers) = bounded(BLOCKS_IN_FLIGHT_MAX);
+    let (fetched, blob_digest, hashes, decoded) = thread::scope(|scope| {
+        let fetch = scope.spawn(|| fetch::fetch(&input.blob, settings.client, settings.cancel, chunk_sender, blob_sender));
+        let blob_hash = scope.spawn(|| hash::blob_digest(&input.digest, &blob_chunks));
+        let stream_hash = scope.spawn(|| hash::stream_hashes(&input.diff_id, &jobs, &used_sender));
+        let sink = MemberSink::new(input, settings.progress, job_sender, used_buffers);
+        let decoded = decode(input, settings, chunks, sink);
+        (joined(fetch), joined(blob_hash), joined(stream_hash), decoded)
+    });
+    match fetched? {
+        FetchEnd::Cancelled => return Ok(None),
+        FetchEnd::Complete | FetchEnd::Unwanted => {}
+    }
+    // A hash job that failed has closed its channel: its own error says more than the decoder's.
+    let hashes = hashes?;
+    let decoded = decoded?;
+    check_digest(input, "the blob", input.digest, blob_digest)?;
+    check_digest(input, "the layer stream (diff_id)", input.diff_id, hashes.digest)?;
+    let output = assembled(input, decoded, hashes);
+    settings.progress.layer(input.index, LayerEvent::Finished { members: output.members, stream: output.info.stream_size });
+    Ok(Some(output))
+}
+
+fn joined<T>(handle: thread::ScopedJoinHandle<'_, T>) -> T {
+    handle.join().unwrap_or_else(|panic| panic::resume_unwind(panic))
+}
+
+fn decode(
+    input: &LayerInput,
+    settings: &LayerSettings<'_>,
+    chunks: Receiver<Message>,
+    mut sink: MemberSink<'_>,
+) -> Result<Decoded, IndexError> {
+    let mut warnings = Vec::new();
+    let head = first_bytes(&chunks);
+    settings.progress.layer(input.index, LayerEvent::Started);
+    let codec = actual_codec(input, &head, &mut warnings)?;
+    let (drafts, stream_size) = match codec {
+        Codec::Gzip => {
+            let mut spans = GzipSpans::new(input.digest, settings.span_bytes, settings.windows);
+            spans.push(&head, &mut sink)?;
+            while let Ok(Message::Chunk(chunk)) = chunks.recv() {
+                spans.push(&chunk, &mut sink)?;
+            }
+            spans.finish(&mut sink)?
+        }
+        Codec::Plain => {
+            let mut spans = PlainSpans::new(input.digest, settings.span_bytes);
+            spans.push(head, &mut sink)?;
+            while let Ok(Message::Chunk(chunk)) = chunks.recv() {
+                spans.push(chunk, &mut sink)?;
+            }
+            spans.finish()
+        }
+    };
+    let (entries, members) = sink.finish(&mut warnings)?;
+    Ok(Decoded { codec, drafts, entries, members, stream_size, warnings })
+}
+
+/// Enough bytes to tell gzip from tar, where the blob has them; chunks may be of any length.
+fn first_bytes(chunks: &Receiver<Message>) -> Bytes {
+    let mut head = Bytes::new();
+    while head.len() < 4 {
+        match chunks.recv() {
+            Ok(Message::Chunk(chunk)) if head.is_empty() => head = chunk,
+            Ok(Message::Chunk(chunk)) => head = [head, chunk].concat().into(),
+            Ok(Message::End) | Err(_) => break,
+        }
+    }
+    head
+}
+
+/// The blob's own first bytes decide between plain and gzip; what the media type says of them is only worth a warning.
+fn actual_codec(input: &LayerInput, head: &[u8], warnings: &mut Vec<String>) -> Result<Codec, IndexError> {
+    let found = match head {
+        [0x1f, 0x8b, ..] => Codec::Gzip,
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => {
+            return Err(IndexError::Unsupported {
+                what: format!("layer {}", input.digest),
+                found: format!("zstd data under media type {}", input.media_type),
+                hint: "clip indexes gzip and plain tar layers".to_owned(),
+            });
+        }
+        _ => Codec::Plain,
+    };
+    if found != input.codec && !head.is_empty() {
+        let is = if found == Codec::Gzip { "gzip" } else { "not compressed" };
+        warnings.push(format!("layer {}: the media type says {}, but the blob is {is}; read as it is", input.digest, input.media_type));
+    }
+    Ok(found)
+}
+
+fn check_digest(input: &LayerInput, what: &str, expected: Digest, found: Digest) -> Result<(), IndexError> {
+    if expected == found {
+        return Ok(());
+    }
+    let place = format!("{what} as a whole");
+    Err(IndexError::Layer { layer: input.digest, place, expected: expected.to_string(), found: found.to_string() })
+}
+
+fn assembled(input: &LayerInput, mut decoded: Decoded, hashes: StreamHashes) -> LayerOutput {
+    if decoded.drafts.last().is_some_and(|draft| draft.stream == decoded.stream_size) {
+        // The stream ended right at a cut: there is no span after it.
+        decoded.drafts.pop();
+    }
+    let spans = decoded.drafts.iter().zip(&hashes.spans).map(|(draft, digest)| Span {
+        start: draft.start,
+        compressed: draft.compressed,
+        stream: clip_format::units::StreamOffset(draft.stream),
+        digest: *digest,
+    });
+    let spans: Vec<Span> = spans.collect();
+    let frames = hashes.frames.into_iter().filter(|(span, _)| *span < spans.len()).collect();
+    LayerOutput {
+        info: LayerInfo {
+            digest: input.digest,
+            diff_id: input.diff_id,
+            media_type: input.media_type.clone(),
+            compressed_size: input.blob.size(),
+            stream_size: decoded.stream_size,
+            codec: decoded.codec,
+        },
+        spans,
+        frames,
+        entries: decoded.entries,
+        members: decoded.members,
+        warnings: decoded.warnings,
+    }
+}
+
+/// Puts the window of span `span` in its record.
+pub(crate) fn set_window(span: &mut Span, range: WindowRange) {
+    if let SpanStart::Deflate { window, .. } = &mut span.start {
+        *window = range;
+    }
+}
+
+#[cfg(test)]
+mod tests;

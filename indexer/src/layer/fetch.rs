@@ -1,0 +1,93 @@
+//! A blob's bytes, from wherever it is, into two bounded channels.
+
+use bytes::Bytes;
+use clip_engine::{error::EngineError, registry::Client, source::BlobSource};
+use crossbeam::channel::Sender;
+use tokio::{runtime, sync::watch};
+
+/// Tells every fetch of an image to stop, wherever it waits.
+pub(crate) struct Cancel {
+    stopped: watch::Sender<bool>,
+}
+
+impl Cancel {
+    /// Nothing is stopped yet.
+    pub(crate) fn new() -> Self {
+        Self { stopped: watch::Sender::new(false) }
+    }
+
+    /// Every fetch under way ends, and none begins.
+    pub(crate) fn stop(&self) {
+        self.stopped.send_replace(true);
+    }
+
+    /// True once `stop` was called.
+    pub(crate) fn is_stopped(&self) -> bool {
+        *self.stopped.borrow()
+    }
+}
+
+/// What the decoder receives. A channel that closes without `End` means that the fetch failed or was stopped.
+pub(super) enum Message {
+    Chunk(Bytes),
+    End,
+}
+
+/// How a fetch that did not fail ended.
+pub(super) enum FetchEnd {
+    /// All bytes were handed over.
+    Complete,
+    /// The decoder wants no more: it has failed, and says why itself.
+    Unwanted,
+    /// Another layer failed.
+    Cancelled,
+}
+
+/// Hands each chunk of the blob to the decoder and to the blob's hash.
+///
+/// # Errors
+/// Every kind, from the source.
+pub(super) fn fetch(
+    blob: &BlobSource,
+    client: &Client,
+    cancel: &Cancel,
+    decoder: Sender<Message>,
+    hash: Sender<Bytes>,
+) -> Result<FetchEnd, EngineError> {
+    let runtime = runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| EngineError::io("start a runtime for", "a layer fetch", error))?;
+    let client = client.with_own_pool();
+    let mut stopped = cancel.stopped.subscribe();
+    runtime.block_on(async {
+        tokio::select! {
+            biased;
+            _ = stopped.wait_for(|stopped| *stopped) => Ok(FetchEnd::Cancelled),
+            end = copy(blob, &client, &decoder, &hash) => end,
+        }
+    })
+}
+
+async fn copy(blob: &BlobSource, client: &Client, decoder: &Sender<Message>, hash: &Sender<Bytes>) -> Result<FetchEnd, EngineError> {
+    let size = blob.size();
+    if size > 0 {
+        let mut reader = blob.open(client, 0..size).await?;
+        let mut left = size;
+        while let Some(chunk) = reader.chunk().await? {
+            left = left.saturating_sub(chunk.len() as u64);
+            // Blocking here is what bounds memory: the connection waits with us. The hash job takes all it is given until we end.
+            if hash.send(chunk.clone()).is_err() || decoder.send(Message::Chunk(chunk)).is_err() {
+                return Ok(FetchEnd::Unwanted);
+            }
+            // A reader that is always ready (a local file) never yields by itself: let the stop signal be seen.
+            tokio::task::yield_now().await;
+        }
+        if left > 0 {
+            let expected = format!("{size} bytes");
+            return Err(EngineError::Invalid { what: "length of a layer blob".to_owned(), expected, found: (size - left).to_string() });
+        }
+    }
+    match decoder.send(Message::End) {
+        Ok(()) => Ok(FetchEnd::Complete),
+        Err(_) => Ok(FetchEnd::Unwanted),
+    }
+}

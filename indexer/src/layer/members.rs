@@ -1,0 +1,144 @@
+//! The decoder's end of the stream: tar members out of it, and its blocks on to the hash job.
+
+use std::time::{Duration, Instant};
+
+use clip_format::{error::FormatError, limits::WINDOW_BYTES};
+use crossbeam::channel::{Receiver, Sender};
+
+use super::{
+    LayerInput,
+    hash::{BlockBytes, HashJob},
+    spans::{BLOCK_BYTES, StreamSink},
+};
+use crate::{
+    error::IndexError,
+    progress::{LayerEvent, Progress},
+    tar_entry::{Entry, EntryKind, TarError, TarParser},
+};
+
+/// Time between two reports of progress. Source: progress bars are drawn 10 times a second.
+const REPORT_INTERVAL: Duration = Duration::from_millis(100);
+/// Names, targets, attributes and extents of one layer's members. Source: an index of INDEX_BYTES_MAX could not hold more.
+const METADATA_BYTES_MAX: u64 = 4 << 30;
+
+/// Parses the stream and passes it on.
+pub(super) struct MemberSink<'a> {
+    input: &'a LayerInput,
+    progress: &'a dyn Progress,
+    parser: TarParser,
+    entries: Vec<Entry>,
+    metadata_bytes: u64,
+    jobs: Sender<HashJob>,
+    used_buffers: Receiver<Vec<u8>>,
+    stream: u64,
+    reported: Instant,
+}
+
+/// Errors of the parser and of the bounds on what comes of it.
+enum MemberError {
+    Tar(TarError),
+    TooMuch(u64),
+}
+
+impl From<TarError> for MemberError {
+    fn from(error: TarError) -> Self {
+        MemberError::Tar(error)
+    }
+}
+
+impl<'a> MemberSink<'a> {
+    pub(super) fn new(
+        input: &'a LayerInput,
+        progress: &'a dyn Progress,
+        jobs: Sender<HashJob>,
+        used_buffers: Receiver<Vec<u8>>,
+    ) -> Self {
+        Self {
+            input,
+            progress,
+            parser: TarParser::new(),
+            entries: Vec::new(),
+            metadata_bytes: 0,
+            jobs,
+            used_buffers,
+            stream: 0,
+            reported: Instant::now(),
+        }
+    }
+
+    /// The members, once the stream has ended where an archive may end.
+    pub(super) fn finish(self, warnings: &mut Vec<String>) -> Result<(Vec<Entry>, u64), IndexError> {
+        self.parser.finish().map_err(|error| self.to_error(MemberError::Tar(error)))?;
+        let telling: Vec<&str> = self.parser.ignored_globals().keys().map(String::as_str).filter(|key| *key != "comment").collect();
+        if !telling.is_empty() {
+            let keys = telling.join(", ");
+            warnings.push(format!("layer {}: global PAX records are ignored, as containerd and docker do: {keys}", self.input.digest));
+        }
+        let members = self.parser.members();
+        Ok((self.entries, members))
+    }
+
+    fn parse(&mut self, bytes: &[u8]) -> Result<(), MemberError> {
+        let (entries, total) = (&mut self.entries, &mut self.metadata_bytes);
+        self.parser.push(bytes, &mut |entry: Entry| {
+            *total += metadata_bytes(&entry);
+            entries.push(entry);
+            if *total > METADATA_BYTES_MAX { Err(MemberError::TooMuch(*total)) } else { Ok(()) }
+        })
+    }
+
+    fn to_error(&self, error: MemberError) -> IndexError {
+        match error {
+            MemberError::Tar(error) if error.unsupported => IndexError::Unsupported {
+                what: format!("layer {}, {}", self.input.digest, error.place()),
+                found: error.found,
+                hint: format!("expected {}", error.expected),
+            },
+            MemberError::Tar(error) => {
+                let place = error.place();
+                IndexError::Layer { layer: self.input.digest, place, expected: error.expected, found: error.found }
+            }
+            MemberError::TooMuch(found) => {
+                let what = format!("layer {}: bytes of names and attributes", self.input.digest);
+                IndexError::Format(FormatError::Limit { what, max: METADATA_BYTES_MAX, found })
+            }
+        }
+    }
+
+    fn report(&mut self, compressed: u64) {
+        if self.reported.elapsed() >= REPORT_INTERVAL {
+            self.reported = Instant::now();
+            self.progress.layer(self.input.index, LayerEvent::Advanced { compressed, stream: self.stream });
+        }
+    }
+}
+
+impl StreamSink for MemberSink<'_> {
+    fn block(&mut self, bytes: BlockBytes, cuts: Vec<usize>, compressed: u64) -> Result<(), IndexError> {
+        self.parse(bytes.as_slice()).map_err(|error| self.to_error(error))?;
+        self.stream += bytes.as_slice().len() as u64;
+        self.report(compressed);
+        // A closed channel means that the hash job failed: its own error is reported when it is joined.
+        let _ = self.jobs.send(HashJob::Block { bytes, cuts });
+        Ok(())
+    }
+
+    fn window(&mut self, span: usize, window: Box<[u8; WINDOW_BYTES]>) {
+        let _ = self.jobs.send(HashJob::Window { span, window });
+    }
+
+    fn buffer(&mut self) -> Vec<u8> {
+        self.used_buffers.try_recv().unwrap_or_else(|_| vec![0; BLOCK_BYTES])
+    }
+}
+
+/// About what an entry takes in memory.
+fn metadata_bytes(entry: &Entry) -> u64 {
+    let kind = match &entry.kind {
+        EntryKind::Regular { data, .. } => size_of_val(data.as_slice()),
+        EntryKind::Symlink(target) | EntryKind::HardLink(target) => target.len(),
+        _ => 0,
+    };
+    let xattrs: usize = entry.xattrs.iter().map(|(name, value)| 48 + name.len() + value.len()).sum();
+    (size_of::<Entry>() + entry.path.len() + kind + xattrs) as u64
+}

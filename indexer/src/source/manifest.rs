@@ -1,0 +1,173 @@
+//! Manifests and image indexes of OCI and Docker schema 2.
+
+use clip_format::{digest::Digest, storage_info::Platform};
+use serde::Deserialize;
+
+use super::{Document, ImageStore, Wanted, platform};
+use crate::error::IndexError;
+
+/// Indexes inside indexes. Source: none deeper than 2 is known; a loop is impossible, since digests name contents.
+const INDEX_DEPTH_MAX: usize = 4;
+/// Manifests of one index that are tried for want of a platform in their descriptors.
+const UNNAMED_PLATFORMS_MAX: usize = 16;
+
+/// A pointer to a document or blob.
+#[derive(Clone, Debug)]
+pub(super) struct Descriptor {
+    pub(super) digest: Digest,
+    pub(super) size: u64,
+    pub(super) media_type: String,
+    pub(super) platform: Option<Platform>,
+    /// `org.opencontainers.image.ref.name`
+    pub(super) ref_name: Option<String>,
+}
+
+/// The manifest of one platform.
+#[derive(Clone, Debug)]
+pub(super) struct ImageManifest {
+    pub(super) config: Descriptor,
+    pub(super) layers: Vec<Descriptor>,
+}
+
+/// What a document turned out to be.
+pub(super) enum Parsed {
+    Image(ImageManifest),
+    Index(Vec<Descriptor>),
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RawDocument {
+    schema_version: Option<u64>,
+    media_type: Option<String>,
+    config: Option<RawDescriptor>,
+    layers: Option<Vec<RawDescriptor>>,
+    manifests: Option<Vec<RawDescriptor>>,
+    fs_layers: Option<serde_json::Value>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RawDescriptor {
+    media_type: Option<String>,
+    digest: String,
+    size: u64,
+    platform: Option<RawPlatform>,
+    annotations: Option<std::collections::BTreeMap<String, String>>,
+}
+
+#[derive(Deserialize)]
+struct RawPlatform {
+    os: Option<String>,
+    architecture: Option<String>,
+    variant: Option<String>,
+}
+
+impl RawDescriptor {
+    fn read(self, what: &str) -> Result<Descriptor, IndexError> {
+        let digest = self.digest.parse().map_err(|_| IndexError::Image {
+            what: format!("{what}, a descriptor's digest"),
+            expected: "sha256:<64 hex digits> or sha512:<128>".to_owned(),
+            found: format!("{:?}", self.digest.chars().take(160).collect::<String>()),
+        })?;
+        let platform = self.platform.map(|raw| Platform {
+            os: raw.os.unwrap_or_default(),
+            architecture: raw.architecture.unwrap_or_default(),
+            variant: raw.variant.filter(|variant| !variant.is_empty()),
+        });
+        let ref_name = self.annotations.and_then(|mut annotations| annotations.remove("org.opencontainers.image.ref.name"));
+        Ok(Descriptor { digest, size: self.size, media_type: self.media_type.unwrap_or_default(), platform, ref_name })
+    }
+}
+
+/// The meaning of a manifest or index.
+///
+/// # Errors
+/// `Image` for what is neither, `Unsupported` for Docker schema 1 and for artifacts that are no images.
+pub(super) fn parse(document: &Document) -> Result<Parsed, IndexError> {
+    let what = format!("manifest {}", document.digest);
+    let wrong = |found: String| IndexError::Image {
+        what: what.clone(),
+        expected: "an OCI or Docker schema 2 manifest or index".to_owned(),
+        found,
+    };
+    let raw: RawDocument = serde_json::from_slice(&document.bytes).map_err(|error| wrong(format!("JSON that is none: {error}")))?;
+    let media_type = raw.media_type.clone().unwrap_or_else(|| document.media_type.clone());
+    if raw.schema_version == Some(1) || raw.fs_layers.is_some() || media_type.contains("distribution.manifest.v1") {
+        return Err(IndexError::Unsupported {
+            what,
+            found: "Docker image manifest version 2, schema 1".to_owned(),
+            hint: "push the image again with a current docker, or copy it with `skopeo copy --format oci`".to_owned(),
+        });
+    }
+    let read_all = |list: Vec<RawDescriptor>| list.into_iter().map(|raw| raw.read(&what)).collect::<Result<Vec<_>, _>>();
+    match (raw.manifests, raw.config, raw.layers) {
+        // A document that is both could mean one image to us and another to whoever checked it (CVE-2021-41190).
+        (Some(_), Some(_), _) | (Some(_), _, Some(_)) => Err(wrong("a document with both manifests and layers".to_owned())),
+        (Some(manifests), None, None) => Ok(Parsed::Index(read_all(manifests)?)),
+        (None, Some(config), layers) => {
+            let config = config.read(&what)?;
+            check_config_type(&what, &config)?;
+            Ok(Parsed::Image(ImageManifest { config, layers: read_all(layers.unwrap_or_default())? }))
+        }
+        (None, None, _) => Err(wrong(format!("a document of media type {media_type:?} without manifests or config"))),
+    }
+}
+
+fn check_config_type(what: &str, config: &Descriptor) -> Result<(), IndexError> {
+    match config.media_type.as_str() {
+        "" | "application/vnd.oci.image.config.v1+json" | "application/vnd.docker.container.image.v1+json" => Ok(()),
+        other => Err(IndexError::Unsupported {
+            what: what.to_owned(),
+            found: format!("config media type {other:?}"),
+            hint: "only container images can be indexed".to_owned(),
+        }),
+    }
+}
+
+/// The manifest of the wanted platform in or under `document`, and its digest.
+///
+/// # Errors
+/// `Image`, listing the platforms that there are.
+pub(super) fn choose(store: &dyn ImageStore, document: Document, wanted: &Wanted) -> Result<(ImageManifest, Digest), IndexError> {
+    let mut document = document;
+    for _ in 0..INDEX_DEPTH_MAX {
+        let digest = document.digest;
+        let manifests = match parse(&document)? {
+            Parsed::Image(manifest) => return Ok((manifest, digest)),
+            Parsed::Index(manifests) => manifests,
+        };
+        document = choose_in_index(store, &manifests, &digest, wanted)?;
+    }
+    Err(IndexError::Image {
+        what: format!("index {}", document.digest),
+        expected: format!("indexes nested at most {INDEX_DEPTH_MAX} deep"),
+        found: "more".to_owned(),
+    })
+}
+
+fn choose_in_index(store: &dyn ImageStore, manifests: &[Descriptor], index: &Digest, wanted: &Wanted) -> Result<Document, IndexError> {
+    let ranked = manifests.iter().filter_map(|descriptor| Some((platform::rank(&wanted.platform, descriptor.platform.as_ref()?)?, descriptor)));
+    if let Some((_, best)) = ranked.min_by_key(|(rank, _)| *rank) {
+        return store.document(best);
+    }
+    let mut found: Vec<String> = manifests.iter().filter_map(|descriptor| descriptor.platform.as_ref().map(platform::to_text)).collect();
+    // Descriptors without a platform (layouts, old tools): the config says it.
+    for descriptor in manifests.iter().filter(|descriptor| descriptor.platform.is_none()).take(UNNAMED_PLATFORMS_MAX) {
+        let document = store.document(descriptor)?;
+        let Parsed::Image(manifest) = parse(&document)? else { return Ok(document) };
+        let config = super::config::ConfigFile::parse(&store.config(&manifest.config)?, &manifest.config.digest)?;
+        if platform::rank(&wanted.platform, &config.platform).is_some() || (manifests.len() == 1 && !wanted.explicit) {
+            return Ok(document);
+        }
+        found.push(platform::to_text(&config.platform));
+    }
+    found.retain(|platform| !platform.starts_with("unknown/"));
+    found.sort();
+    found.dedup();
+    Err(IndexError::Image {
+        what: format!("index {index}"),
+        expected: format!("a manifest for {} (choose another with --platform)", platform::to_text(&wanted.platform)),
+        found: if found.is_empty() { "no platform at all".to_owned() } else { format!("only {}", found.join(", ")) },
+    })
+}
