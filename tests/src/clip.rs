@@ -201,8 +201,19 @@ impl Clip {
     }
 }
 
+impl Clip {
+    /// What the owner of the cache directory has logged.
+    #[must_use]
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.cache_dir().join("owner.log")).unwrap_or_default()
+    }
+}
+
 impl Drop for Clip {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("log of the owner:\n{}", self.log());
+        }
         for mountpoint in mountpoints_below(self.dir.path()) {
             let _ = rustix::mount::unmount(&mountpoint, rustix::mount::UnmountFlags::DETACH);
         }

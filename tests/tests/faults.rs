@@ -45,14 +45,10 @@ impl Served {
         Self { sample, server, clip, file }
     }
 
-    fn log(&self) -> String {
-        std::fs::read_to_string(self.clip.cache_dir().join("owner.log")).unwrap_or_default()
-    }
-
     /// Every file through the mount is what it should be.
     fn assert_all_right(&self, dir: &Path) {
         for (path, contents) in &self.sample.files {
-            let found = std::fs::read(dir.join(path)).unwrap_or_else(|error| panic!("{path}: {error}\n{}", self.log()));
+            let found = std::fs::read(dir.join(path)).unwrap_or_else(|error| panic!("{path}: {error}\n{}", self.clip.log()));
             assert!(found == *contents, "{path}: a wrong byte");
         }
     }
@@ -86,7 +82,7 @@ fn a_bad_registry_is_an_error_in_bounded_time_and_no_longer_than_it_is_bad() {
         let mount = served.clip.mount(&served.file, &["--read-timeout", READ_TIMEOUT]).unwrap();
         served.server.fault(fault);
         assert_fails_in_time(claim, &mount.path(sample::SHORT));
-        let log = served.log();
+        let log = served.clip.log();
         let lines: Vec<&str> = log.lines().filter(|line| line.contains("ERROR") || line.contains("WARN")).collect();
         let about: Vec<&&str> = lines.iter().filter(|line| line.contains("sha256:") || line.contains("127.0.0.1")).collect();
         assert!(!about.is_empty(), "{claim}: the log does not say what failed:\n{log}");

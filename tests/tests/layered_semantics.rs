@@ -155,9 +155,8 @@ fn sparse_files_are_what_gnu_tar_extracts() {
     let scratch = TempDir::new().unwrap();
     let make = r#"
         cd "$1" && mkdir in && cd in
-        truncate -s 5000000000 huge
-        printf end | dd of=huge bs=1 seek=4999999997 conv=notrunc status=none
-        printf middle | dd of=huge bs=4096 seek=1100000 conv=notrunc status=none
+        truncate -s 5G huge
+        for i in 3 20000 33000 40959; do head -c 131072 /dev/urandom | dd of=huge bs=131072 seek=$i conv=notrunc iflag=fullblock status=none; done
         truncate -s 1000000 hole-only
         for i in 0 3 6 9 12 15 18 21 24 27; do printf "segment $i" | dd of=many bs=65536 seek=$i conv=notrunc status=none; done
         truncate -s 3000000 many
@@ -178,6 +177,24 @@ fn sparse_files_are_what_gnu_tar_extracts() {
         .unwrap();
         assert_mount_equals(format, &layout, format, &expected, &Exclusions::default());
     }
+}
+
+/// A sparse file of more pieces than an index takes is refused with its path, the limit and the count.
+#[test]
+fn too_many_pieces_of_a_sparse_file_are_refused_by_name() {
+    if lacks(&[Need::Tool("tar")]) {
+        return;
+    }
+    let scratch = TempDir::new().unwrap();
+    let make = r#"cd "$1" && mkdir in && truncate -s 3G in/scattered && printf x | dd of=in/scattered bs=4096 seek=500001 conv=notrunc status=none
+        tar -C in --sparse --format=posix -cf scattered.tar ."#;
+    shell(make, &[scratch.path().as_os_str()]).unwrap();
+    let layout = Layout::create(&scratch.path().join("layout")).unwrap();
+    let layer = layout.layer(&std::fs::read(scratch.path().join("scattered.tar")).unwrap(), &Compression::Plain).unwrap();
+    layout.image("scattered", &[layer], json!({})).unwrap();
+    let clip = Clip::new();
+    let message = clip.fails(&["index", &layout.reference("scattered"), "-o", clip.path("out.clip").to_str().unwrap(), "--quiet"]).unwrap();
+    assert!(message.contains("scattered") && message.contains("65536"), "{message}");
 }
 
 /// The uppermost layer's version wins in ls and cat too, and an index of an image holds its layers in manifest order.
@@ -220,7 +237,7 @@ fn bad_layers_are_named_and_leave_nothing() {
     };
     let gzipped_bad_header = clip_tests::images::layout::compress(&bad_header, &Compression::ZlibRs(6)).unwrap();
     let cases =
-        [("truncated", cut), ("damaged", damaged), ("bad-tar", gzipped_bad_header), ("zstd", gzip.clone()), ("not-gzip", good.clone())];
+        [("truncated", cut), ("damaged", damaged), ("bad-tar", gzipped_bad_header), ("zstd", gzip.clone()), ("neither", nasty::noise(1, 5000))];
     for (tag, blob) in cases {
         let digest = ready(tag, blob);
         let clip = Clip::new();

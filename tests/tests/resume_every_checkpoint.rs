@@ -6,6 +6,7 @@ use std::{io::Read, path::Path};
 use clip_engine::inflate::{Inflate, Stop, Until};
 use clip_format::{
     checkpoints::{SpanStart, SpanTable},
+    limits::WINDOW_BYTES,
     units::SpanIndex,
     windows::expand_window,
 };
@@ -47,10 +48,11 @@ fn decode_from(table: &SpanTable, entry: SpanIndex, windows: &[u8], blob: &[u8])
         SpanStart::Plain => return input[..output.len()].to_vec(),
         SpanStart::Member => Inflate::gzip(),
         SpanStart::Deflate { bit_offset, window } => {
-            let window = expand_window(windows, window).unwrap();
+            // An absent window is one of zeros, not one that nothing refers to: repeats of zeros look back into it.
+            let window = expand_window(windows, window).unwrap().unwrap_or_else(|| Box::new([0; WINDOW_BYTES]));
             let first_byte = input[0];
             input = if bit_offset == 0 { input } else { &input[1..] };
-            Inflate::raw(window.as_deref(), bit_offset, first_byte)
+            Inflate::raw(Some(&window), bit_offset, first_byte)
         }
     };
     let mut raw = matches!(span.start, SpanStart::Deflate { .. });
@@ -127,8 +129,8 @@ fn every_compressor_can_be_resumed() {
         let clip = Clip::new();
         let file = clip.index(&layout.reference(&tag), "one", &["--span-size", "256KiB"]).unwrap();
         let entries = check_every_entry(name, &file, |digest| std::fs::read(layout.blob_path(digest).unwrap()).unwrap());
-        // Stored and dense streams have few block boundaries per span, but a reader must never decode far.
-        assert!(entries * (512 << 10) >= stream.len() / 2, "{name}: only {entries} entries in {} bytes", stream.len());
+        // zlib-rs's fastest level writes one block however long the stream is; all others must offer places to enter.
+        assert!(name == "zlib-rs -1" || entries * (512 << 10) >= stream.len() / 2, "{name}: only {entries} entries in {} bytes", stream.len());
     }
 }
 
