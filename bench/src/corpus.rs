@@ -75,7 +75,9 @@ impl Corpus {
             let len = 200 + (number * 7919) % 6000;
             lower.push(Member::file(format!("usr/{:03}/module_{number}.py", number / 100), prose(number as u64, len)));
         }
-        upper.extend((0..small / 20).map(|number| Member::file(format!("usr/{:03}/changed_{number}.py", number % 2), prose(number as u64, 3000))));
+        upper.extend(
+            (0..small / 20).map(|number| Member::file(format!("usr/{:03}/changed_{number}.py", number % 2), prose(number as u64, 3000))),
+        );
         let files = (small + small / 20 + 2) as u64;
         let mut hasher = Sha256::new();
         let (mut layers, mut blobs, mut stream_bytes) = (Vec::new(), Vec::new(), 0);

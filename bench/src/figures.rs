@@ -166,7 +166,8 @@ impl Bench {
         let floor = self.ranged_get_time()?;
         let note = format!("cold, loopback registry, {reads} reads, one a span");
         Ok(vec![
-            Figure::new("4 KiB read, p50", times[reads / 2], "ms", note.clone()).beside("a 256 KiB ranged GET on an open connection", floor),
+            Figure::new("4 KiB read, p50", times[reads / 2], "ms", note.clone())
+                .beside("a 256 KiB ranged GET on an open connection", floor),
             Figure::new("4 KiB read, p99", times[reads * 99 / 100], "ms", note.clone()),
             Figure::new("4 KiB read, requests per read", requests as f64 / reads as f64, "", note.clone()).beside("one", 1.0),
             Figure::new("4 KiB read, bytes fetched per byte read", bytes as f64 / (reads * 4096) as f64, "", note),
@@ -205,8 +206,10 @@ impl Bench {
                 .beside("a plain file in the page cache", disk),
             Figure::of_runs("sequential read, page cache", &mut warm, "MB/s", note.clone()).beside("a plain file in the page cache", disk),
             Figure::new("sequential read, requests per MiB", requests as f64 / (len as f64 / f64::from(1 << 20)), "", note.clone()),
-            Figure::new("sequential read, bytes fetched per byte read", bytes as f64 / len as f64, "", note)
-                .beside("compressed size of the image", self.corpus.blobs.iter().map(Vec::len).sum::<usize>() as f64 / self.corpus.stream_bytes as f64),
+            Figure::new("sequential read, bytes fetched per byte read", bytes as f64 / len as f64, "", note).beside(
+                "compressed size of the image",
+                self.corpus.blobs.iter().map(Vec::len).sum::<usize>() as f64 / self.corpus.stream_bytes as f64,
+            ),
         ])
     }
 

@@ -236,8 +236,13 @@ fn bad_layers_are_named_and_leave_nothing() {
         layer.blob.digest
     };
     let gzipped_bad_header = clip_tests::images::layout::compress(&bad_header, &Compression::ZlibRs(6)).unwrap();
-    let cases =
-        [("truncated", cut), ("damaged", damaged), ("bad-tar", gzipped_bad_header), ("zstd", gzip.clone()), ("neither", nasty::noise(1, 5000))];
+    let cases = [
+        ("truncated", cut),
+        ("damaged", damaged),
+        ("bad-tar", gzipped_bad_header),
+        ("zstd", gzip.clone()),
+        ("neither", nasty::noise(1, 5000)),
+    ];
     for (tag, blob) in cases {
         let digest = ready(tag, blob);
         let clip = Clip::new();

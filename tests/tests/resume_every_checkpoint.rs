@@ -130,7 +130,11 @@ fn every_compressor_can_be_resumed() {
         let file = clip.index(&layout.reference(&tag), "one", &["--span-size", "256KiB"]).unwrap();
         let entries = check_every_entry(name, &file, |digest| std::fs::read(layout.blob_path(digest).unwrap()).unwrap());
         // zlib-rs's fastest level writes one block however long the stream is; all others must offer places to enter.
-        assert!(name == "zlib-rs -1" || entries * (512 << 10) >= stream.len() / 2, "{name}: only {entries} entries in {} bytes", stream.len());
+        assert!(
+            name == "zlib-rs -1" || entries * (512 << 10) >= stream.len() / 2,
+            "{name}: only {entries} entries in {} bytes",
+            stream.len()
+        );
     }
 }
 
