@@ -16,8 +16,8 @@ use crate::{
     cache::lock::OwnerLock,
     config::EngineConfig,
     fetch::Flow,
+    image_layer::{ImageLayer, Work},
     job::DecodeJob,
-    layer::{ImageLayer, Work},
     metrics::Counters,
     plan,
     progress::Progress,
@@ -134,7 +134,7 @@ impl Core {
 
 /// The requests that bring `claimed`: groups by entry, neighbours joined.
 pub(crate) fn flows(layer: &Arc<ImageLayer>, claimed: Vec<SpanIndex>, request_bytes_max: u64) -> Vec<Flow> {
-    let mut works: VecDeque<Work> = plan::by_entry(&layer.table, &claimed).into_iter().map(|wanted| layer.work(wanted)).collect();
+    let mut works: VecDeque<Work> = plan::by_entry(&layer.table, &claimed).into_iter().filter_map(|wanted| layer.work(wanted)).collect();
     let groups: Vec<plan::Group> = works.iter().map(|work| work.group.clone()).collect();
     let mut flows = Vec::new();
     while !works.is_empty() {

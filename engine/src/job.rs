@@ -3,21 +3,18 @@
 use std::{rc::Rc, sync::Arc};
 
 use bytes::{Buf, Bytes};
-use clip_format::{limits::SPAN_BYTES_MAX, units::SpanIndex};
+use clip_format::units::SpanIndex;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use crate::{
     core::BUDGET_UNIT,
     decode::Decoder,
     error::EngineError,
-    layer::{ImageLayer, Suspended, Work},
+    image_layer::{ImageLayer, Suspended, Work},
     metrics::count,
     shard::Shard,
-    span::VerifiedSpan,
+    span::{SPAN_LEN_MAX, VerifiedSpan},
 };
-
-/// Bytes of the longest span that is decoded. Source: DESIGN section 2: never over twice the span size.
-const SPAN_LEN_MAX: u64 = 2 * SPAN_BYTES_MAX;
 
 /// A group whose bytes arrive on `input`; closing the channel early means that the fetch failed.
 pub(crate) struct DecodeJob {
@@ -31,9 +28,10 @@ pub(crate) async fn run(job: DecodeJob, shard: Rc<Shard>) {
     let claims = job.work.claims.clone();
     if let Err(error) = decode(job, &shard).await
         && !claims.has_failed()
-        && !shard.core.is_stopping()
     {
-        tracing::warn!(%error, "a fetch failed");
+        if !shard.core.is_stopping() {
+            tracing::warn!(%error, "a fetch failed");
+        }
         claims.fail(error);
     }
 }
@@ -45,9 +43,11 @@ async fn decode(job: DecodeJob, shard: &Rc<Shard>) -> Result<(), EngineError> {
         None => layer.enter(work.entry)?,
     };
     let mut source = Source { decoder, input, chunk: Bytes::new(), used: 0 };
-    for span in (work.group.from.get()..=work.group.last.get()).map(SpanIndex) {
+    let mut next = work.group.from;
+    while let Some(span) = work.claims.next_span() {
         let (bytes, held) = next_span(&layer, &mut source, span, shard).await?;
-        if work.claims.has(span) {
+        next = SpanIndex(span.get() + 1);
+        if work.claims.passed(span) {
             let verified = verify(&layer, span, bytes)?;
             count(&shard.core.counters.spans_fetched, 1);
             work.claims.deliver(span, &verified);
@@ -55,8 +55,9 @@ async fn decode(job: DecodeJob, shard: &Rc<Shard>) -> Result<(), EngineError> {
         }
         tokio::task::yield_now().await;
     }
-    if !work.group.whole {
-        let (next, position) = (SpanIndex(work.group.last.get() + 1), work.group.compressed.start + source.used);
+    let end = layer.table.next_entry(work.entry).map_or(layer.table.len(), SpanIndex::get);
+    if next.get() < end {
+        let position = work.group.compressed.start + source.used;
         layer.suspend(Suspended { entry: work.entry, next, position, decoder: source.decoder });
     }
     Ok(())

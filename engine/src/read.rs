@@ -9,16 +9,11 @@ use std::{
 use clip_format::units::SpanIndex;
 
 use crate::{
-    cache::layer_file::LayerFile,
-    core::Core,
-    error::EngineError,
-    image::ReadDone,
-    layer::{ImageLayer, Obtained},
-    metrics::count,
+    cache::layer_file::LayerFile, core::Core, error::EngineError, image::ReadDone, image_layer::ImageLayer, layer::Obtained, metrics::count,
 };
 
-/// Times that a read starts over with its own source after another image's fetch of the same span failed.
-const RETRIES_MAX: u32 = 8;
+/// Times that a read starts over, for each of its spans, with its own source after another image's fetch of it failed.
+const RETRIES_MAX: usize = 8;
 
 /// A read of `range` of a layer's stream.
 ///
@@ -35,7 +30,8 @@ struct Progress {
     buffer: Vec<u8>,
     /// Spans without an answer.
     missing: usize,
-    retries: u32,
+    /// Starts over that are left.
+    retries: usize,
     waited: bool,
     /// `None` once it was called.
     done: Option<ReadDone>,
@@ -44,7 +40,7 @@ struct Progress {
 /// Starts a read of `range`, which lies in the stream and in `spans`; `done` may be called before this returns.
 pub(crate) fn start(core: &Arc<Core>, layer: &Arc<ImageLayer>, range: Range<u64>, spans: Range<u32>, done: ReadDone) {
     let buffer = vec![0; (range.end - range.start) as usize];
-    let progress = Progress { buffer, missing: spans.len(), retries: 0, waited: false, done: Some(done) };
+    let progress = Progress { buffer, missing: spans.len(), retries: RETRIES_MAX * spans.len(), waited: false, done: Some(done) };
     let read = PendingRead { core: core.clone(), layer: layer.clone(), range, started: Instant::now(), progress: Mutex::new(progress) };
     let read = Arc::new(read);
     read.request(spans.map(SpanIndex));
@@ -114,8 +110,8 @@ impl PendingRead {
     /// The fetch of a span by `failed` failed. When that was another image, this read tries its own source.
     pub(crate) fn part_failed(self: &Arc<Self>, span: SpanIndex, error: &EngineError, failed: &Arc<ImageLayer>) {
         let mut progress = self.lock();
-        progress.retries += 1;
-        let again = !Arc::ptr_eq(&self.layer, failed) && progress.retries <= RETRIES_MAX && progress.done.is_some();
+        let again = !Arc::ptr_eq(&self.layer, failed) && progress.retries > 0 && progress.done.is_some();
+        progress.retries = progress.retries.saturating_sub(1);
         drop(progress);
         if again && !self.core.is_stopping() {
             self.request(std::iter::once(span));
@@ -145,8 +141,10 @@ impl PendingRead {
 
     fn watch_deadline(self: &Arc<Self>) {
         let Some(after) = self.core.config.read_deadline else { return };
+        // A time that the clock cannot hold never comes.
+        let Some(at) = self.started.checked_add(after) else { return };
         if self.lock().done.is_some() {
-            self.core.watch_read(Deadline { read: Arc::downgrade(self), at: self.started + after, after });
+            self.core.watch_read(Deadline { read: Arc::downgrade(self), at, after });
         }
     }
 

@@ -2,7 +2,7 @@
 //!
 //! [`tree`] answers every question the kernel may ask from an index and a [`ByteSource`]; it knows no kernel and is tested without
 //! one. The adapter turns the FUSE protocol into calls of the tree, and says at the start of a connection that nothing here ever
-//! changes, so that the kernel caches names, attributes, links and pages for ever. [`mount`] makes, finds and ends mounts: as root
+//! changes, so that the kernel caches names, attributes, links and pages for ever. [`mod@mount`] makes, finds and ends mounts: as root
 //! by mount(2) itself, otherwise through fusermount3.
 //!
 //! A read whose bytes must come over the network is parked: the session thread hands the reply to the engine and takes the next

@@ -82,7 +82,7 @@ fn clear_dead(mountpoint: &Path) -> Result<(), MountError> {
     for _ in 0..CLEARED_MAX {
         let mounts = read_mounts()?;
         let Some(top) = mountinfo::topmost(&mounts, mountpoint).filter(|top| top.fs_type == FS_TYPE) else { return Ok(()) };
-        if !is_dead(&[top.mountpoint.clone()])[0] {
+        if is_dead(std::slice::from_ref(&top.mountpoint)) != [true] {
             let found = format!("a live clip mount of {}; clip umount it first", top.source.display());
             return Err(MountError::Mountpoint { path: mountpoint.to_owned(), expected: "a directory without a clip mount", found });
         }

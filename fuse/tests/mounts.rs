@@ -7,6 +7,7 @@ use std::{
     ffi::CString,
     fs::{self, File},
     io::{BufRead, BufReader, Read},
+    ops::Range,
     os::unix::{
         fs::{FileExt, FileTypeExt, MetadataExt, PermissionsExt},
         process::CommandExt,
@@ -21,9 +22,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use clip_format::units::LayerIndex;
+use clip_engine::image::ReadDone;
+use clip_format::{erofs::Index, units::LayerIndex};
 use clip_fuse::{
-    MountError, MountOptions, Mounted,
+    ByteSource, MountError, MountOptions, Mounted,
     mount::{Detach, mounts, umount},
     mount_source,
 };
@@ -205,7 +207,7 @@ fn flags_and_setuid() {
     assert_eq!(run(&place.m()).unwrap_err().kind(), std::io::ErrorKind::PermissionDenied);
 }
 
-/// User 1000 reads what modes allow, and not what they don't.
+/// User 1000 reads what modes and POSIX ACLs allow, and not what they don't.
 #[test]
 fn permissions_are_checked() {
     if !can_mount() {
@@ -213,9 +215,12 @@ fn permissions_are_checked() {
     }
     let (place, source) = (Place::new(), sample::source(true));
     let _mounted = mounted(&place, &source);
-    let read = |name: &str| Command::new("cat").arg(place.m().join(name)).uid(1000).gid(1000).output().unwrap().status.success();
-    assert!(read("file"));
-    assert!(!read("secret"));
+    let read_as = |uid, name: &str| Command::new("cat").arg(place.m().join(name)).uid(uid).gid(uid).output().unwrap().status.success();
+    assert!(read_as(1000, "file"));
+    assert!(!read_as(1000, "secret"));
+    // The image's ACL lets 1000 read this one, and nobody else.
+    assert!(read_as(1000, "shared"));
+    assert!(!read_as(1001, "shared"));
     assert_eq!(fs::read(place.m().join("secret")).unwrap().len(), 100);
 }
 
@@ -262,6 +267,84 @@ fn parked_reads_block_nothing() {
         waiting = still;
         waiting.is_empty()
     });
+}
+
+/// Many readers of random ranges, all of them fetched, see the right bytes.
+#[test]
+fn random_readers() {
+    if !can_mount() {
+        return;
+    }
+    let (place, source) = (Place::new(), sample::source(true));
+    source.supply(0, Supply::Fetched);
+    let _mounted = mounted(&place, &source);
+    thread::scope(|scope| {
+        for seed in 1..=8_u64 {
+            let (path, source) = (place.m().join("file"), &source);
+            scope.spawn(move || {
+                let file = File::open(path).unwrap();
+                let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+                for _ in 0..50 {
+                    state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                    let offset = (state >> 33) % FILE_LEN as u64;
+                    let len = ((state >> 20) % 300_000).min(FILE_LEN as u64 - offset);
+                    let mut bytes = vec![0; len as usize];
+                    file.read_exact_at(&mut bytes, offset).unwrap();
+                    let start = FILE_AT as u64 + offset;
+                    assert!(bytes == source.bytes(LayerIndex(0), start..start + len), "seed {seed}, {offset}+{len}");
+                    rustix::fs::fadvise(&file, offset, std::num::NonZero::new(len), rustix::fs::Advice::DontNeed).unwrap();
+                }
+            });
+        }
+    });
+}
+
+/// A layer served out of the map of a file, as the engine serves its cache.
+struct Mapped {
+    source: Source,
+    map: memmap2::Mmap,
+}
+
+impl ByteSource for Mapped {
+    type Stream = ();
+
+    fn index(&self) -> &Index {
+        self.source.index()
+    }
+
+    fn present(&self, _: LayerIndex, range: Range<u64>) -> Option<&[u8]> {
+        Some(&self.map[range.start as usize..range.end as usize])
+    }
+
+    fn read(&self, layer: LayerIndex, range: Range<u64>, done: ReadDone) {
+        self.source.read(layer, range, done);
+    }
+
+    fn note_read(&self, (): &(), _: LayerIndex, _: Range<u64>, _: u64) {}
+}
+
+/// A cache file that somebody cuts under a mount is an error of the read: no signal, no hang, and the mount lives on.
+#[test]
+fn cut_cache_files() {
+    if !can_mount() {
+        return;
+    }
+    let (place, source) = (Place::new(), sample::source(true));
+    let layer = place.0.join("stream");
+    fs::write(&layer, &source.0.layers[0]).unwrap();
+    let file = File::options().read(true).write(true).open(&layer).unwrap();
+    // SAFETY: the slices are never touched here, only given to writev(2), which answers EFAULT for pages that are gone.
+    let map = unsafe { memmap2::Mmap::map(&file) }.unwrap();
+    let _mounted = mount_source(Mapped { source: source.clone(), map }, &place.m(), &options()).unwrap();
+    let read = File::open(place.m().join("file")).unwrap();
+    let mut page = [0; 4096];
+    read.read_exact_at(&mut page, 0).unwrap();
+    file.set_len(1_000_000).unwrap();
+    let error = read.read_exact_at(&mut page, 2_000_000).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(rustix::io::Errno::IO.raw_os_error()), "{error}");
+    read.read_exact_at(&mut page, 900_000).unwrap();
+    assert!(page == source.bytes(LayerIndex(0), 900_512..904_608));
+    file.set_len(source.0.layers[0].len() as u64).unwrap();
 }
 
 /// A failed fetch is EIO, waited for once though the kernel asks twice, and the next try may succeed.
@@ -332,6 +415,22 @@ fn who_keeps_it_busy() {
     child.kill().unwrap();
     child.wait().unwrap();
     umount(&place.m(), Detach::IfIdle).unwrap();
+    mounted.wait();
+}
+
+/// A mount that another one covers is not detached by mistake.
+#[test]
+fn covered_mounts() {
+    if !can_mount() {
+        return;
+    }
+    let (place, source) = (Place::new(), sample::source(true));
+    let mounted = mounted(&place, &source);
+    rustix::mount::mount("none", place.m(), "tmpfs", rustix::mount::MountFlags::empty(), None).unwrap();
+    assert!(mounted.detach().unwrap_err().to_string().contains("covers"));
+    assert!(matches!(umount(&place.m(), Detach::Lazily), Err(MountError::Mountpoint { found, .. }) if found.contains("tmpfs")));
+    rustix::mount::unmount(place.m(), rustix::mount::UnmountFlags::empty()).unwrap();
+    mounted.detach().unwrap();
     mounted.wait();
 }
 

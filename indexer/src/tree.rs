@@ -13,8 +13,6 @@ use std::collections::BTreeMap;
 use crate::tar_entry::DataExtent;
 use clip_format::units::LayerIndex;
 
-pub(crate) use merge::MergeError;
-
 /// Inodes of one image. Source: clip_format::limits::INDEX_BYTES_MAX, about 16 million files.
 pub(crate) const INODES_MAX: usize = 16 << 20;
 
@@ -49,7 +47,11 @@ impl Attributes {
 
 enum NodeKind {
     Directory(BTreeMap<Box<[u8]>, NodeId>),
-    Regular { size: u64, layer: LayerIndex, data: Box<[DataExtent]> },
+    Regular {
+        size: u64,
+        layer: LayerIndex,
+        data: Box<[DataExtent]>,
+    },
     Symlink(Box<[u8]>),
     CharDevice(u32, u32),
     BlockDevice(u32, u32),
@@ -84,7 +86,9 @@ impl Tree {
         let mut lines: Vec<String> = self
             .dropped_xattrs
             .iter()
-            .map(|(namespace, count)| format!("{count} extended attributes of the namespace {namespace:?} were dropped: EROFS has none for it"))
+            .map(|(namespace, count)| {
+                format!("{count} extended attributes of the namespace {namespace:?} were dropped: EROFS has none for it")
+            })
             .collect();
         if self.ignored_markers > 0 {
             lines.push(format!("{} members with names of the form .wh..wh.* were ignored (left over from aufs)", self.ignored_markers));
@@ -115,13 +119,6 @@ impl Tree {
     fn link(&mut self, dir: NodeId, name: &[u8], child: NodeId) {
         let NodeKind::Directory(children) = &mut self.node_mut(dir).kind else { return };
         if children.insert(name.into(), child).is_some() {
-            self.last_parent = None;
-        }
-    }
-
-    fn unlink(&mut self, dir: NodeId, name: &[u8]) {
-        if let NodeKind::Directory(children) = &mut self.node_mut(dir).kind {
-            children.remove(name);
             self.last_parent = None;
         }
     }

@@ -47,6 +47,10 @@ impl Mounted {
         &self.mountpoint
     }
 
+    pub(super) fn device(&self) -> Device {
+        self.device
+    }
+
     /// Blocks until the kernel has let go of the file system: after an umount by anyone, when the last user is gone.
     pub fn wait(&self) {
         let mut state = self.end.lock();
@@ -212,11 +216,5 @@ fn take_away(mountpoint: &Path) -> Result<(), MountError> {
         Ok(()) | Err(Errno::INVAL) => Ok(()),
         Err(Errno::PERM) => fusermount::umount(mountpoint, true).map_err(|(error, hint)| system("umount", mountpoint, error, hint)),
         Err(errno) => Err(system("umount", mountpoint, errno.into(), "")),
-    }
-}
-
-impl Mounted {
-    pub(super) fn device(&self) -> Device {
-        self.device
     }
 }

@@ -29,3 +29,18 @@ impl LogLimit {
         None
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A flood is one line a second, and the next line says how many there were.
+    #[test]
+    fn one_line_a_second() {
+        let limit = LogLimit::new();
+        let lines = (0..1000).filter_map(|_| limit.admit()).count();
+        assert!((1..=2).contains(&lines), "{lines}");
+        std::thread::sleep(std::time::Duration::from_millis(1050));
+        assert!(limit.admit().is_some_and(|suppressed| suppressed >= 990));
+    }
+}

@@ -1,0 +1,147 @@
+//! A `.clip` given on the command line: opened without a cache for `inspect` and `ls`, through an engine for what reads contents.
+
+use std::{fs::File, io::Read as _, path::Path, sync::Arc};
+
+use anyhow::{Context, Result};
+use clip_engine::{Engine, EngineError, Image, ImageOptions, source::BlobSource};
+use clip_format::{
+    clip_file::ClipFile,
+    erofs::{FileType, Index, Inode},
+};
+
+use crate::{
+    args::ReadArgs,
+    interrupt::ScratchDir,
+    resolve::{self, Whence},
+};
+
+/// Largest `.clip` that is read into memory: the sum of the format's limits of stored sections.
+const CLIP_BYTES_MAX: u64 = 12 << 30;
+
+/// The file's bytes.
+pub fn read_clip(path: &Path) -> Result<Vec<u8>> {
+    let context = || format!("{}: cannot be read", path.display());
+    let file = File::open(path).with_context(context)?;
+    let metadata = file.metadata().with_context(context)?;
+    anyhow::ensure!(metadata.is_file(), "{}: expected a .clip, found something that is no regular file", path.display());
+    let mut bytes = Vec::new();
+    file.take(CLIP_BYTES_MAX + 1).read_to_end(&mut bytes).with_context(context)?;
+    anyhow::ensure!(bytes.len() as u64 <= CLIP_BYTES_MAX, "{}: a .clip has at most {CLIP_BYTES_MAX} bytes", path.display());
+    Ok(bytes)
+}
+
+/// The header, checked; errors name the file.
+pub fn parse_clip<'a>(path: &Path, bytes: &'a [u8]) -> Result<ClipFile<'a>> {
+    ClipFile::parse(bytes).with_context(|| path.display().to_string())
+}
+
+/// The index of `clip`, expanded in memory, hash and superblock checked.
+pub fn open_index(path: &Path, clip: &ClipFile<'_>) -> Result<Index> {
+    let raw = clip.index().with_context(|| path.display().to_string())?;
+    Index::open(Arc::new(raw)).with_context(|| path.display().to_string())
+}
+
+/// An image whose contents can be read, the engine that reads them, and, when the usual cache directory is taken, a private one.
+pub struct OpenedImage {
+    /// The image; dropped before the engine.
+    pub image: Arc<Image>,
+    _engine: Engine,
+    _scratch: Option<ScratchDir>,
+}
+
+/// Which cache directory a reading command uses when none is given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CacheChoice {
+    /// The user's.
+    Shared,
+    /// One of its own, removed afterwards.
+    Private,
+}
+
+/// Opens `path` for reading contents. When another process owns the cache directory, a private one serves instead, and that is said.
+pub fn open_image(path: &Path, args: &ReadArgs, choice: CacheChoice) -> Result<OpenedImage> {
+    let wish = resolve::EngineWish::from_args(args)?;
+    let whence = resolve::whence(args)?;
+    let (engine, scratch) = if choice == CacheChoice::Private && args.cache_dir.is_none() {
+        private_engine(&wish)?
+    } else {
+        let cache_dir = resolve::cache_dir(args.cache_dir.as_deref())?;
+        match Engine::start(wish.to_config(cache_dir.clone())) {
+            Ok(engine) => (engine, None),
+            Err(error @ EngineError::CacheBusy { .. }) => {
+                tracing::warn!("{error}; reading through a private cache directory, so what is cached there is fetched again");
+                private_engine(&wish)?
+            }
+            Err(error) => return Err(error).with_context(|| format!("cache directory {} (--cache-dir)", cache_dir.display())),
+        }
+    };
+    let image = open(&engine, path, &whence)?;
+    Ok(OpenedImage { image, _engine: engine, _scratch: scratch })
+}
+
+/// Opens `path` in `engine`. Of an image that lies on this machine the layers are found first: a layout that has moved is an error
+/// here, not at the first read.
+pub fn open(engine: &Engine, path: &Path, whence: &Whence) -> Result<Arc<Image>> {
+    let local_blobs = if whence.store_ref.is_some() { None } else { local_blobs(path, whence.source.as_deref())? };
+    let options = ImageOptions { source: whence.source.clone(), store_ref: whence.store_ref.clone(), local_blobs };
+    Ok(engine.open_image(path, &options)?)
+}
+
+fn local_blobs(path: &Path, moved_to: Option<&Path>) -> Result<Option<Vec<BlobSource>>> {
+    let bytes = read_clip(path)?;
+    let info = parse_clip(path, &bytes)?.storage_info().with_context(|| path.display().to_string())?;
+    let recorded = info.source.local_path();
+    let Some(at) = moved_to.map(Path::to_owned).or(recorded) else { return Ok(None) };
+    let blobs = clip_indexer::local_blobs(&info, &at)
+        .with_context(|| format!("layers of {} (--source PATH says where they are now)", path.display()))?;
+    Ok(Some(blobs))
+}
+
+fn private_engine(wish: &resolve::EngineWish) -> Result<(Engine, Option<ScratchDir>)> {
+    let scratch = ScratchDir::new("clip-cache-").context("temporary cache directory (TMPDIR)")?;
+    let engine = Engine::start(wish.to_config(scratch.path().join("cache")))?;
+    Ok((engine, Some(scratch)))
+}
+
+/// Symbolic links followed on the way to a file; as the kernel's MAXSYMLINKS (linux include/linux/namei.h).
+const LINKS_MAX: usize = 40;
+
+/// The inode at `path`, a last symbolic link followed too, and the path where it was found.
+pub fn resolve_following(index: &Index, path: &[u8]) -> Result<(Inode, Vec<u8>)> {
+    let mut path = path.to_vec();
+    for _ in 0..LINKS_MAX {
+        let inode = resolve_exact(index, &path)?;
+        if inode.file_type != FileType::Symlink {
+            return Ok((inode, path));
+        }
+        let target = index.link_target(&inode)?;
+        path = if target.starts_with(b"/") { target.to_vec() } else { [parent(&path), b"/", target].concat() };
+    }
+    anyhow::bail!("{}: more than {LINKS_MAX} symbolic links", crate::display::escaped(&path))
+}
+
+/// The inode at `path`, a last symbolic link not followed.
+pub fn resolve_exact(index: &Index, path: &[u8]) -> Result<Inode> {
+    let shown = || crate::display::escaped(path);
+    index.resolve(path).with_context(shown)?.ok_or_else(|| anyhow::anyhow!("{}: no such file or directory in the image", shown()))
+}
+
+fn parent(path: &[u8]) -> &[u8] {
+    let end = path.iter().rposition(|byte| *byte != b'/').map_or(0, |last| last + 1);
+    let slash = path[..end].iter().rposition(|byte| *byte == b'/').unwrap_or(0);
+    &path[..slash]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The directory that a relative link target is relative to.
+    #[test]
+    fn parents() {
+        assert_eq!(parent(b"/a/b"), b"/a");
+        assert_eq!(parent(b"a/b//"), b"a");
+        assert_eq!(parent(b"a"), b"");
+        assert_eq!(parent(b"/"), b"");
+    }
+}

@@ -1,0 +1,44 @@
+//! One file a command.
+
+pub mod cat;
+pub mod demo;
+pub mod doctor;
+pub mod extract;
+pub mod index;
+pub mod inspect;
+pub mod ls;
+pub mod mount;
+pub mod mount_helper;
+pub mod owner;
+pub mod runtime_spec;
+pub mod umount;
+pub mod verify;
+
+use anyhow::Result;
+
+use crate::{args::Command, exit::Outcome};
+
+/// Runs one command.
+pub fn run(command: Command) -> Result<Outcome> {
+    match command {
+        Command::Index(args) => index::run(&args),
+        Command::Mount(args) => mount::run(&args),
+        Command::Umount(args) => umount::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
+        Command::Ls(args) => ls::run(&args),
+        Command::Cat(args) => cat::run(&args),
+        Command::Extract(args) => extract::run(&args),
+        Command::Verify(args) => verify::run(&args),
+        Command::RuntimeSpec(args) => runtime_spec::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
+        Command::Demo(args) => demo::run(&args),
+        Command::Owner { .. } => owner::run(),
+        Command::MountHelper { rest } => {
+            let argv: Vec<_> = std::iter::once("mount.clip".into()).chain(rest).collect();
+            match mount_helper::run(&argv) {
+                0 => Ok(Outcome::Good),
+                code => std::process::exit(i32::from(code)),
+            }
+        }
+    }
+}

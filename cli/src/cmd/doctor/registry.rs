@@ -1,0 +1,112 @@
+//! The registry of a `.clip` or reference: reachable, and does it give us the image?
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use clip_engine::{
+    EngineError, ErrorKind,
+    registry::{Client, Reference},
+};
+use clip_format::storage_info::{Source, StorageInfo};
+use clip_indexer::ImageRef;
+
+use super::Finding;
+use crate::{args::ReadArgs, clip_input, exit::chain_text, resolve};
+
+const NAME: &str = "registry";
+
+/// What of the target's source works.
+pub fn examine(target: &str, args: &ReadArgs) -> Vec<Finding> {
+    if let Some(store) = &args.store_ref {
+        return examine_reference(store, args);
+    }
+    let path = Path::new(target);
+    if path.exists() && !target.starts_with("oci:") {
+        return examine_clip(path, args);
+    }
+    match target.parse::<ImageRef>() {
+        Ok(ImageRef::Registry(reference)) => examine_reference(&reference, args),
+        Ok(ImageRef::Local { path, .. }) => vec![examine_local(&path)],
+        Err(error) => vec![Finding::fail(NAME, error.to_string(), "give a .clip file that exists, or an image reference")],
+    }
+}
+
+fn examine_local(path: &Path) -> Finding {
+    match std::fs::metadata(path) {
+        Ok(_) => Finding::ok("source", format!("{} is there", path.display())),
+        Err(error) => Finding::fail("source", format!("{}: {error}", path.display()), "say where it is now with --source PATH"),
+    }
+}
+
+fn examine_clip(path: &Path, args: &ReadArgs) -> Vec<Finding> {
+    let info = match read_info(path) {
+        Ok(info) => info,
+        Err(error) => {
+            return vec![Finding::fail(".clip", chain_text(&error), "index the image again: clip index REF -o FILE.clip")];
+        }
+    };
+    let mut findings = vec![Finding::ok(".clip", format!("{}: {} layers", path.display(), info.layers.len()))];
+    match &info.source {
+        Source::Local { .. } => {
+            let recorded = info.source.local_path().unwrap_or_default();
+            let at = args.source.as_deref().unwrap_or(&recorded);
+            findings.push(match clip_indexer::local_blobs(&info, at) {
+                Ok(_) => Finding::ok("source", format!("{} holds every layer", at.display())),
+                Err(error) => Finding::fail("source", error.to_string(), "say where the layout or archive is now with --source PATH"),
+            });
+        }
+        Source::Registry { registry, repository, .. } => {
+            let digest = Some(info.manifest_digest);
+            let reference = Reference { registry: registry.clone(), repository: repository.clone(), tag: None, digest };
+            findings.extend(examine_reference(&reference, args));
+            findings.extend(first_blob(&reference, &info, args));
+        }
+    }
+    findings
+}
+
+fn read_info(path: &Path) -> Result<StorageInfo> {
+    let bytes = clip_input::read_clip(path)?;
+    clip_input::parse_clip(path, &bytes)?.storage_info().with_context(|| path.display().to_string())
+}
+
+fn examine_reference(reference: &Reference, args: &ReadArgs) -> Vec<Finding> {
+    let asked = with_client(args, async |client: &Client| {
+        client.ping(reference).await?;
+        client.manifest(reference).await
+    });
+    vec![match asked {
+        Ok(manifest) => Finding::ok(NAME, format!("{reference}: manifest of {} bytes, {}", manifest.bytes.len(), manifest.media_type)),
+        Err(error) => Finding::fail(NAME, chain_text(&error), mend(&error)),
+    }]
+}
+
+/// One byte of the first layer: what every read will ask for.
+fn first_blob(reference: &Reference, info: &StorageInfo, args: &ReadArgs) -> Option<Finding> {
+    let layer = info.layers.iter().find(|layer| layer.compressed_size > 1)?;
+    let asked = with_client(args, async |client: &Client| {
+        let mut blob = client.blob(reference, &layer.digest, layer.compressed_size, 0..1).await?;
+        blob.chunk().await
+    });
+    Some(match asked {
+        Ok(_) => Finding::ok("ranged reads", format!("layer {} can be read in part", layer.digest)),
+        Err(error) => Finding::fail("ranged reads", chain_text(&error), mend(&error)),
+    })
+}
+
+fn with_client<T>(args: &ReadArgs, ask: impl AsyncFnOnce(&Client) -> Result<T, EngineError>) -> Result<T> {
+    let client = Client::new(resolve::client_config(&args.client)?)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    Ok(runtime.block_on(ask(&client))?)
+}
+
+fn mend(error: &anyhow::Error) -> &'static str {
+    match error.downcast_ref::<EngineError>().map(EngineError::kind) {
+        Some(ErrorKind::Denied) => "log in (docker login REGISTRY, or DOCKER_CONFIG=DIR), and check that this account may pull the image",
+        Some(ErrorKind::Unavailable) => {
+            "check the name, the network and proxies; for a registry without TLS give --plain-http, for a private authority --ca FILE"
+        }
+        Some(ErrorKind::Corrupt) => "something between here and the registry changes what it sends: look for a proxy",
+        _ => "check the name of the image and of the registry",
+    }
+}

@@ -1,0 +1,46 @@
+//! `clip mount`: returns when the mount answers.
+
+use anyhow::{Context, Result};
+use clip_engine::{Engine, EngineError};
+
+use crate::{
+    args::MountArgs,
+    exit::Outcome,
+    owner::{client, protocol::MountRequest, server::Owner},
+    resolve::{self, MountPlan, STOP_TIMEOUT_DEFAULT, Unknown},
+};
+
+/// The mount of `args` is served, by the owner of its cache directory; with `--foreground` it has ended.
+pub fn run(args: &MountArgs) -> Result<Outcome> {
+    let plan = resolve::mount_plan(args, Unknown::Refuse)?;
+    mount(&plan, args.foreground || args.options.iter().any(|list| list.split(',').any(|option| option == "foreground")))?;
+    Ok(Outcome::Good)
+}
+
+/// As `run`, for a plan.
+pub fn mount(plan: &MountPlan, foreground: bool) -> Result<()> {
+    let mounted = if foreground { serve_here(plan) } else { client::hand_over(plan, false).map(drop) };
+    mounted.with_context(|| {
+        let (clip, dir) = (plan.clip.display(), plan.mountpoint.display());
+        format!("cannot mount {clip} at {dir} (clip doctor {clip} says what to check)")
+    })
+}
+
+/// This process is the owner, unless there is one: then that one serves, and this process waits.
+fn serve_here(plan: &MountPlan) -> Result<()> {
+    client::create_cache_dir(&plan.cache_dir)?;
+    let engine = match Engine::start(plan.wish.to_config(plan.cache_dir.clone())) {
+        Ok(engine) => engine,
+        Err(EngineError::CacheBusy { pid, .. }) => {
+            tracing::info!("process {pid} owns {}: it serves this mount", plan.cache_dir.display());
+            return client::hand_over(plan, true)?.wait();
+        }
+        Err(error) => return Err(error.into()),
+    };
+    std::env::set_current_dir("/")?;
+    let (owner, events) = Owner::new(engine, plan.stop_timeout.unwrap_or(STOP_TIMEOUT_DEFAULT));
+    owner.log_cache_room();
+    owner.mount(&MountRequest::from_plan(plan, false))?;
+    owner.listen()?;
+    owner.serve(events)
+}

@@ -1,0 +1,92 @@
+//! Exit codes and the one place that prints errors.
+
+use std::{io::Write, process::ExitCode};
+
+/// Something failed; the reason is on stderr.
+pub const FAILURE: u8 = 1;
+/// The command line cannot be used.
+pub const USAGE: u8 = 2;
+/// mount(8): the mount failed.
+pub const MOUNT_FAILED: u8 = 32;
+/// 128 + SIGPIPE: whoever read our output has gone.
+const PIPE_CLOSED: u8 = 141;
+
+/// What a command found, when it is not an error of its own: `verify` and `doctor` have said what is wrong already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// All is well.
+    Good,
+    /// Something examined is bad; it has been reported.
+    Bad,
+}
+
+/// Prints clap's own message and gives its code: 0 for help and version, 2 for a command line that cannot be used.
+pub fn usage(error: &clap::Error) -> ExitCode {
+    let _ = error.print();
+    if error.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS }
+}
+
+/// The code for `result`; an error has been printed.
+pub fn finish(result: anyhow::Result<Outcome>) -> ExitCode {
+    match result {
+        Ok(Outcome::Good) => ExitCode::SUCCESS,
+        Ok(Outcome::Bad) => ExitCode::from(FAILURE),
+        Err(error) if is_closed_pipe(&error) => ExitCode::from(PIPE_CLOSED),
+        Err(error) => {
+            report(&error);
+            ExitCode::from(if error.is::<UsageError>() { USAGE } else { FAILURE })
+        }
+    }
+}
+
+/// Options that contradict each other: exit code 2.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct UsageError(pub String);
+
+/// `clip: message: cause: cause` on stderr.
+pub fn report(error: &anyhow::Error) {
+    let _ = writeln!(std::io::stderr(), "clip: {}", chain_text(error));
+}
+
+/// The error and its causes in one line; a cause that an outer message already quotes is not said twice.
+pub fn chain_text(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain() {
+        let cause = cause.to_string();
+        if text.contains(&cause) {
+            continue;
+        }
+        if !text.is_empty() {
+            text.push_str(": ");
+        }
+        text.push_str(&cause);
+    }
+    text
+}
+
+fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    error.chain().filter_map(|cause| cause.downcast_ref::<std::io::Error>()).any(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::Context as _;
+
+    /// A cause that the outer message quotes is said once.
+    #[test]
+    fn causes_are_said_once() {
+        let inner = std::io::Error::other("no such thing");
+        let error = anyhow::Error::from(inner).context("open x: no such thing").context("cannot start");
+        assert_eq!(chain_text(&error), "cannot start: open x: no such thing");
+    }
+
+    /// A reader that went away is no failure worth a message.
+    #[test]
+    fn closed_pipe_is_found_below_context() {
+        let result: Result<(), _> = Err(std::io::Error::from(std::io::ErrorKind::BrokenPipe));
+        assert!(is_closed_pipe(&result.context("write").err().into_iter().next().map_or_else(|| anyhow::anyhow!("none"), |error| error)));
+        assert!(!is_closed_pipe(&anyhow::anyhow!("other")));
+    }
+}

@@ -1,0 +1,91 @@
+//! Counters of an owner, as `--stats` files and SIGUSR1 give them.
+
+use std::{io::Write as _, os::unix::fs::PermissionsExt as _, path::Path};
+
+use anyhow::{Context, Result};
+use clip_engine::Stats;
+use serde::{Deserialize, Serialize};
+
+/// One report.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// The owner.
+    pub pid: u32,
+    /// Where it keeps layers.
+    pub cache_dir: String,
+    /// Since its start.
+    pub seconds: f64,
+    /// Mounts served now.
+    pub mounts: Vec<MountReport>,
+    /// The engine's counters, all mounts together.
+    pub engine: serde_json::Value,
+}
+
+/// One mount of a [`Report`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MountReport {
+    /// Where.
+    pub mountpoint: String,
+    /// What.
+    pub clip: String,
+}
+
+impl Report {
+    /// A report of `stats`.
+    pub fn new(cache_dir: &Path, seconds: f64, mounts: Vec<MountReport>, stats: &Stats) -> Self {
+        let engine = serde_json::to_value(stats).unwrap_or_default();
+        Self { pid: std::process::id(), cache_dir: cache_dir.display().to_string(), seconds, mounts, engine }
+    }
+}
+
+/// `path` holds `report` as JSON, whole: written beside it and renamed.
+pub fn write(path: &Path, report: &Report) -> Result<()> {
+    let context = || format!("stats file {}", path.display());
+    let directory = path.parent().unwrap_or(Path::new("/"));
+    let mut file = tempfile::Builder::new().prefix(".clip-stats-").tempfile_in(directory).with_context(context)?;
+    serde_json::to_writer_pretty(&mut file, report).with_context(context)?;
+    file.write_all(b"\n").with_context(context)?;
+    file.as_file().set_permissions(std::fs::Permissions::from_mode(0o644)).with_context(context)?;
+    file.persist(path).with_context(context)?;
+    Ok(())
+}
+
+/// One line for the log.
+pub fn log(stats: &Stats) {
+    tracing::info!(
+        requests = stats.requests,
+        bytes_fetched = stats.bytes_fetched,
+        source_bytes = stats.source_bytes,
+        spans_fetched = stats.spans_fetched,
+        reads_present = stats.reads_present,
+        reads_waited = stats.reads_waited,
+        reads_failed = stats.reads_failed,
+        bytes_read = stats.bytes_read,
+        spans_repaired = stats.spans_repaired,
+        spans_not_cached = stats.spans_not_cached,
+        slowest_read_us = stats.slowest_read_us,
+        slowest_read = stats.slowest_read,
+        "stats"
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    /// A stats file is whole JSON, readable by others, and leaves no temporary name behind.
+    #[test]
+    fn stats_file_is_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("stats.json");
+        let stats = Stats { requests: 3, ..Stats::default() };
+        let report = Report::new(Path::new("/c"), 1.5, vec![], &stats);
+        write(&path, &report).unwrap();
+        write(&path, &report).unwrap();
+        let read: Report = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        assert_eq!(read.engine["requests"], 3);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o644);
+    }
+}

@@ -1,0 +1,348 @@
+//! Arguments and environment to configs: every default that depends on the machine or the user is decided here.
+
+use std::{
+    ffi::OsStr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail};
+use clip_engine::{
+    DiskIo, EngineConfig,
+    registry::{ClientConfig, PlainHttp, Reference},
+};
+use clip_fuse::MountOptions;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    args::{ClientArgs, MountArgs, ReadArgs, parse_disk_io},
+    exit::UsageError,
+    values::{parse_count, parse_duration, parse_size, parse_timeout, typed_time},
+};
+
+/// How long open files are served after the first SIGTERM.
+pub const STOP_TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
+
+/// How registries are spoken to. Relative paths become absolute, since an owner works in `/`.
+pub fn client_config(args: &ClientArgs) -> Result<ClientConfig> {
+    Ok(ClientConfig {
+        plain_http: if args.plain_http { PlainHttp::Always } else { PlainHttp::Loopback },
+        ca_file: args.ca.as_deref().map(absolute).transpose()?,
+        docker_config_dir: docker_config_dir()?,
+        ..ClientConfig::default()
+    })
+}
+
+fn docker_config_dir() -> Result<Option<PathBuf>> {
+    std::env::var_os("DOCKER_CONFIG").filter(|dir| !dir.is_empty()).map(|dir| absolute(Path::new(&dir))).transpose()
+}
+
+/// `path` as seen from `/`, links untouched.
+pub fn absolute(path: &Path) -> Result<PathBuf> {
+    std::path::absolute(path).with_context(|| format!("{}: no absolute path", path.display()))
+}
+
+/// The cache directory: as typed, else the user's.
+pub fn cache_dir(typed: Option<&Path>) -> Result<PathBuf> {
+    if let Some(dir) = typed {
+        return absolute(dir);
+    }
+    let environment = |name: &str| std::env::var_os(name).filter(|value| Path::new(value).is_absolute());
+    let root = rustix::process::geteuid().is_root();
+    match default_cache_dir(root, environment("XDG_CACHE_HOME").as_deref(), environment("HOME").as_deref()) {
+        Some(dir) => Ok(dir),
+        None => bail!("no cache directory: neither XDG_CACHE_HOME nor HOME is set; give --cache-dir DIR"),
+    }
+}
+
+fn default_cache_dir(root: bool, xdg: Option<&OsStr>, home: Option<&OsStr>) -> Option<PathBuf> {
+    if root {
+        return Some(PathBuf::from("/var/cache/clip"));
+    }
+    xdg.map(|dir| Path::new(dir).join("clip")).or_else(|| home.map(|dir| Path::new(dir).join(".cache/clip")))
+}
+
+/// What of the engine can be set from outside. `None`: not asked for.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EngineWish {
+    /// `--shards`
+    pub shards: Option<usize>,
+    /// `--disk-io`
+    pub disk_io: Option<DiskIo>,
+    /// `--read-timeout`
+    pub read_timeout: Option<Duration>,
+    /// `--read-deadline`
+    pub read_deadline: Option<Duration>,
+    /// `--read-ahead`
+    pub read_ahead: Option<u64>,
+    /// `--plain-http`
+    pub plain_http: bool,
+    /// `--ca`, absolute
+    #[serde(with = "crate::owner::protocol::optional_path")]
+    pub ca: Option<PathBuf>,
+    /// `DOCKER_CONFIG`, absolute
+    #[serde(with = "crate::owner::protocol::optional_path")]
+    pub docker_config: Option<PathBuf>,
+}
+
+impl EngineWish {
+    /// What was typed.
+    pub fn from_args(args: &ReadArgs) -> Result<Self> {
+        Ok(Self {
+            shards: args.shards,
+            disk_io: args.disk_io,
+            read_timeout: args.read_timeout,
+            read_deadline: args.read_deadline,
+            read_ahead: args.read_ahead,
+            plain_http: args.client.plain_http,
+            ca: args.client.ca.as_deref().map(absolute).transpose()?,
+            docker_config: docker_config_dir()?,
+        })
+    }
+
+    /// The engine's settings: wishes, else defaults.
+    pub fn to_config(&self, cache_dir: PathBuf) -> EngineConfig {
+        let mut config = EngineConfig::new(cache_dir);
+        config.shards = self.shards.unwrap_or(config.shards);
+        config.disk_io = self.disk_io.unwrap_or(config.disk_io);
+        config.read_timeout = self.read_timeout.unwrap_or(config.read_timeout);
+        config.read_deadline = self.read_deadline;
+        config.read_ahead_bytes_max = self.read_ahead.unwrap_or(config.read_ahead_bytes_max);
+        if self.plain_http {
+            config.client.plain_http = PlainHttp::Always;
+        }
+        config.client.ca_file.clone_from(&self.ca);
+        config.client.docker_config_dir.clone_from(&self.docker_config);
+        // A connection may not outwait the read that needs it.
+        config.client.progress_timeout = config.client.progress_timeout.min(config.read_timeout);
+        config.client.first_byte_timeout = config.client.first_byte_timeout.min(config.read_timeout);
+        config.client.connect_timeout = config.client.connect_timeout.min(config.read_timeout);
+        config
+    }
+
+    /// Every wish that `config` does not fulfil.
+    pub fn differences(&self, config: &EngineConfig) -> Vec<Difference> {
+        let path = |path: &Option<PathBuf>| path.as_ref().map_or("none".to_owned(), |path| path.display().to_string());
+        let mut found = Vec::new();
+        let mut compare = |option: &str, asked: Option<String>, owner: String| {
+            if let Some(asked) = asked.filter(|asked| *asked != owner) {
+                found.push(Difference { option: option.to_owned(), owner, asked });
+            }
+        };
+        compare("--shards", self.shards.map(|count| count.to_string()), config.shards.to_string());
+        compare("--disk-io", self.disk_io.map(disk_io_text), disk_io_text(config.disk_io));
+        compare("--read-timeout", self.read_timeout.map(typed_time), typed_time(config.read_timeout));
+        compare("--read-deadline", self.read_deadline.map(typed_time), config.read_deadline.map_or("never".to_owned(), typed_time));
+        compare("--read-ahead", self.read_ahead.map(|bytes| bytes.to_string()), config.read_ahead_bytes_max.to_string());
+        let plain = if config.client.plain_http == PlainHttp::Always { "yes" } else { "no" };
+        compare("--plain-http", self.plain_http.then(|| "yes".to_owned()), plain.to_owned());
+        compare("--ca", self.ca.as_ref().map(|_| path(&self.ca)), path(&config.client.ca_file));
+        let docker = path(&config.client.docker_config_dir);
+        compare("DOCKER_CONFIG", self.docker_config.as_ref().map(|_| path(&self.docker_config)), docker);
+        found
+    }
+}
+
+fn disk_io_text(disk_io: DiskIo) -> String {
+    match disk_io {
+        DiskIo::Auto => "auto",
+        DiskIo::Uring => "uring",
+        DiskIo::Pool => "pool",
+    }
+    .to_owned()
+}
+
+/// One option that a running owner does not have as asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Difference {
+    /// As typed on the command line.
+    pub option: String,
+    /// In force.
+    pub owner: String,
+    /// Asked for.
+    pub asked: String,
+}
+
+/// Where the layers are read from, when not where the `.clip` says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Whence {
+    /// `--source`, absolute
+    pub source: Option<PathBuf>,
+    /// `--store-ref`
+    pub store_ref: Option<Reference>,
+}
+
+/// What was typed about where the layers are.
+pub fn whence(args: &ReadArgs) -> Result<Whence> {
+    if args.source.is_some() && args.store_ref.is_some() {
+        return Err(UsageError("--source and --store-ref: give one of them, the layers are read from one place".to_owned()).into());
+    }
+    Ok(Whence { source: args.source.as_deref().map(absolute).transpose()?, store_ref: args.store_ref.clone() })
+}
+
+/// Everything of one mount, absolute and complete.
+#[derive(Clone, Debug)]
+pub struct MountPlan {
+    /// The `.clip`, links resolved.
+    pub clip: PathBuf,
+    /// The mountpoint, links resolved.
+    pub mountpoint: PathBuf,
+    /// Whose owner serves it.
+    pub cache_dir: PathBuf,
+    /// What was typed about the engine.
+    pub wish: EngineWish,
+    /// Where the layers are.
+    pub whence: Whence,
+    /// How it is mounted.
+    pub options: MountOptions,
+    /// Where counters go.
+    pub stats: Option<PathBuf>,
+    /// Where a new owner logs.
+    pub log_file: PathBuf,
+    /// `--stop-timeout`
+    pub stop_timeout: Option<Duration>,
+}
+
+/// What to do with an option that nobody knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unknown {
+    /// An error.
+    Refuse,
+    /// mount(8)'s `-s`.
+    Ignore,
+}
+
+/// The plan for what was typed.
+pub fn mount_plan(args: &MountArgs, unknown: Unknown) -> Result<MountPlan> {
+    let clip = std::fs::canonicalize(&args.clip).with_context(|| format!("{}: cannot be opened", args.clip.display()))?;
+    let mountpoint = mountpoint(&args.dir)?;
+    let mut args = args.clone();
+    let mut options = MountOptions::new(clip.display().to_string());
+    for list in std::mem::take(&mut args.options) {
+        for rest in options.apply(&list)? {
+            match apply_ours(&mut args, &rest) {
+                Ok(true) => {}
+                Ok(false) if unknown == Unknown::Ignore => tracing::warn!("mount option {rest:?} is unknown and ignored"),
+                Ok(false) => return Err(UsageError(format!("mount option {rest:?} is unknown; see clip mount --help")).into()),
+                Err(reason) => return Err(UsageError(format!("mount option {rest:?}: {reason}")).into()),
+            }
+        }
+    }
+    options.allow_other |= args.allow_other;
+    options.session_threads = args.session_threads.unwrap_or(options.session_threads);
+    if let Some(bytes) = args.kernel_read_ahead {
+        options.read_ahead_kb = u32::try_from(bytes >> 10).unwrap_or(u32::MAX);
+    }
+    let cache_dir = cache_dir(args.read.cache_dir.as_deref())?;
+    let log_file = args.log_file.as_deref().map_or_else(|| Ok(cache_dir.join("owner.log")), absolute)?;
+    Ok(MountPlan {
+        clip,
+        mountpoint,
+        wish: EngineWish::from_args(&args.read)?,
+        whence: whence(&args.read)?,
+        options,
+        stats: args.stats.as_deref().map(absolute).transpose()?,
+        log_file,
+        stop_timeout: args.stop_timeout,
+        cache_dir,
+    })
+}
+
+/// `dir` with links resolved. A dead mount cannot be looked at: then its parent is.
+pub fn mountpoint(dir: &Path) -> Result<PathBuf> {
+    let error = match std::fs::canonicalize(dir) {
+        Ok(path) => return Ok(path),
+        Err(error) => error,
+    };
+    let dead = error.raw_os_error() == Some(rustix::io::Errno::NOTCONN.raw_os_error());
+    let whole = absolute(dir)?;
+    match (dead, whole.parent(), whole.file_name()) {
+        (true, Some(parent), Some(name)) => {
+            Ok(std::fs::canonicalize(parent).with_context(|| format!("mountpoint {}", dir.display()))?.join(name))
+        }
+        _ => Err(error).with_context(|| format!("mountpoint {}", dir.display())),
+    }
+}
+
+/// Takes `name` or `name=value` of an `-o` list as the option of the same name. False: it is none of ours.
+fn apply_ours(args: &mut MountArgs, option: &str) -> Result<bool, String> {
+    let (name, value) = option.split_once('=').map_or((option, None), |(name, value)| (name, Some(value)));
+    let value = || value.filter(|value| !value.is_empty()).ok_or_else(|| format!("expected {name}=VALUE"));
+    let path = || value().map(|value| Some(PathBuf::from(value)));
+    let read = &mut args.read;
+    match name {
+        "plain-http" => read.client.plain_http = true,
+        "ca" => read.client.ca = path()?,
+        "cache-dir" => read.cache_dir = path()?,
+        "source" => read.source = path()?,
+        "store-ref" => read.store_ref = Some(value()?.parse().map_err(|error: clip_engine::EngineError| error.to_string())?),
+        "shards" => read.shards = Some(parse_count(value()?)?),
+        "read-timeout" => read.read_timeout = Some(parse_timeout(value()?)?),
+        "read-deadline" => read.read_deadline = Some(parse_timeout(value()?)?),
+        "read-ahead" => read.read_ahead = Some(parse_size(value()?)?),
+        "disk-io" => read.disk_io = Some(parse_disk_io(value()?)?),
+        "stop-timeout" => args.stop_timeout = Some(parse_duration(value()?)?),
+        "stats" => args.stats = path()?,
+        "log-file" => args.log_file = path()?,
+        "session-threads" => args.session_threads = Some(parse_count(value()?)?),
+        "kernel-read-ahead" => args.kernel_read_ahead = Some(parse_size(value()?)?),
+        "allow-other" => args.allow_other = true,
+        "foreground" => args.foreground = true,
+        _ => return Ok(false),
+    }
+    Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use clap::Parser as _;
+
+    fn mount_args(more: &[&str]) -> MountArgs {
+        let argv = ["clip", "mount", "a.clip", "/mnt"].into_iter().chain(more.iter().copied());
+        match crate::args::Cli::try_parse_from(argv).unwrap().command {
+            crate::args::Command::Mount(args) => args,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// root's cache is the system's; a user's follows XDG, then HOME; without either there is none.
+    #[test]
+    fn cache_dir_defaults() {
+        let home = Some(OsStr::new("/home/u"));
+        assert_eq!(default_cache_dir(true, None, home), Some("/var/cache/clip".into()));
+        assert_eq!(default_cache_dir(false, Some(OsStr::new("/x")), home), Some("/x/clip".into()));
+        assert_eq!(default_cache_dir(false, None, home), Some("/home/u/.cache/clip".into()));
+        assert_eq!(default_cache_dir(false, None, None), None);
+    }
+
+    /// An option inside -o means what the long option means, and what nobody knows is said to be unknown.
+    #[test]
+    fn options_inside_o() {
+        let mut args = mount_args(&[]);
+        for option in ["plain-http", "cache-dir=/c", "source=/s", "read-timeout=5s", "stop-timeout=0", "shards=3", "read-ahead=1MiB"] {
+            assert_eq!(apply_ours(&mut args, option), Ok(true), "{option}");
+        }
+        assert!(args.read.client.plain_http);
+        assert_eq!(args.read.cache_dir.as_deref(), Some(Path::new("/c")));
+        assert_eq!(args.read.read_timeout, Some(Duration::from_secs(5)));
+        assert_eq!(args.stop_timeout, Some(Duration::ZERO));
+        assert_eq!(args.read.read_ahead, Some(1 << 20));
+        assert_eq!(apply_ours(&mut args, "frobnicate"), Ok(false));
+        assert!(apply_ours(&mut args, "cache-dir").is_err());
+        assert!(apply_ours(&mut args, "shards=0").is_err());
+    }
+
+    /// A later mount that asks for nothing fits any owner; each wish that differs is named with both values.
+    #[test]
+    fn differences_name_option_and_both_values() {
+        let owner = EngineWish { shards: Some(2), ..EngineWish::default() }.to_config("/c".into());
+        assert_eq!(EngineWish::default().differences(&owner), []);
+        let wish = EngineWish { shards: Some(3), plain_http: true, read_timeout: Some(Duration::from_secs(30)), ..EngineWish::default() };
+        let found = wish.differences(&owner);
+        let names: Vec<_> = found.iter().map(|found| (found.option.as_str(), found.owner.as_str(), found.asked.as_str())).collect();
+        assert_eq!(names, [("--shards", "2", "3"), ("--plain-http", "no", "yes")]);
+        assert_eq!(wish.differences(&wish.to_config("/c".into())), []);
+    }
+}
