@@ -1,8 +1,14 @@
 //! The large file from its start to its end.
 
-use std::{fs::File, os::unix::fs::FileExt as _, path::Path, sync::Arc};
+use std::{
+    fs::File,
+    os::unix::fs::FileExt as _,
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-use anyhow::Result;
+use anyhow::{Context, Result, ensure};
 use clip_engine::{Image, ReadStream, Stats};
 
 use super::Way;
@@ -18,6 +24,9 @@ use crate::{
 const INFLATE: &str = "zlib-rs inflates the file's layer in memory, one core";
 const CACHED: &str = "pread of the same bytes of the cache file";
 const PLAIN: &str = "read of an ordinary file with the same bytes in the page cache";
+
+/// What writing the large file to the cache may take. Source: chosen; reaching it is an error.
+const CACHED_WITHIN: Duration = Duration::from_secs(60);
 
 /// Rates in MB/s, one a run.
 #[derive(Default)]
@@ -50,7 +59,7 @@ pub(super) fn measure(setup: &Setup, ways: &[Way], findings: &mut Findings) -> R
     for _ in 0..setup.runs {
         let layer = &setup.corpus.layers[LARGE_LAYER];
         rates.inflate.push(megabytes_per_second(layer.stream_bytes, timed(|| floor::inflate(&layer.blob))?.0));
-        rates.plain.push(reader.rate(|buffer| floor::read_file(&setup.corpus.plain_file(), buffer))?);
+        rates.plain.push(reader.rate("ordinary file", |buffer| floor::read_file(&setup.corpus.plain_file(), buffer))?);
         let cache = setup.fresh_dir()?;
         costs = vec![(Way::Library, library(&mut reader, cache.path(), &mut rates)?)];
         if ways.contains(&Way::Mount) {
@@ -102,17 +111,28 @@ fn add_costs(setup: &Setup, way: Way, stats: &Stats, findings: &mut Findings) {
 fn library(reader: &mut Reader<'_>, cache: &Path, rates: &mut Rates) -> Result<Stats> {
     let setup = reader.setup;
     let (engine, image) = setup.open(cache)?;
-    rates.library_cold.push(reader.rate(|buffer| read_image(setup, &image, buffer))?);
+    rates.library_cold.push(reader.rate("library, cold", |buffer| read_image(setup, &image, buffer))?);
     let stats = engine.stats();
-    rates.library_warm.push(reader.rate(|buffer| read_image(setup, &image, buffer))?);
+    wait_until_cached(setup, &image)?;
+    rates.library_warm.push(reader.rate("library, warm", |buffer| read_image(setup, &image, buffer))?);
     let layer = cache.join("layers/sha256").join(setup.corpus.layers[LARGE_LAYER].digest.to_hex());
     let stream = File::open(machine::find_file(&layer, "stream")?)?;
     let start = setup.clip.large.stream;
-    rates.cached.push(reader.rate(|buffer| {
+    rates.cached.push(reader.rate("cache file", |buffer| {
         let pieces = buffer.chunks_mut(PIECE_BYTES).enumerate();
         Ok(pieces.into_iter().try_for_each(|(piece, out)| stream.read_exact_at(out, start + (piece * PIECE_BYTES) as u64))?)
     })?);
     Ok(stats)
+}
+
+/// Readers are answered before the cache is written: waits until every byte of the large file is on disk.
+fn wait_until_cached(setup: &Setup, image: &Image) -> Result<()> {
+    let (large, deadline) = (setup.clip.large, Instant::now() + CACHED_WITHIN);
+    while image.present(large.layer, large.stream..large.stream + large.len).is_none() {
+        ensure!(Instant::now() < deadline, "the cache was not written within {CACHED_WITHIN:?}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    Ok(())
 }
 
 /// A reader that tells where it is, as the mount does, so that the engine may read ahead.
@@ -134,11 +154,11 @@ fn fuse_cached(reader: &mut Reader<'_>, cache: &Path, rates: &mut Rates) -> Resu
     let mountpoint = reader.setup.fresh_dir()?;
     let file = mountpoint.path().join(LARGE_PATH);
     let mounted = mount::mount(image.clone(), mountpoint.path())?;
-    rates.fuse_unverified.push(reader.rate(|buffer| floor::read_file(&file, buffer))?);
+    rates.fuse_unverified.push(reader.rate("FUSE, unverified", |buffer| floor::read_file(&file, buffer))?);
     mount::end(mounted)?;
     let mounted = mount::mount(image, mountpoint.path())?;
-    rates.fuse_warm.push(reader.rate(|buffer| floor::read_file(&file, buffer))?);
-    rates.fuse_pages.push(reader.rate(|buffer| floor::read_file(&file, buffer))?);
+    rates.fuse_warm.push(reader.rate("FUSE, warm", |buffer| floor::read_file(&file, buffer))?);
+    rates.fuse_pages.push(reader.rate("FUSE, page cache", |buffer| floor::read_file(&file, buffer))?);
     mount::end(mounted)
 }
 
@@ -149,7 +169,7 @@ fn fuse_cold(reader: &mut Reader<'_>, rates: &mut Rates) -> Result<Stats> {
     let mounted = mount::mount(image, mountpoint.path())?;
     let file = mountpoint.path().join(LARGE_PATH);
     let before = setup.registry.served();
-    let rate = reader.rate(|buffer| floor::read_file(&file, buffer))?;
+    let rate = reader.rate("FUSE, cold", |buffer| floor::read_file(&file, buffer))?;
     let seconds = setup.clip.large.len as f64 / 1e6 / rate;
     rates.fuse_cold.push(rate);
     rates.registry_cpu.push(setup.registry.served().since(before).cpu.as_secs_f64() / seconds);
@@ -159,12 +179,22 @@ fn fuse_cold(reader: &mut Reader<'_>, rates: &mut Rates) -> Result<Stats> {
 
 impl Reader<'_> {
     /// MB/s at which `read` fills the buffer with the large file; the hash is taken after the clock.
-    fn rate(&mut self, read: impl FnOnce(&mut [u8]) -> Result<()>) -> Result<f64> {
+    fn rate(&mut self, what: &str, read: impl FnOnce(&mut [u8]) -> Result<()>) -> Result<f64> {
         let len = self.buffer.len();
         // A read that does nothing must not find the last run's bytes.
         self.buffer.iter_mut().step_by(PIECE_BYTES).for_each(|byte| *byte = !*byte);
         let (took, ()) = timed(|| read(&mut self.buffer))?;
-        self.work.check("a sequential read", blake3::hash(&self.buffer))?;
+        self.work.check(what, blake3::hash(&self.buffer)).with_context(|| self.first_difference())?;
         Ok(megabytes_per_second(len as u64, took))
+    }
+
+    /// Where the buffer first differs from the file as the corpus has it.
+    fn first_difference(&self) -> String {
+        let Ok(expected) = std::fs::read(self.setup.corpus.plain_file()) else { return "the ordinary file cannot be read".to_owned() };
+        let differs = |at: &usize| expected.get(*at) != self.buffer.get(*at);
+        let len = expected.len().max(self.buffer.len());
+        let (first, count) = ((0..len).find(differs), (0..len).filter(differs).count());
+        let stream = first.map(|at| self.setup.clip.large.stream + at as u64);
+        format!("{count} wrong bytes of {len}, the first at {first:?}, {stream:?} of the layer's stream")
     }
 }
