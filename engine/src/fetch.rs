@@ -16,9 +16,10 @@ use tokio::{
 };
 
 use crate::{
+    claims::Claims,
     error::EngineError,
+    image_layer::{ImageLayer, Work},
     job::DecodeJob,
-    layer::{Claims, ImageLayer, Work},
     metrics::count,
     plan,
     progress::Progress,
@@ -29,6 +30,9 @@ use crate::{
 /// Chunks that wait for one decode job. Source: 8 chunks of at most 256 KiB keep an inflate of 1 MiB spans busy and bound a flow to
 /// 2 MiB of compressed bytes.
 const CHUNKS_WAITING_MAX: usize = 8;
+
+/// As that, where decoding will stop before the group's end: what waits then was fetched for nothing.
+const CHUNKS_WAITING_MAX_PARTIAL: usize = 2;
 
 /// Neighbouring groups of one layer, fetched together.
 pub(crate) struct Flow {
@@ -159,7 +163,7 @@ impl Feed {
     }
 
     fn start(&self, work: Work) -> Open {
-        let (sender, input) = mpsc::channel(CHUNKS_WAITING_MAX);
+        let (sender, input) = mpsc::channel(if work.group.whole { CHUNKS_WAITING_MAX } else { CHUNKS_WAITING_MAX_PARTIAL });
         let open = Open { compressed: work.group.compressed.clone(), sender, claims: Arc::downgrade(&work.claims) };
         self.shard.core.push_job(DecodeJob { layer: self.layer.clone(), work, input });
         open

@@ -13,7 +13,7 @@ use crate::{
     core::Core,
     engine::Threads,
     error::EngineError,
-    layer::ImageLayer,
+    image_layer::ImageLayer,
     metrics::count,
     plan, read,
     readahead::{History, Limits},

@@ -3,21 +3,18 @@
 use std::{rc::Rc, sync::Arc};
 
 use bytes::{Buf, Bytes};
-use clip_format::{limits::SPAN_BYTES_MAX, units::SpanIndex};
+use clip_format::units::SpanIndex;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use crate::{
     core::BUDGET_UNIT,
     decode::Decoder,
     error::EngineError,
-    layer::{ImageLayer, Suspended, Work},
+    image_layer::{ImageLayer, Suspended, Work},
     metrics::count,
     shard::Shard,
-    span::VerifiedSpan,
+    span::{SPAN_LEN_MAX, VerifiedSpan},
 };
-
-/// Bytes of the longest span that is decoded. Source: DESIGN section 2: never over twice the span size.
-const SPAN_LEN_MAX: u64 = 2 * SPAN_BYTES_MAX;
 
 /// A group whose bytes arrive on `input`; closing the channel early means that the fetch failed.
 pub(crate) struct DecodeJob {

@@ -1,34 +1,29 @@
-//! A layer as the node has it (shared by every image whose spans are the same), and as one image has it (its own source and entries).
+//! A layer as the node has it, shared by every image whose spans are the same.
 
 use std::{
     collections::HashMap,
     path::PathBuf,
     sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
 };
 
-use clip_format::{bytes::SharedBytes, checkpoints::SpanTable, digest::Digest, units::SpanIndex, windows::expand_window};
+use clip_format::{checkpoints::SpanTable, digest::Digest, units::SpanIndex};
 use tokio::sync::Semaphore;
 
 use crate::{
     cache::layer_file::{LayerFile, note_presence},
-    decode::Decoder,
     error::EngineError,
     metrics::{Counters, count},
-    plan::{Group, Wanted},
     progress::Progress,
     read::PendingRead,
-    source::BlobSource,
-    span::{SpanState, SpanStates, VerifiedSpan},
+    span::{SPAN_LEN_MAX, SpanState, SpanStates, VerifiedSpan},
 };
 
 /// Turns of one span's state that a reader follows before it gives up. Each turn means that another thread, or damage on the disk,
 /// changed the state meanwhile. Source: two are ordinary (damaged, then claimed by another); the rest is room.
 const TURNS_MAX: usize = 16;
-/// Suspended decoders kept for one layer of one image, 48 KiB each.
-const SUSPENDED_MAX: usize = 4;
 /// Locks that verification from disk is spread over, so that one span is not hashed by many readers at once.
 const VERIFY_LOCKS: usize = 16;
 
@@ -46,6 +41,7 @@ pub(crate) struct LayerStore {
     pub(crate) progress: Progress,
     in_flight: Mutex<HashMap<SpanIndex, InFlight>>,
     verifying: [Mutex<()>; VERIFY_LOCKS],
+    mending: Mutex<()>,
     /// Times that the file was found changed by somebody else.
     doubts: AtomicU64,
     counters: Arc<Counters>,
@@ -86,6 +82,7 @@ impl LayerStore {
             progress: Progress::default(),
             in_flight: Mutex::default(),
             verifying: Default::default(),
+            mending: Mutex::default(),
             doubts: AtomicU64::new(0),
             counters,
         })
@@ -98,6 +95,7 @@ impl LayerStore {
                 SpanState::Present => {
                     if !read.copy_from_file(span, &self.file) {
                         self.doubt_file();
+                        self.states.change(span, SpanState::Present, SpanState::Unverified);
                     // Once more after the look at the file: whoever mends its length takes the trust away first.
                     } else if self.states.get(span) == SpanState::Present {
                         return Ok(Obtained::Copied);
@@ -158,10 +156,7 @@ impl LayerStore {
         if self.states.get(span) != SpanState::Unverified {
             return None;
         }
-        let range = self.table.stream_range(span);
-        let mut bytes = vec![0; usize::try_from(range.end - range.start).ok()?];
-        let read = self.file.read_exact_at(&mut bytes, range.start);
-        let verified = read.ok().and_then(|()| VerifiedSpan::verify(bytes, &self.table.span(span).digest).ok());
+        let verified = self.read_verified(span);
         if verified.is_some() {
             self.states.change(span, SpanState::Unverified, SpanState::Present);
         } else if self.states.change(span, SpanState::Unverified, SpanState::Absent) {
@@ -172,8 +167,21 @@ impl LayerStore {
         verified
     }
 
-    /// After a sign that the file was changed by somebody else: its length is right again and no span is trusted before it is hashed.
+    fn read_verified(&self, span: SpanIndex) -> Option<VerifiedSpan> {
+        let range = self.table.stream_range(span);
+        let len = Some(range.end - range.start).filter(|&len| len <= SPAN_LEN_MAX)?;
+        let mut bytes = vec![0; len as usize];
+        self.file.read_exact_at(&mut bytes, range.start).ok()?;
+        VerifiedSpan::verify(bytes, &self.table.span(span).digest).ok()
+    }
+
+    /// After a sign that the file was changed by somebody else: if its length is wrong, no span is trusted before it is hashed, and then
+    /// the length is right again.
     pub(crate) fn doubt_file(&self) {
+        let _one_at_a_time = self.mending.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.file.is_intact() {
+            return;
+        }
         tracing::warn!(layer = %self.digest, path = %self.file.dir().display(), "a cache file was changed by another process; its spans are verified again");
         self.doubts.fetch_add(1, Ordering::AcqRel);
         self.states.doubt_all();
@@ -188,7 +196,7 @@ impl LayerStore {
     }
 
     /// Hands verified bytes to all who wait for `span`; who comes before [`Self::settle`] gets them from memory too.
-    fn deliver(&self, span: SpanIndex, verified: &VerifiedSpan) {
+    pub(crate) fn deliver(&self, span: SpanIndex, verified: &VerifiedSpan) {
         let waiters = match self.lock().get_mut(&span) {
             Some(entry) => {
                 entry.verified = Some(verified.clone());
@@ -203,7 +211,7 @@ impl LayerStore {
     }
 
     /// Ends a delivered span's flight: it was written when [`Self::doubts`] was so many, or it could not be kept and is absent again.
-    fn settle(&self, span: SpanIndex, written: Option<u64>) {
+    pub(crate) fn settle(&self, span: SpanIndex, written: Option<u64>) {
         if written.is_some() {
             note_presence(&self.file, span, true);
         }
@@ -216,7 +224,7 @@ impl LayerStore {
     }
 
     /// Ends a flight that failed; gives those who waited.
-    fn abandon(&self, span: SpanIndex) -> Vec<Arc<PendingRead>> {
+    pub(crate) fn abandon(&self, span: SpanIndex) -> Vec<Arc<PendingRead>> {
         let mut in_flight = self.lock();
         self.states.change(span, SpanState::InFlight, SpanState::Absent);
         in_flight.remove(&span).map(|entry| entry.waiters).unwrap_or_default()
@@ -231,196 +239,5 @@ impl LayerStore {
 
     fn lock(&self) -> MutexGuard<'_, HashMap<SpanIndex, InFlight>> {
         self.in_flight.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// A layer as one image has it.
-pub(crate) struct ImageLayer {
-    pub(crate) store: Arc<LayerStore>,
-    /// Where decoding can begin in this image's index.
-    pub(crate) table: SpanTable,
-    pub(crate) source: BlobSource,
-    windows: SharedBytes,
-    suspended: Mutex<Vec<Suspended>>,
-    /// The jobs under way in chains, by entry: who wants a later span of one goes along.
-    running: Mutex<Vec<(SpanIndex, Weak<Claims>)>>,
-}
-
-/// A decoder that stands between two chained spans, so that a reader of the next need not decode from the entry again.
-pub(crate) struct Suspended {
-    pub(crate) entry: SpanIndex,
-    /// The span that comes out next.
-    pub(crate) next: SpanIndex,
-    /// The blob's next byte.
-    pub(crate) position: u64,
-    pub(crate) decoder: Decoder,
-}
-
-/// A group to decode, the spans of it that are claimed for that, and where a decoder stands already, if one does.
-pub(crate) struct Work {
-    pub(crate) group: Group,
-    pub(crate) entry: SpanIndex,
-    pub(crate) claims: Arc<Claims>,
-    pub(crate) decoder: Option<Decoder>,
-}
-
-impl ImageLayer {
-    pub(crate) fn new(store: Arc<LayerStore>, table: SpanTable, source: BlobSource, windows: SharedBytes) -> Self {
-        Self { store, table, source, windows, suspended: Mutex::default(), running: Mutex::default() }
-    }
-
-    /// How `wanted`, whose spans are claimed, is decoded; `None` when a job that is under way takes them along. Absent spans on the way
-    /// there are claimed too: they come out anyway.
-    pub(crate) fn work(self: &Arc<Self>, wanted: Wanted) -> Option<Work> {
-        let (entry, first, last) = (wanted.entry, wanted.first(), wanted.last());
-        if self.jobs_from(entry).iter().any(|claims| claims.extend(&wanted.wanted)) {
-            return None;
-        }
-        let suspended = self.resume(entry, first);
-        let from = suspended.as_ref().map_or(entry, |suspended| suspended.next);
-        let start = suspended.as_ref().map_or_else(|| self.table.compressed_range(entry).start, |suspended| suspended.position);
-        let group = Group::new(&self.table, entry, from, start, last);
-        let claims = Arc::new(Claims::new(self.clone(), from, wanted.wanted));
-        // Only a chain can be gone on with.
-        if self.table.next_entry(entry).map_or(self.table.len(), SpanIndex::get) > entry.get() + 1 {
-            let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-            running.push((entry, Arc::downgrade(&claims)));
-        }
-        Some(Work { group, entry, claims, decoder: suspended.map(|suspended| suspended.decoder) })
-    }
-
-    /// The jobs under way that began at `entry`. Not to be dropped under a lock of this layer: the last holder of claims may call back.
-    fn jobs_from(&self, entry: SpanIndex) -> Vec<Arc<Claims>> {
-        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        running.retain(|(_, claims)| claims.strong_count() > 0);
-        running.iter().filter(|(of, _)| *of == entry).filter_map(|(_, claims)| claims.upgrade()).collect()
-    }
-
-    /// A decoder at `entry`, its window expanded.
-    pub(crate) fn enter(&self, entry: SpanIndex) -> Result<Decoder, EngineError> {
-        use clip_format::checkpoints::SpanStart;
-        let span = self.table.span(entry);
-        let window = match span.start {
-            SpanStart::Deflate { window, .. } => expand_window((*self.windows).as_ref(), window)
-                .map_err(|error| self.store.bad(entry, "a window that expands", error.to_string()))?,
-            _ => None,
-        };
-        Decoder::at(span.start, window).ok_or_else(|| self.store.bad(entry, "an entry", "a chained span"))
-    }
-
-    /// Keeps `suspended` for the next reader; the oldest goes when there are too many.
-    pub(crate) fn suspend(&self, suspended: Suspended) {
-        let mut kept = self.suspended.lock().unwrap_or_else(PoisonError::into_inner);
-        if kept.len() >= SUSPENDED_MAX {
-            kept.remove(0);
-        }
-        kept.push(suspended);
-    }
-
-    /// The kept decoder that stands nearest before `first` in the group of `entry`.
-    fn resume(&self, entry: SpanIndex, first: SpanIndex) -> Option<Suspended> {
-        let mut kept = self.suspended.lock().unwrap_or_else(PoisonError::into_inner);
-        let fits = kept.iter().enumerate().filter(|(_, suspended)| suspended.entry == entry && suspended.next <= first);
-        let (place, _) = fits.max_by_key(|(_, suspended)| suspended.next)?;
-        Some(kept.remove(place))
-    }
-}
-
-/// The spans that one decode job has claimed. Whatever is still open when the last holder lets go fails: no claim is ever lost.
-pub(crate) struct Claims {
-    layer: Arc<ImageLayer>,
-    course: Mutex<Course>,
-    error: OnceLock<EngineError>,
-}
-
-/// How far a decode job is and has to go.
-struct Course {
-    /// Claimed, not yet settled.
-    open: Vec<SpanIndex>,
-    /// The span that comes out next, or is coming out.
-    next: SpanIndex,
-    /// The last one that is wanted.
-    last: SpanIndex,
-    /// The job takes no more spans along.
-    ended: bool,
-}
-
-impl Claims {
-    /// The claims of a job that decodes from span `from` on: `wanted`, which the caller has claimed, and what is absent on the way.
-    fn new(layer: Arc<ImageLayer>, from: SpanIndex, wanted: Vec<SpanIndex>) -> Self {
-        let mut course = Course { open: Vec::new(), next: from, last: from, ended: false };
-        course.add(&layer.store, &wanted);
-        Self { layer, course: Mutex::new(course), error: OnceLock::new() }
-    }
-
-    /// Takes `wanted` along, which the caller has claimed. False when the job is past them or has ended.
-    fn extend(&self, wanted: &[SpanIndex]) -> bool {
-        let mut course = self.lock();
-        let possible = !course.ended && course.next <= wanted[0];
-        if possible {
-            course.add(&self.layer.store, wanted);
-        }
-        possible
-    }
-
-    /// The span to decode now; `None` for ever once all that is wanted has come out.
-    pub(crate) fn next_span(&self) -> Option<SpanIndex> {
-        let mut course = self.lock();
-        course.ended |= course.next > course.last;
-        (!course.ended).then_some(course.next)
-    }
-
-    /// `span` has come out; whether anybody wants it.
-    pub(crate) fn passed(&self, span: SpanIndex) -> bool {
-        let mut course = self.lock();
-        course.next = SpanIndex(span.get() + 1);
-        course.open.contains(&span)
-    }
-
-    /// Answers all who wait for `span`.
-    pub(crate) fn deliver(&self, span: SpanIndex, verified: &VerifiedSpan) {
-        self.layer.store.deliver(span, verified);
-    }
-
-    /// Ends the flight of a delivered span.
-    pub(crate) fn settle(&self, span: SpanIndex, written: Option<u64>) {
-        self.lock().open.retain(|&open| open != span);
-        self.layer.store.settle(span, written);
-    }
-
-    /// Why what is open will fail. The first error stays.
-    pub(crate) fn fail(&self, error: EngineError) {
-        let _ = self.error.set(error);
-        self.lock().ended = true;
-    }
-
-    pub(crate) fn has_failed(&self) -> bool {
-        self.error.get().is_some()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Course> {
-        self.course.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Course {
-    /// Adds `wanted` (ascending, claimed) and claims what is absent before its last.
-    fn add(&mut self, store: &LayerStore, wanted: &[SpanIndex]) {
-        self.open.extend(wanted);
-        self.last = self.last.max(wanted[wanted.len() - 1]);
-        let on_the_way = (self.next.get()..self.last.get()).map(SpanIndex);
-        self.open.extend(on_the_way.filter(|&span| store.claim(span)));
-    }
-}
-
-impl Drop for Claims {
-    fn drop(&mut self) {
-        let error = self.error.get().cloned().unwrap_or(EngineError::Stopped);
-        let open = std::mem::take(&mut self.lock().open);
-        for span in open {
-            for waiter in self.layer.store.abandon(span) {
-                waiter.part_failed(span, &error, &self.layer);
-            }
-        }
     }
 }

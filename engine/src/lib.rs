@@ -6,6 +6,7 @@
 #![deny(clippy::undocumented_unsafe_blocks)]
 
 mod cache;
+mod claims;
 pub mod config;
 mod core;
 mod decode;
@@ -14,6 +15,7 @@ pub mod engine;
 pub mod error;
 mod fetch;
 pub mod image;
+mod image_layer;
 pub mod inflate;
 mod job;
 mod layer;

@@ -9,12 +9,7 @@ use std::{
 use clip_format::units::SpanIndex;
 
 use crate::{
-    cache::layer_file::LayerFile,
-    core::Core,
-    error::EngineError,
-    image::ReadDone,
-    layer::{ImageLayer, Obtained},
-    metrics::count,
+    cache::layer_file::LayerFile, core::Core, error::EngineError, image::ReadDone, image_layer::ImageLayer, layer::Obtained, metrics::count,
 };
 
 /// Times that a read starts over, for each of its spans, with its own source after another image's fetch of it failed.
@@ -146,8 +141,10 @@ impl PendingRead {
 
     fn watch_deadline(self: &Arc<Self>) {
         let Some(after) = self.core.config.read_deadline else { return };
+        // A time that the clock cannot hold never comes.
+        let Some(at) = self.started.checked_add(after) else { return };
         if self.lock().done.is_some() {
-            self.core.watch_read(Deadline { read: Arc::downgrade(self), at: self.started + after, after });
+            self.core.watch_read(Deadline { read: Arc::downgrade(self), at, after });
         }
     }
 

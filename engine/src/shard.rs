@@ -22,13 +22,15 @@ use tokio::{
 };
 
 use crate::{
+    claims::Claims,
     config::DiskIo,
     core::{Core, flows},
     disk::Disk,
     error::EngineError,
     fetch::{self, Flow},
+    image_layer::ImageLayer,
     job,
-    layer::{Claims, ImageLayer, LayerStore},
+    layer::LayerStore,
     metrics::count,
     read::Deadline,
     registry::Client,

@@ -3,7 +3,10 @@
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use bytes::Bytes;
-use clip_format::units::SpanIndex;
+use clip_format::{limits::SPAN_BYTES_MAX, units::SpanIndex};
+
+/// Bytes of the longest span that is decoded or verified. Source: docs/format.md: a span is never over twice the span size.
+pub(crate) const SPAN_LEN_MAX: u64 = 2 * SPAN_BYTES_MAX;
 
 /// Where a span's bytes are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

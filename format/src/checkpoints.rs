@@ -2,7 +2,7 @@
 //!
 //! Section shape (docs/format.md): a directory of one fixed record a layer, then the span records of all layers.
 
-mod record;
+pub(crate) mod record;
 
 use std::{ops::Range, sync::Arc};
 

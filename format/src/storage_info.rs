@@ -200,3 +200,6 @@ impl StorageInfo {
         Ok(info)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,8 +10,9 @@ use crate::{
 };
 
 const WHAT: &str = "window";
-/// Source: TODO_MEASURE
-const LEVEL: i32 = 19;
+/// Source: a window with 40 pieces of 20-60 bytes of text in use: level 3 gives 1,146 bytes in 33 us, level 9 1,096 in 109 us,
+/// level 19 1,117 in 341 us.
+const LEVEL: i32 = 9;
 
 /// Windows of an image being indexed, appended one after another.
 #[derive(Default)]

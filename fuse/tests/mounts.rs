@@ -207,7 +207,7 @@ fn flags_and_setuid() {
     assert_eq!(run(&place.m()).unwrap_err().kind(), std::io::ErrorKind::PermissionDenied);
 }
 
-/// User 1000 reads what modes allow, and not what they don't.
+/// User 1000 reads what modes and POSIX ACLs allow, and not what they don't.
 #[test]
 fn permissions_are_checked() {
     if !can_mount() {
@@ -215,9 +215,12 @@ fn permissions_are_checked() {
     }
     let (place, source) = (Place::new(), sample::source(true));
     let _mounted = mounted(&place, &source);
-    let read = |name: &str| Command::new("cat").arg(place.m().join(name)).uid(1000).gid(1000).output().unwrap().status.success();
-    assert!(read("file"));
-    assert!(!read("secret"));
+    let read_as = |uid, name: &str| Command::new("cat").arg(place.m().join(name)).uid(uid).gid(uid).output().unwrap().status.success();
+    assert!(read_as(1000, "file"));
+    assert!(!read_as(1000, "secret"));
+    // The image's ACL lets 1000 read this one, and nobody else.
+    assert!(read_as(1000, "shared"));
+    assert!(!read_as(1001, "shared"));
     assert_eq!(fs::read(place.m().join("secret")).unwrap().len(), 100);
 }
 

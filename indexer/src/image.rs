@@ -65,8 +65,7 @@ pub(crate) fn index(options: &IndexOptions, progress: &dyn Progress) -> Result<I
 /// All layers, `jobs` at a time, the largest first; merged in manifest order as soon as they can be.
 fn index_layers(image: &ResolvedImage, options: &IndexOptions, client: &Client, progress: &dyn Progress) -> Result<Merged, IndexError> {
     let cancel = Cancel::new();
-    let settings =
-        LayerSettings { span_bytes: options.span_bytes, windows: options.windows, client, cancel: &cancel, progress };
+    let settings = LayerSettings { span_bytes: options.span_bytes, windows: options.windows, client, cancel: &cancel, progress };
     let mut order: Vec<&LayerInput> = image.layers.iter().collect();
     order.sort_by_key(|layer| std::cmp::Reverse(layer.blob.size()));
     let jobs = options.jobs.clamp(1, order.len().max(1));

@@ -21,9 +21,9 @@ use clip_format::{
 use crossbeam::channel::{Receiver, bounded};
 
 pub(crate) use fetch::Cancel;
-use fetch::{FetchEnd, Message};
-pub(crate) use hash::digest_of;
+use fetch::Message;
 use hash::StreamHashes;
+pub(crate) use hash::digest_of;
 use members::MemberSink;
 use spans::{GzipSpans, PlainSpans, SpanDraft};
 
@@ -97,15 +97,18 @@ pub(crate) fn index_layer(input: &LayerInput, settings: &LayerSettings<'_>) -> R
         let stream_hash = scope.spawn(|| hash::stream_hashes(&input.diff_id, &jobs, &used_sender));
         let sink = MemberSink::new(input, settings.progress, job_sender, used_buffers);
         let decoded = decode(input, settings, chunks, sink);
+        if decoded.is_err() {
+            // Wakes our own fetch too, wherever it waits.
+            settings.cancel.stop();
+        }
         (joined(fetch), joined(blob_hash), joined(stream_hash), decoded)
     });
-    match fetched? {
-        FetchEnd::Cancelled => return Ok(None),
-        FetchEnd::Complete | FetchEnd::Unwanted => {}
-    }
     // A hash job that failed has closed its channel: its own error says more than the decoder's.
     let hashes = hashes?;
-    let decoded = decoded?;
+    let Some(decoded) = decoded? else {
+        // The bytes stopped coming: the fetch failed, or it was told to stop.
+        return fetched.map(|_| None).map_err(IndexError::from);
+    };
     check_digest(input, "the blob", input.digest, blob_digest)?;
     check_digest(input, "the layer stream (diff_id)", input.diff_id, hashes.digest)?;
     let output = assembled(input, decoded, hashes);
@@ -117,49 +120,70 @@ fn joined<T>(handle: thread::ScopedJoinHandle<'_, T>) -> T {
     handle.join().unwrap_or_else(|panic| panic::resume_unwind(panic))
 }
 
+/// The layer's spans and members; `None` when the bytes stop coming before their end.
 fn decode(
     input: &LayerInput,
     settings: &LayerSettings<'_>,
     chunks: Receiver<Message>,
     mut sink: MemberSink<'_>,
-) -> Result<Decoded, IndexError> {
+) -> Result<Option<Decoded>, IndexError> {
     let mut warnings = Vec::new();
-    let head = first_bytes(&chunks);
+    let Some(head) = first_bytes(&chunks) else { return Ok(None) };
     settings.progress.layer(input.index, LayerEvent::Started);
-    let codec = actual_codec(input, &head, &mut warnings)?;
+    let codec = actual_codec(input, &head.bytes, &mut warnings)?;
     let (drafts, stream_size) = match codec {
         Codec::Gzip => {
             let mut spans = GzipSpans::new(input.digest, settings.span_bytes, settings.windows);
-            spans.push(&head, &mut sink)?;
-            while let Ok(Message::Chunk(chunk)) = chunks.recv() {
-                spans.push(&chunk, &mut sink)?;
+            if !each_chunk(head, &chunks, &mut |chunk| spans.push(&chunk, &mut sink))? {
+                return Ok(None);
             }
             spans.finish(&mut sink)?
         }
         Codec::Plain => {
             let mut spans = PlainSpans::new(input.digest, settings.span_bytes);
-            spans.push(head, &mut sink)?;
-            while let Ok(Message::Chunk(chunk)) = chunks.recv() {
-                spans.push(chunk, &mut sink)?;
+            if !each_chunk(head, &chunks, &mut |chunk| spans.push(chunk, &mut sink))? {
+                return Ok(None);
             }
             spans.finish()
         }
     };
     let (entries, members) = sink.finish(&mut warnings)?;
-    Ok(Decoded { codec, drafts, entries, members, stream_size, warnings })
+    Ok(Some(Decoded { codec, drafts, entries, members, stream_size, warnings }))
+}
+
+/// The first bytes of a blob.
+struct Head {
+    bytes: Bytes,
+    /// They are all that there is.
+    is_all: bool,
 }
 
 /// Enough bytes to tell gzip from tar, where the blob has them; chunks may be of any length.
-fn first_bytes(chunks: &Receiver<Message>) -> Bytes {
-    let mut head = Bytes::new();
-    while head.len() < 4 {
+fn first_bytes(chunks: &Receiver<Message>) -> Option<Head> {
+    let mut bytes = Bytes::new();
+    while bytes.len() < 4 {
         match chunks.recv() {
-            Ok(Message::Chunk(chunk)) if head.is_empty() => head = chunk,
-            Ok(Message::Chunk(chunk)) => head = [head, chunk].concat().into(),
-            Ok(Message::End) | Err(_) => break,
+            Ok(Message::Chunk(chunk)) if bytes.is_empty() => bytes = chunk,
+            Ok(Message::Chunk(chunk)) => bytes = [bytes, chunk].concat().into(),
+            Ok(Message::End) => return Some(Head { bytes, is_all: true }),
+            Err(_) => return None,
         }
     }
-    head
+    Some(Head { bytes, is_all: false })
+}
+
+/// Gives each chunk of the blob to `take`; false when they stop coming before the end.
+fn each_chunk(head: Head, chunks: &Receiver<Message>, take: &mut dyn FnMut(Bytes) -> Result<(), IndexError>) -> Result<bool, IndexError> {
+    take(head.bytes)?;
+    let mut ended = head.is_all;
+    while !ended {
+        match chunks.recv() {
+            Ok(Message::Chunk(chunk)) => take(chunk)?,
+            Ok(Message::End) => ended = true,
+            Err(_) => return Ok(false),
+        }
+    }
+    Ok(true)
 }
 
 /// The blob's own first bytes decide between plain and gzip; what the media type says of them is only worth a warning.

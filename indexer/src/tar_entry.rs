@@ -423,7 +423,9 @@ impl TarParser {
         }
         match sparse {
             Some(_) if !has_data => Err(at(Wrong::new("a regular file under a sparse map", member.entry.kind.as_str()), &header.path)),
-            Some(sparse) if sparse.in_data => self.pax_sparse(member, sparse.real_size.unwrap_or(physical), MapText { wanted: 1, ..MapText::default() }),
+            Some(sparse) if sparse.in_data => {
+                self.pax_sparse(member, sparse.real_size.unwrap_or(physical), MapText { wanted: 1, ..MapText::default() })
+            }
             Some(sparse) => {
                 let mut map = SparseMap::new(sparse.real_size.unwrap_or(physical));
                 map.push_text(&sparse.map).map_err(|wrong| at(wrong, &header.path))?;

@@ -47,7 +47,11 @@ impl Attributes {
 
 enum NodeKind {
     Directory(BTreeMap<Box<[u8]>, NodeId>),
-    Regular { size: u64, layer: LayerIndex, data: Box<[DataExtent]> },
+    Regular {
+        size: u64,
+        layer: LayerIndex,
+        data: Box<[DataExtent]>,
+    },
     Symlink(Box<[u8]>),
     CharDevice(u32, u32),
     BlockDevice(u32, u32),
@@ -82,7 +86,9 @@ impl Tree {
         let mut lines: Vec<String> = self
             .dropped_xattrs
             .iter()
-            .map(|(namespace, count)| format!("{count} extended attributes of the namespace {namespace:?} were dropped: EROFS has none for it"))
+            .map(|(namespace, count)| {
+                format!("{count} extended attributes of the namespace {namespace:?} were dropped: EROFS has none for it")
+            })
             .collect();
         if self.ignored_markers > 0 {
             lines.push(format!("{} members with names of the form .wh..wh.* were ignored (left over from aufs)", self.ignored_markers));

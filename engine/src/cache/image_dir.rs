@@ -18,12 +18,15 @@ use clip_format::{
     error::FormatError,
     header::{HEADER_LEN, Header, Section},
     storage_info::StorageInfo,
+    units::LayerIndex,
 };
 use memmap2::Mmap;
 
 use super::{create_dir, open_private};
 use crate::error::EngineError;
 
+/// A device of the index is its layer's stream, rounded up to this. Source: DESIGN section 4: the index has 512-byte blocks.
+const DEVICE_BLOCK_BYTES: u64 = 512;
 /// Bytes of the hash buffer of the background check.
 const HASH_CHUNK: usize = 1 << 20;
 
@@ -103,6 +106,14 @@ fn map(dir: &Path, header: &Header) -> Result<ExpandedImage, EngineError> {
         let (expected, found) = (format!("{} layers", storage_info.layers.len()), format!("{} devices", index.layer_count()));
         return Err(bad("index.erofs")(FormatError::Field { what: "device count", offset: 0, expected, found }));
     }
+    for (number, layer) in storage_info.layers.iter().enumerate() {
+        let found = u16::try_from(number).ok().and_then(|number| index.layer_bytes(LayerIndex(number)));
+        let expected = layer.stream_size.next_multiple_of(DEVICE_BLOCK_BYTES);
+        if found != Some(expected) {
+            let (expected, found) = (format!("{expected} bytes for layer {number}"), format!("{} bytes", found.unwrap_or(0)));
+            return Err(bad("index.erofs")(FormatError::Field { what: "device size", offset: 0, expected, found }));
+        }
+    }
     Ok(ExpandedImage { index, storage_info, checkpoints, windows })
 }
 
@@ -120,7 +131,7 @@ fn map_file(path: &Path) -> Result<SharedBytes, EngineError> {
 
 fn expand(dir: &Path, path: &Path, header: &Header) -> Result<(), EngineError> {
     let bad = |source| format_error(path, source);
-    let bytes = std::fs::read(path).map_err(|error| EngineError::io("read", path, error))?;
+    let bytes = read_clip(path, header).map_err(|error| EngineError::io("read", path, error))?;
     let clip = ClipFile::parse(&bytes).map_err(bad)?;
     if clip.header() != header {
         let (expected, found) = (hex::encode(header.image_id()), hex::encode(clip.header().image_id()));
@@ -134,6 +145,15 @@ fn expand(dir: &Path, path: &Path, header: &Header) -> Result<(), EngineError> {
     let info = storage_info.to_bytes().map_err(bad)?;
     check_hash("storage info", &info, &header.storage_info).map_err(bad)?;
     write_dir(dir, &[("index.erofs", &index), ("storage_info", &info), ("checkpoints", &checkpoints), ("windows", windows)])
+}
+
+/// The `.clip` up to the end of its last section, and one byte more where there is one: enough to see that there is too much.
+fn read_clip(path: &Path, header: &Header) -> std::io::Result<Vec<u8>> {
+    let ends = sections(header).map(|(_, section)| section.position.saturating_add(section.stored_len));
+    let end = ends.into_iter().fold(HEADER_LEN as u64, u64::max);
+    let mut bytes = Vec::new();
+    File::open(path)?.take(end.saturating_add(1)).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// Writes `files` under a temporary name beside `dir`, syncs them and renames; what stood at `dir` is gone.

@@ -117,6 +117,44 @@ fn a_stopping_engine_answers_its_readers() {
     });
 }
 
+/// A file system of `bytes` at a directory, gone when dropped.
+struct SmallDisk(std::path::PathBuf);
+
+impl SmallDisk {
+    fn mount(dir: std::path::PathBuf, bytes: u64) -> Option<Self> {
+        std::fs::create_dir_all(&dir).unwrap();
+        let options = std::ffi::CString::new(format!("size={bytes},mode=700")).unwrap();
+        rustix::mount::mount("clip-test", &dir, "tmpfs", rustix::mount::MountFlags::empty(), options.as_c_str()).ok()?;
+        Some(Self(dir))
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        rustix::mount::unmount(&self.0, rustix::mount::UnmountFlags::DETACH).unwrap();
+    }
+}
+
+/// Claim: on a full disk every read is right, spans that do not fit are counted, and those that fit stay served from the cache.
+#[test]
+fn a_full_disk_passes_reads_through() {
+    each_disk_io(|disk_io| {
+        let node = Node::ordinary(disk_io);
+        let Some(_disk) = SmallDisk::mount(node.cache(), 1 << 20) else {
+            return eprintln!("not run: only root can mount a small file system");
+        };
+        let engine = node.start();
+        let image = node.open(&engine);
+        for _ in 0..3 {
+            for (number, layer) in node.layers.iter().enumerate() {
+                assert!(read(&image, LayerIndex(number as u16), 0, layer.stream.len()).unwrap() == layer.stream);
+            }
+        }
+        let stats = engine.stats();
+        assert!(stats.spans_not_cached > 0 && stats.reads_failed == 0 && stats.spans_repaired == 0, "{stats:?}");
+    });
+}
+
 /// Claim: an index made from local files cannot be opened without their place, and the error names the option.
 #[test]
 fn a_local_image_needs_its_source() {

@@ -161,7 +161,7 @@ const _: () = {
     assert!(offset_of!(SuperBlock, device_slot) == 0x58);
     assert!(offset_of!(SuperBlock, packed_nid) == 0x60);
     assert!(size_of::<DeviceSlot>() == 128);
-    assert!(DEVICES_OFFSET % DEVICE_SLOT_BYTES == 0);
+    assert!(DEVICES_OFFSET.is_multiple_of(DEVICE_SLOT_BYTES));
     assert!(size_of::<TreeRecord>() == 64);
     assert!(size_of::<RawInode>() == 64);
     assert!(offset_of!(RawInode, union) == 0x10);

@@ -13,7 +13,8 @@ use clip_format::{
 
 use crate::trees::{Tree, clip, every_kind, extent, node, regular};
 
-fn small() -> Tree {
+/// A few of each thing, short enough to try every byte.
+pub fn small() -> Tree {
     let mut tree = Tree::new(&[3 << 20, 2048]);
     let dir = tree.directory(0, b"dir");
     let file = tree.add(dir, b"file", regular(4000, vec![extent(0, 4000, 0, 512)]));

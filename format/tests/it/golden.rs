@@ -10,6 +10,7 @@ use clip_format::{
     erofs::{Index, check::check},
 };
 
+use crate::damage::small;
 use crate::trees::{Tree, clip, every_kind, storage_info};
 
 fn golden(name: &str, bytes: &[u8]) -> Vec<u8> {
@@ -42,4 +43,9 @@ fn version_1_of_every_kind_is_read_and_reproduced() {
 #[test]
 fn version_1_of_an_empty_image_is_read_and_reproduced() {
     read_and_reproduce("v1-empty.clip", &Tree::new(&[]), 0);
+}
+
+#[test]
+fn version_1_of_a_small_image_is_read_and_reproduced() {
+    read_and_reproduce("v1-small.clip", &small(), 40);
 }

@@ -122,6 +122,17 @@ fn noise(len: usize, mut seed: u64) -> Vec<u8> {
     std::iter::repeat_with(next).take(len).collect()
 }
 
+/// user::rw-, user:1000:r--, group::---, mask::r--, other::---. Source: linux include/uapi/linux/posix_acl_xattr.h
+fn acl() -> Vec<u8> {
+    let mut bytes = 2_u32.to_le_bytes().to_vec();
+    for (tag, rights, id) in [(1_u16, 6_u16, u32::MAX), (2, 4, 1000), (4, 0, u32::MAX), (16, 4, u32::MAX), (32, 0, u32::MAX)] {
+        bytes.extend_from_slice(&tag.to_le_bytes());
+        bytes.extend_from_slice(&rights.to_le_bytes());
+        bytes.extend_from_slice(&id.to_le_bytes());
+    }
+    bytes
+}
+
 struct Builder {
     inodes: Vec<InodeSpec>,
 }
@@ -171,6 +182,10 @@ pub fn source(xattrs: bool) -> Source {
         image.inodes[marked].xattrs =
             vec![(b"user.comment".to_vec(), b"hello".to_vec()), (b"security.capability".to_vec(), CAPABILITY.to_vec())];
     }
+    let shared = image.file(0o640, 0, 1024, 50);
+    if xattrs {
+        image.inodes[shared].xattrs = vec![(b"system.posix_acl_access".to_vec(), acl())];
+    }
     let null = image.add(0o666, Body::CharDevice(1, 3));
     let disk = image.add(0o660, Body::BlockDevice(259, 70_000));
     let fifo = image.add(0o644, Body::Fifo);
@@ -193,6 +208,7 @@ pub fn source(xattrs: bool) -> Source {
         ("owned", owned),
         ("sparse", sparse),
         ("marked", marked),
+        ("shared", shared),
         ("link", link),
         ("far", far),
         ("many", many),

@@ -33,17 +33,7 @@ pub(super) enum Message {
     End,
 }
 
-/// How a fetch that did not fail ended.
-pub(super) enum FetchEnd {
-    /// All bytes were handed over.
-    Complete,
-    /// The decoder wants no more: it has failed, and says why itself.
-    Unwanted,
-    /// Another layer failed.
-    Cancelled,
-}
-
-/// Hands each chunk of the blob to the decoder and to the blob's hash.
+/// Hands each chunk of the blob to the decoder and to the blob's hash, until the end, a stop or a decoder that wants no more.
 ///
 /// # Errors
 /// Every kind, from the source.
@@ -53,7 +43,7 @@ pub(super) fn fetch(
     cancel: &Cancel,
     decoder: Sender<Message>,
     hash: Sender<Bytes>,
-) -> Result<FetchEnd, EngineError> {
+) -> Result<(), EngineError> {
     let runtime = runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| EngineError::io("start a runtime for", "a layer fetch", error))?;
     let client = client.with_own_pool();
@@ -61,13 +51,13 @@ pub(super) fn fetch(
     runtime.block_on(async {
         tokio::select! {
             biased;
-            _ = stopped.wait_for(|stopped| *stopped) => Ok(FetchEnd::Cancelled),
+            _ = stopped.wait_for(|stopped| *stopped) => Ok(()),
             end = copy(blob, &client, &decoder, &hash) => end,
         }
     })
 }
 
-async fn copy(blob: &BlobSource, client: &Client, decoder: &Sender<Message>, hash: &Sender<Bytes>) -> Result<FetchEnd, EngineError> {
+async fn copy(blob: &BlobSource, client: &Client, decoder: &Sender<Message>, hash: &Sender<Bytes>) -> Result<(), EngineError> {
     let size = blob.size();
     if size > 0 {
         let mut reader = blob.open(client, 0..size).await?;
@@ -76,7 +66,7 @@ async fn copy(blob: &BlobSource, client: &Client, decoder: &Sender<Message>, has
             left = left.saturating_sub(chunk.len() as u64);
             // Blocking here is what bounds memory: the connection waits with us. The hash job takes all it is given until we end.
             if hash.send(chunk.clone()).is_err() || decoder.send(Message::Chunk(chunk)).is_err() {
-                return Ok(FetchEnd::Unwanted);
+                return Ok(());
             }
             // A reader that is always ready (a local file) never yields by itself: let the stop signal be seen.
             tokio::task::yield_now().await;
@@ -86,8 +76,7 @@ async fn copy(blob: &BlobSource, client: &Client, decoder: &Sender<Message>, has
             return Err(EngineError::Invalid { what: "length of a layer blob".to_owned(), expected, found: (size - left).to_string() });
         }
     }
-    match decoder.send(Message::End) {
-        Ok(()) => Ok(FetchEnd::Complete),
-        Err(_) => Ok(FetchEnd::Unwanted),
-    }
+    // A decoder that is gone has failed, and says why itself.
+    let _ = decoder.send(Message::End);
+    Ok(())
 }

@@ -47,12 +47,7 @@ impl From<TarError> for MemberError {
 }
 
 impl<'a> MemberSink<'a> {
-    pub(super) fn new(
-        input: &'a LayerInput,
-        progress: &'a dyn Progress,
-        jobs: Sender<HashJob>,
-        used_buffers: Receiver<Vec<u8>>,
-    ) -> Self {
+    pub(super) fn new(input: &'a LayerInput, progress: &'a dyn Progress, jobs: Sender<HashJob>, used_buffers: Receiver<Vec<u8>>) -> Self {
         Self {
             input,
             progress,

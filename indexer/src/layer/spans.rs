@@ -1,7 +1,8 @@
 //! Where a layer stream is cut into spans, and where decoding can start again.
 //!
 //! From a cut at stream offset S, with spans of B bytes wanted: inflate runs freely to S + B; from there it stops at each deflate block,
-//! and the first boundary (or member start) is the next entry. A block that goes on to S + 2B is cut right there, as a chained span.
+//! and the first boundary (or member start) is the next entry. A block that goes on to S + 2B is cut right there, as a chained span,
+//! which ends at the first boundary however near.
 
 use bytes::Bytes;
 use clip_engine::inflate::{Inflate, InflateError, Stop, Until, checkpoint_place};
@@ -202,18 +203,22 @@ impl GzipSpans {
     /// Up to where inflate may produce now, and whether block boundaries on the way matter.
     fn next_stop(&self) -> (u64, Until) {
         let wanted = self.span_start + self.span_bytes;
-        let just_chained = self.stream == self.span_start && self.last().start == SpanStart::Chained;
         match self.stream < wanted {
-            true if just_chained => (wanted, Until::Block),
+            true if self.ends_at_any_block() => (wanted, Until::Block),
             true => (wanted, Until::Full),
             false => (wanted + self.span_bytes, Until::Block),
         }
     }
 
+    /// True for a chained span: the block that it continues is a giant, so its end is the next entry however near. Without windows every
+    /// span is chained and hardly a boundary an entry: there only one right at the cut counts.
+    fn ends_at_any_block(&self) -> bool {
+        self.last().start == SpanStart::Chained && (self.windows == Windows::Sparse || self.stream == self.span_start)
+    }
+
     /// A block ended inside a member: an entry, where one is wanted.
     fn block_boundary(&mut self, unused_bits: u8) {
-        let just_chained = self.stream == self.span_start && self.last().start == SpanStart::Chained;
-        if self.stream < self.span_start + self.span_bytes && !just_chained {
+        if self.stream < self.span_start + self.span_bytes && !self.ends_at_any_block() {
             return;
         }
         if self.windows == Windows::None && (unused_bits != 0 || self.last_bytes != FLUSH_MARK) {

@@ -1,0 +1,252 @@
+#![allow(clippy::unwrap_used)]
+use std::io::Write as _;
+
+use clip_engine::inflate::{Inflate, Stop, Until};
+use clip_format::{
+    checkpoints::SpanStart,
+    limits::WINDOW_BYTES,
+    windows::{compress_window, expand_window},
+};
+use flate2::{Compression, FlushCompress, write::GzEncoder};
+
+use super::{
+    hash::BlockBytes,
+    spans::{BLOCK_BYTES, GzipSpans, SpanDraft, StreamSink},
+    *,
+};
+
+const SPAN: u64 = 64 << 10;
+const LAYER: Digest = Digest::Sha256([0; 32]);
+
+/// Keeps everything, or only the length.
+#[derive(Default)]
+struct Kept {
+    stream: Vec<u8>,
+    stream_len: u64,
+    discard: bool,
+    windows: Vec<(usize, Box<[u8; WINDOW_BYTES]>)>,
+    cuts: Vec<u64>,
+}
+
+impl StreamSink for Kept {
+    fn block(&mut self, bytes: BlockBytes, cuts: Vec<usize>, _: u64) -> Result<(), IndexError> {
+        self.cuts.extend(cuts.iter().map(|cut| self.stream_len + *cut as u64));
+        self.stream_len += bytes.as_slice().len() as u64;
+        if !self.discard {
+            self.stream.extend_from_slice(bytes.as_slice());
+        }
+        Ok(())
+    }
+
+    fn window(&mut self, span: usize, window: Box<[u8; WINDOW_BYTES]>) {
+        self.windows.push((span, window));
+    }
+
+    fn buffer(&mut self) -> Vec<u8> {
+        vec![0; BLOCK_BYTES]
+    }
+}
+
+/// Bytes like a file system's: text that repeats at all distances, some noise.
+fn sample(len: usize) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_u64;
+    let mut bytes = Vec::with_capacity(len + 64);
+    while bytes.len() < len {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        let back = (state >> 33) as usize % 30_000;
+        match (state >> 60) % 4 {
+            0 | 1 if bytes.len() > back + 40 => bytes.extend_from_within(bytes.len() - back - 40..bytes.len() - back),
+            2 => bytes.extend_from_slice(format!("line {} of the sample\n", state >> 50).as_bytes()),
+            _ => bytes.extend_from_slice(&state.to_le_bytes()),
+        }
+    }
+    bytes.truncate(len);
+    bytes
+}
+
+fn gzip(bytes: &[u8], level: u32) -> Vec<u8> {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::new(level));
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
+fn cut(blob: &[u8], chunk: usize, windows: Windows) -> (Vec<SpanDraft>, u64, Kept) {
+    let mut kept = Kept::default();
+    let mut spans = GzipSpans::new(LAYER, SPAN, windows);
+    for piece in blob.chunks(chunk) {
+        spans.push(piece, &mut kept).unwrap();
+    }
+    let (mut drafts, len) = spans.finish(&mut kept).unwrap();
+    let starts: Vec<u64> = drafts.iter().skip(1).map(|draft| draft.stream).collect();
+    assert_eq!(kept.cuts, starts, "the hash job's spans are the table's");
+    if drafts.last().is_some_and(|draft| draft.stream == len) {
+        drafts.pop();
+    }
+    (drafts, len, kept)
+}
+
+/// Decodes from `draft` to the end of the stream, over member ends.
+fn resume(blob: &[u8], draft: &SpanDraft, window: Option<&[u8; WINDOW_BYTES]>) -> Vec<u8> {
+    let mut place = draft.compressed.get() as usize;
+    let mut raw = false;
+    let mut inflate = match draft.start {
+        SpanStart::Deflate { bit_offset, .. } => {
+            raw = true;
+            let inflate = Inflate::raw(window, bit_offset, blob[place]);
+            place += usize::from(bit_offset > 0);
+            inflate
+        }
+        _ => Inflate::gzip(),
+    };
+    let (mut stream, mut buffer) = (Vec::new(), vec![0; 100_000]);
+    loop {
+        let step = inflate.step(&blob[place..], &mut buffer, Until::Full).unwrap();
+        stream.extend_from_slice(&buffer[..step.produced]);
+        place += step.consumed;
+        if step.stop == Stop::End {
+            place += if raw { 8 } else { 0 };
+            if blob[place..].iter().all(|byte| *byte == 0) {
+                return stream;
+            }
+            raw = false;
+            inflate.reset_gzip();
+        } else {
+            assert!(step.consumed + step.produced > 0, "stuck at {place}");
+        }
+    }
+}
+
+/// Every entry of `blob` gives exactly the stream's bytes from there on, with its window as it is stored.
+fn check_resumes(what: &str, blob: &[u8], plain: &[u8], windows: Windows) -> usize {
+    for chunk in [blob.len(), 4093] {
+        let (drafts, len, kept) = cut(blob, chunk, windows);
+        assert_eq!(len, plain.len() as u64, "{what}");
+        assert!(kept.stream == plain, "{what}: the stream itself");
+        for (place, draft) in drafts.iter().enumerate() {
+            let end = drafts.get(place + 1).map_or(len, |next| next.stream);
+            assert!(draft.stream < end && end - draft.stream <= 2 * SPAN, "{what}: span {place} of {} bytes", end - draft.stream);
+            if draft.start == SpanStart::Chained {
+                continue;
+            }
+            let window = kept.windows.iter().find(|(span, _)| *span == place).map(|(_, window)| &**window);
+            let frame = window.map(|window| compress_window(window).unwrap()).unwrap_or_default();
+            let range = WindowRange { offset: 0, len: frame.len() as u32 };
+            let stored = expand_window(&frame, range).unwrap();
+            assert!(resume(blob, draft, stored.as_deref()) == plain[draft.stream as usize..], "{what}: entry {place} of {}", drafts.len());
+        }
+    }
+    cut(blob, blob.len(), windows).0.iter().filter(|draft| draft.start != SpanStart::Chained).count()
+}
+
+/// Resuming at every checkpoint gives the bytes that plain decompression gives. zlib-rs writes its level 1 as one block however long
+/// the data is: a layer like that has hardly an entry, and chained spans. (The sample's blocks are of half a MiB.)
+#[test]
+fn resumes_exactly_at_every_checkpoint() {
+    let plain = sample(3 << 20);
+    for (level, entries_min) in [(1, 1), (2, 6), (6, 6), (9, 6)] {
+        let entries = check_resumes(&format!("level {level}"), &gzip(&plain, level), &plain, Windows::Sparse);
+        assert!(entries >= entries_min, "level {level}: {entries} entries in 48 span sizes");
+    }
+}
+
+/// So it is for what GNU gzip itself writes at -1, -6 and -9.
+#[test]
+fn resumes_exactly_in_what_gzip_writes() {
+    let plain = sample(3 << 20);
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(&plain).unwrap();
+    for level in ["-1", "-6", "-9"] {
+        let output = std::process::Command::new("gzip").args([level, "--stdout"]).arg(file.path()).output().unwrap();
+        let entries = check_resumes(&format!("gzip {level}"), &output.stdout, &plain, Windows::Sparse);
+        assert!(entries >= 6, "gzip {level}: {entries} entries in 48 span sizes");
+    }
+}
+
+/// Many small members, members of all sizes and trailing zeros: no span is tiny, none is over twice the span size.
+#[test]
+fn members_do_not_make_tiny_spans() {
+    let plain = sample(1 << 20);
+    let small: Vec<u8> = plain.chunks(3000).flat_map(|piece| gzip(piece, 6)).chain([0; 100]).collect();
+    let entries = check_resumes("small members", &small, &plain, Windows::Sparse);
+    assert!((8..=17).contains(&entries), "{entries}");
+    let mixed: Vec<u8> =
+        [&plain[..0], &plain[..200_000], &plain[200_000..200_001], &plain[200_001..]].iter().flat_map(|piece| gzip(piece, 9)).collect();
+    check_resumes("mixed members", &mixed, &plain, Windows::Sparse);
+    assert!(check_resumes("small members, no windows", &small, &plain, Windows::None) >= 8);
+}
+
+fn flushed(plain: &[u8], flush: FlushCompress) -> Vec<u8> {
+    let mut compress = flate2::Compress::new(Compression::new(6), false);
+    let mut raw = Vec::with_capacity(plain.len() + 100_000);
+    for piece in plain.chunks(10_000) {
+        let before = compress.total_in();
+        let mut rest = piece;
+        while !rest.is_empty() {
+            compress.compress_vec(rest, &mut raw, flush).unwrap();
+            rest = &piece[(compress.total_in() - before) as usize..];
+        }
+    }
+    raw.reserve(1000);
+    compress.compress_vec(&[], &mut raw, FlushCompress::Finish).unwrap();
+    let whole = gzip(plain, 1);
+    let head = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255];
+    [&head[..], &raw, &whole[whole.len() - 8..]].concat()
+}
+
+/// Streams with sync flushes resume exactly; with full flushes they have entries that need no window at all.
+#[test]
+fn flushed_streams_resume() {
+    let plain = sample(1 << 20);
+    check_resumes("sync flushes", &flushed(&plain, FlushCompress::Sync), &plain, Windows::Sparse);
+    check_resumes("sync flushes, no windows", &flushed(&plain, FlushCompress::Sync), &plain, Windows::None);
+    let full = flushed(&plain, FlushCompress::Full);
+    assert!(check_resumes("full flushes, no windows", &full, &plain, Windows::None) >= 8);
+    let (_, _, kept) = cut(&full, full.len(), Windows::None);
+    assert!(kept.windows.is_empty(), "no windows were asked for");
+}
+
+/// Without windows an ordinary stream has one entry and chained spans.
+#[test]
+fn without_windows_spans_are_chained() {
+    let plain = sample(1 << 20);
+    let entries = check_resumes("no windows", &gzip(&plain, 6), &plain, Windows::None);
+    assert_eq!(entries, 1);
+}
+
+/// A deflate block of 1 GiB of zeros passes through in bounded memory, cut into chained spans.
+#[test]
+fn a_giant_block_is_cut_in_bounded_memory() {
+    let piece = vec![0; 1 << 20];
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
+    for _ in 0..1024 {
+        encoder.write_all(&piece).unwrap();
+    }
+    let blob = encoder.finish().unwrap();
+    let mut kept = Kept { discard: true, ..Kept::default() };
+    let mut spans = GzipSpans::new(LAYER, 1 << 20, Windows::Sparse);
+    for chunk in blob.chunks(65_536) {
+        spans.push(chunk, &mut kept).unwrap();
+    }
+    let (drafts, len) = spans.finish(&mut kept).unwrap();
+    assert_eq!((len, kept.stream_len), (1 << 30, 1 << 30));
+    assert!(drafts.windows(2).all(|pair| pair[1].stream - pair[0].stream <= 2 << 20));
+    assert!(drafts.len() >= 512);
+}
+
+/// A truncated, damaged or trailed blob is an error that says where.
+#[test]
+fn bad_blobs_are_told() {
+    let blob = gzip(&sample(300_000), 6);
+    let push = |blob: &[u8]| {
+        let mut kept = Kept::default();
+        let mut spans = GzipSpans::new(LAYER, SPAN, Windows::Sparse);
+        spans.push(blob, &mut kept).and_then(|()| spans.finish(&mut kept).map(|_| ()))
+    };
+    assert!(push(&blob[..blob.len() - 1]).unwrap_err().to_string().contains("end of the blob"));
+    let mut damaged = blob.clone();
+    damaged[blob.len() - 6] ^= 1;
+    assert!(push(&damaged).unwrap_err().to_string().contains("blob offset"));
+    assert!(push(&[blob.clone(), b"junk".to_vec()].concat()).unwrap_err().to_string().contains("another gzip member"));
+    assert!(push(&[blob.clone(), vec![0, 0, 1]].concat()).unwrap_err().to_string().contains("zeros or nothing"));
+    assert!(push(&[blob, vec![0; 9000]].concat()).is_ok());
+}

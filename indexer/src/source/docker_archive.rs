@@ -188,9 +188,7 @@ fn descriptor(digest: Digest, size: u64, media_type: &str) -> Descriptor {
 }
 
 fn made_up_digest(manifest: &ImageManifest) -> Digest {
-    let json = |descriptor: &Descriptor| {
-        serde_json::json!({ "mediaType": descriptor.media_type, "digest": descriptor.digest.to_string(), "size": descriptor.size })
-    };
+    let json = |descriptor: &Descriptor| serde_json::json!({ "mediaType": descriptor.media_type, "digest": descriptor.digest.to_string(), "size": descriptor.size });
     let layers: Vec<_> = manifest.layers.iter().map(json).collect();
     let document = serde_json::json!({
         "schemaVersion": 2,

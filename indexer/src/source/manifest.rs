@@ -86,11 +86,8 @@ impl RawDescriptor {
 /// `Image` for what is neither, `Unsupported` for Docker schema 1 and for artifacts that are no images.
 pub(super) fn parse(document: &Document) -> Result<Parsed, IndexError> {
     let what = format!("manifest {}", document.digest);
-    let wrong = |found: String| IndexError::Image {
-        what: what.clone(),
-        expected: "an OCI or Docker schema 2 manifest or index".to_owned(),
-        found,
-    };
+    let wrong =
+        |found: String| IndexError::Image { what: what.clone(), expected: "an OCI or Docker schema 2 manifest or index".to_owned(), found };
     let raw: RawDocument = serde_json::from_slice(&document.bytes).map_err(|error| wrong(format!("JSON that is none: {error}")))?;
     let media_type = raw.media_type.clone().unwrap_or_else(|| document.media_type.clone());
     if raw.schema_version == Some(1) || raw.fs_layers.is_some() || media_type.contains("distribution.manifest.v1") {
@@ -147,7 +144,8 @@ pub(super) fn choose(store: &dyn ImageStore, document: Document, wanted: &Wanted
 }
 
 fn choose_in_index(store: &dyn ImageStore, manifests: &[Descriptor], index: &Digest, wanted: &Wanted) -> Result<Document, IndexError> {
-    let ranked = manifests.iter().filter_map(|descriptor| Some((platform::rank(&wanted.platform, descriptor.platform.as_ref()?)?, descriptor)));
+    let ranked =
+        manifests.iter().filter_map(|descriptor| Some((platform::rank(&wanted.platform, descriptor.platform.as_ref()?)?, descriptor)));
     if let Some((_, best)) = ranked.min_by_key(|(rank, _)| *rank) {
         return store.document(best);
     }

@@ -73,7 +73,11 @@ pub(super) fn read_small(blob: &BlobSource) -> Result<Bytes, IndexError> {
     };
     if *size > CONFIG_BYTES_MAX {
         let what = path.display().to_string();
-        return Err(IndexError::Image { what, expected: format!("a document of at most {CONFIG_BYTES_MAX} bytes"), found: size.to_string() });
+        return Err(IndexError::Image {
+            what,
+            expected: format!("a document of at most {CONFIG_BYTES_MAX} bytes"),
+            found: size.to_string(),
+        });
     }
     let mut bytes = vec![0; *size as usize];
     let file = fs::File::open(path).map_err(|error| EngineError::io("open", path, error))?;

@@ -34,8 +34,9 @@ impl PaxRecords {
     pub fn parse(mut bytes: &[u8]) -> Result<Self, Wrong> {
         let mut parsed = Self::default();
         while !bytes.is_empty() {
-            let (key, value, rest) = record(bytes)
-                .ok_or_else(|| Wrong::new("a PAX record `length key=value`", format!("{:?}", String::from_utf8_lossy(&bytes[..bytes.len().min(80)]))))?;
+            let (key, value, rest) = record(bytes).ok_or_else(|| {
+                Wrong::new("a PAX record `length key=value`", format!("{:?}", String::from_utf8_lossy(&bytes[..bytes.len().min(80)])))
+            })?;
             bytes = rest;
             let pair_key: Option<&[u8]> = match parsed.sparse_pairs.len() % 2 {
                 0 => Some(b"GNU.sparse.offset"),

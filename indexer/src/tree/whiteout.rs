@@ -65,7 +65,11 @@ impl Tree {
                 Marker::Opaque => None,
                 Marker::Remove(name) => Some(name),
                 Marker::Invalid => {
-                    return Err(MergeError::new(entry, "a whiteout of a name in its directory", "one of the directory itself or its parent"));
+                    return Err(MergeError::new(
+                        entry,
+                        "a whiteout of a name in its directory",
+                        "one of the directory itself or its parent",
+                    ));
                 }
                 Marker::None | Marker::Ignored => continue,
             };
@@ -75,7 +79,9 @@ impl Tree {
             match self.existing_dir(parents, &mut stop_at) {
                 Ok(Some(dir)) => targets.push((dir, name)),
                 Ok(None) | Err(PathError::NotADirectory(_)) => {}
-                Err(PathError::Loop) => return Err(MergeError::new(entry, "a path of at most 255 symbolic links", "a longer chain or a loop")),
+                Err(PathError::Loop) => {
+                    return Err(MergeError::new(entry, "a path of at most 255 symbolic links", "a longer chain or a loop"));
+                }
             }
         }
         Ok(self.remove(&targets))

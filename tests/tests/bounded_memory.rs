@@ -1,0 +1,101 @@
+//! Memory stays bounded whatever a layer holds: a deflate block of 1 GiB cannot be entered, only streamed through.
+#![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
+
+use std::{
+    os::unix::fs::FileExt,
+    process::Stdio,
+    time::{Duration, Instant},
+};
+
+use clip_tests::{
+    clip::{Clip, text},
+    faults::Server,
+    images::{Compression, Layout, Member, TarWriter, deflate::one_block_gzip},
+    machine::{Need, lacks},
+    process::Running,
+};
+use serde_json::json;
+use sha2::{Digest, Sha256};
+use tempfile::TempDir;
+
+/// Zeros in the block: the giant file and the tar's end marker.
+const ZEROS: u64 = 1 << 30;
+/// What indexing or reading it may take. Source: the engine's default of 256 MiB in flight, and room for code, stacks and tables.
+const PEAK_KIB_MAX: u64 = 448 << 10;
+
+/// The head of a tar whose one member is `size` zeros.
+fn giant_head(size: u64) -> Vec<u8> {
+    let mut writer = TarWriter::default();
+    let digits = format!("{size:011o}");
+    writer.member(&Member::file("giant", Vec::new()), clip_tests::images::Headers::Pax);
+    let mut head = writer.finish();
+    head.truncate(512);
+    head[124..135].copy_from_slice(digits.as_bytes());
+    head[148..156].fill(b' ');
+    let sum: u32 = head.iter().map(|byte| u32::from(*byte)).sum();
+    head[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    head
+}
+
+fn stream_digest(head: &[u8]) -> String {
+    let mut hasher = Sha256::new();
+    hasher.update(head);
+    let chunk = vec![0; 1 << 20];
+    let mut left = ZEROS;
+    while left > 0 {
+        let len = left.min(chunk.len() as u64);
+        hasher.update(&chunk[..usize::try_from(len).unwrap()]);
+        left -= len;
+    }
+    format!("sha256:{}", hex::encode(hasher.finalize()))
+}
+
+/// VmHWM of a process in KiB, while it lives.
+fn peak_kib(pid: u32) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
+    line.split_whitespace().nth(1)?.parse().ok()
+}
+
+/// Indexing and reading a layer that is one deflate block of 1 GiB take bounded memory and give the right bytes.
+#[test]
+fn a_block_of_one_gib_is_streamed_through() {
+    let scratch = TempDir::new().unwrap();
+    let layout = Layout::create(&scratch.path().join("layout")).unwrap();
+    let size = ZEROS - 1024;
+    let head = giant_head(size);
+    let mut layer = layout.layer(b"", &Compression::Ready(one_block_gzip(&head, ZEROS))).unwrap();
+    layer.diff_id = stream_digest(&head);
+    layout.image("giant", &[layer], json!({})).unwrap();
+    let server = Server::start(&layout).unwrap();
+    let clip = Clip::new();
+    let file = clip.path("giant.clip");
+
+    let mut command = clip.command(&["index", &server.reference("giant", "giant"), "-o", text(&file).unwrap(), "--quiet"]);
+    let mut running = Running::start(command.stdin(Stdio::null())).unwrap();
+    let (started, mut peak) = (Instant::now(), 0);
+    while running.is_alive() {
+        peak = peak.max(peak_kib(running.0.id()).unwrap_or(0));
+        assert!(started.elapsed() < Duration::from_secs(120), "indexing takes for ever");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert!(running.wait(Duration::from_secs(1)).unwrap().success());
+    assert!(peak < PEAK_KIB_MAX, "indexing took {peak} KiB");
+    assert!(file.metadata().unwrap().len() < 300_000, "the index of one file has {} bytes", file.metadata().unwrap().len());
+
+    if lacks(&[Need::Root, Need::Fuse]) {
+        return;
+    }
+    let mount = clip.mount(&file, &[]).unwrap();
+    let giant = std::fs::File::open(mount.path("giant")).unwrap();
+    assert_eq!(giant.metadata().unwrap().len(), size);
+    for offset in [size - 4096, size / 2, 0] {
+        let mut bytes = vec![1; 4096];
+        giant.read_exact_at(&mut bytes, offset).unwrap();
+        assert!(bytes.iter().all(|byte| *byte == 0), "at {offset}");
+    }
+    for pid in clip.servers() {
+        let peak = peak_kib(pid).unwrap_or(0);
+        assert!(peak < PEAK_KIB_MAX, "reading took {peak} KiB");
+    }
+}

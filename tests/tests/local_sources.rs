@@ -1,0 +1,98 @@
+//! Images in files: `oci:`, `oci-archive:` and `docker-archive:` are indexed and read where they lie, moved, or from a registry instead.
+#![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
+
+use std::{path::Path, process::Command};
+
+use clip_tests::{
+    clip::{Clip, text},
+    faults::Server,
+    images::sample::{self, Sample},
+    machine::{Need, lacks},
+    process::run_ok,
+};
+
+fn skopeo_copy(from: &str, to: &str) {
+    run_ok(Command::new("skopeo").args(["copy", "--quiet", "--insecure-policy", from, to])).unwrap();
+}
+
+fn assert_reads(clip: &Clip, file: &Path, sample: &Sample, more: &[&str]) {
+    for (path, contents) in &sample.files {
+        let found = clip.ok(&[&["cat", text(file).unwrap(), path], more].concat()).unwrap().stdout;
+        assert!(found == *contents, "{path}: {} bytes of {}", found.len(), contents.len());
+    }
+}
+
+/// Each layout is indexed, with and without naming the tag, and read by cat and through a mount.
+#[test]
+fn every_layout_is_indexed_and_read() {
+    if lacks(&[Need::Tool("skopeo")]) {
+        return;
+    }
+    let sample = Sample::new().unwrap();
+    let clip = Clip::new();
+    let source = sample.layout.reference(sample::TAG);
+    let (oci_archive, docker_archive) = (clip.path("image.oci.tar"), clip.path("image.docker.tar"));
+    skopeo_copy(&source, &format!("oci-archive:{}:{}", oci_archive.display(), sample::TAG));
+    skopeo_copy(&source, &format!("docker-archive:{}:example/sample:1", docker_archive.display()));
+    let references = [
+        source.clone(),
+        format!("oci:{}", sample.layout.dir().display()),
+        format!("oci-archive:{}:{}", oci_archive.display(), sample::TAG),
+        format!("oci-archive:{}", oci_archive.display()),
+        format!("docker-archive:{}:example/sample:1", docker_archive.display()),
+        format!("docker-archive:{}", docker_archive.display()),
+    ];
+    for (number, reference) in references.iter().enumerate() {
+        let file = clip.index(reference, &format!("local-{number}"), &[]).unwrap();
+        assert_reads(&clip, &file, &sample, &[]);
+        if !lacks(&[Need::Root, Need::Fuse]) {
+            let mount = clip.mount(&file, &[]).unwrap();
+            for (path, contents) in &sample.files {
+                assert!(std::fs::read(mount.path(path)).unwrap() == *contents, "{reference}: {path}");
+            }
+        }
+        clip.ok(&["verify", "--remote", text(&file).unwrap()]).unwrap();
+    }
+    let message = clip.fails(&["index", &format!("{}-not", source), "-o", text(&clip.path("x.clip")).unwrap()]).unwrap();
+    assert!(message.contains("sample-not"), "{message}");
+}
+
+/// A layout that was moved is an error that names the place; `--source` says where it is now.
+#[test]
+fn source_says_where_a_moved_layout_is() {
+    let sample = Sample::new().unwrap();
+    let clip = Clip::new();
+    let before = clip.path("before");
+    run_ok(Command::new("cp").arg("-r").arg(sample.layout.dir()).arg(&before)).unwrap();
+    let file = clip.index(&format!("oci:{}:{}", before.display(), sample::TAG), "moved", &[]).unwrap();
+    let after = clip.path("after");
+    std::fs::rename(&before, &after).unwrap();
+    let message = clip.fails(&["cat", text(&file).unwrap(), sample::SHORT]).unwrap();
+    assert!(message.contains(text(&before).unwrap()), "{message}");
+    assert_reads(&clip, &file, &sample, &["--source", text(&after).unwrap()]);
+    if !lacks(&[Need::Root, Need::Fuse]) {
+        let mount = clip.mount(&file, &["--source", text(&after).unwrap()]).unwrap();
+        assert_eq!(std::fs::read(mount.path(sample::SHORT)).unwrap(), sample.contents(sample::SHORT));
+    }
+}
+
+/// `--store-ref`: indexed from files, served by a registry, which must hold every layer; one that does not is refused, and the message
+/// names the layer.
+#[test]
+fn store_ref_reads_from_the_registry_that_has_every_layer() {
+    let sample = Sample::new().unwrap();
+    let server = Server::start(&sample.layout).unwrap();
+    let clip = Clip::new();
+    let store = server.reference("stored", sample::TAG);
+    let file = clip.index(&sample.layout.reference(sample::TAG), "stored", &["--store-ref", &store]).unwrap();
+    server.forget();
+    assert_reads(&clip, &file, &sample, &[]);
+    assert!(server.seen().iter().any(|seen| seen.is_blob() && seen.path.starts_with("/v2/test/stored/")));
+
+    let other = Sample::compressed(&clip_tests::images::Compression::ZlibRs(1)).unwrap();
+    let output = clip.path("refused.clip");
+    let reference = other.layout.reference(sample::TAG);
+    let message = clip.fails(&["index", &reference, "--store-ref", &store, "-o", text(&output).unwrap(), "--quiet"]).unwrap();
+    assert!(other.layout.layer_digests(sample::TAG).unwrap().iter().any(|digest| message.contains(digest.as_str())), "{message}");
+    assert!(!output.exists());
+}
