@@ -20,7 +20,7 @@ use clip_indexer::{ImageRef, IndexOptions, index_image, progress::NoProgress, wr
 use crate::{
     args::DemoArgs,
     demo::{
-        image::{Expected, REPOSITORY, SampleImage, XATTR},
+        image::{Expected, Owner, REPOSITORY, SampleImage, XATTR},
         registry::{Registry, Served},
     },
     exit::{Outcome, chain_text},
@@ -64,7 +64,8 @@ impl Demo {
     fn start(dir: &Path) -> Result<Self> {
         say("clip demo: a sample image, a registry in this process, an index, a mount; everything is removed at the end\n")?;
         let began = Instant::now();
-        let sample = SampleImage::new().context("make the sample image")?;
+        let owner = Owner { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw() };
+        let sample = SampleImage::new(owner).context("make the sample image")?;
         let registry = Registry::start(sample.objects.clone()).context("start the demo's registry")?;
         let made = format!(
             "{} layers, {} of tar, {} compressed, served at {}",
