@@ -105,6 +105,11 @@ fn exit_codes() {
     failure(dir.path(), &["index", "--span-size", "1", "x", "-o", "y"], 2);
     failure(dir.path(), &["mount.clip", "/nope.clip", "/", "-o", "ro"], 32);
     failure(dir.path(), &["mount.clip", "/nope.clip"], 1);
+    std::fs::write(dir.path().join("any"), "").unwrap();
+    for list in ["rw", "frobnicate", "shards=0"] {
+        failure(dir.path(), &["mount", "-o", list, "any", "."], 2);
+        failure(dir.path(), &["mount.clip", "any", ".", "-o", &format!("{list},suid")], if list == "rw" { 32 } else { 1 });
+    }
     let text = failure(dir.path(), &["inspect", "nope.clip"], 1);
     assert_eq!(text.trim_end(), "clip: nope.clip: cannot be read: No such file or directory (os error 2)");
     for command in ["index", "mount", "umount", "inspect", "ls", "cat", "extract", "verify", "runtime-spec", "doctor", "demo"] {

@@ -37,7 +37,7 @@ pub fn run(argv: &[OsString]) -> u8 {
         Ok(plan) => plan,
         Err(error) => {
             exit::report(&error);
-            return if error.is::<exit::UsageError>() || error.is::<clip_fuse::MountError>() { USAGE } else { exit::MOUNT_FAILED };
+            return if error.is::<exit::UsageError>() { USAGE } else { exit::MOUNT_FAILED };
         }
     };
     if helper.fake {
