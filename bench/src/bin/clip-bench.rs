@@ -26,6 +26,9 @@ struct Cli {
     /// Print JSON
     #[arg(long, global = true)]
     json: bool,
+    /// Print the table of docs/performance.md
+    #[arg(long, global = true, conflicts_with = "json")]
+    markdown: bool,
     /// What the image is made from
     #[arg(long, global = true, value_name = "N", default_value_t = 1)]
     seed: u64,
@@ -90,10 +93,10 @@ fn main() -> Result<()> {
         }
     }
     let report = Report { machine, corpus: setup.corpus.summary(), figures: findings.figures, skipped: findings.skipped };
-    if cli.json {
-        println!("{}", serde_json::to_string_pretty(&report)?)
-    } else {
-        print!("{report}")
+    match (cli.json, cli.markdown) {
+        (true, _) => println!("{}", serde_json::to_string_pretty(&report)?),
+        (_, true) => print!("{}", report.markdown()),
+        _ => print!("{report}"),
     }
     Ok(())
 }
