@@ -86,6 +86,10 @@ impl Command {
         match self {
             Command::Owner { .. } => "info",
             Command::Mount(args) if args.foreground => "info",
+            // These print every error themselves.
+            Command::Cat(_) | Command::Extract(_) | Command::Verify(_) | Command::RuntimeSpec(_) => {
+                "warn,clip_engine::job=error,clip_engine::fetch=error"
+            }
             _ => "warn",
         }
     }

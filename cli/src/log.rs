@@ -4,14 +4,19 @@ use std::io::IsTerminal;
 
 use tracing_subscriber::EnvFilter;
 
+/// What a library says at warning level that is nothing to a user: fuser names every optional request that a file system answers
+/// with "not implemented".
+const QUIET: &str = "fuser=error";
+
 /// From here on `tracing` events go to stderr: `--log-level` wins over `CLIP_LOG`, which wins over `default`. No times on a terminal.
 pub fn start(typed: Option<&str>, default: &str) {
     let from_env = std::env::var("CLIP_LOG").ok();
     let asked = typed.or(from_env.as_deref());
-    let (filter, bad) = match asked.map(EnvFilter::try_new) {
-        None => (EnvFilter::new(default), None),
+    let quiet = |level: &str| format!("{QUIET},{level}");
+    let (filter, bad) = match asked.map(|asked| EnvFilter::try_new(quiet(asked))) {
+        None => (EnvFilter::new(quiet(default)), None),
         Some(Ok(filter)) => (filter, None),
-        Some(Err(error)) => (EnvFilter::new(default), Some(error)),
+        Some(Err(error)) => (EnvFilter::new(quiet(default)), Some(error)),
     };
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
     let terminal = std::io::stderr().is_terminal();

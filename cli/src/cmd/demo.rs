@@ -105,7 +105,7 @@ impl Demo {
         reading = self.again(reading, &image)?;
         let cost = self.begin();
         self.read_all(&reading).context("read every file again")?;
-        let warm = self.end(&cost, "read everything again", "after a new mount, from the cache")?;
+        let warm = self.end(&cost, "read everything again", "from the cache")?;
         reading.end()?;
         ensure!(warm.requests == 0, "the second read asked the registry {} times, expected the cache to answer", warm.requests);
         let share = 100.0 * first.bytes as f64 / self.sample.compressed_bytes as f64;
