@@ -104,7 +104,7 @@ fn options_that_differ_from_the_owner_are_refused() {
     let message = served.clip.fails(&["mount", file, dir, "--read-timeout", "9s"]).unwrap();
     assert!(message.contains("read-timeout"), "{message}");
     served.clip.ok(&["mount", file, dir, "--read-timeout", "7s", "-o", "nosuid"]).unwrap();
-    served.clip.ok(&["umount", dir]).unwrap();
+    served.clip.umount(Path::new(dir)).unwrap();
 }
 
 /// mount, findmnt and df show the `.clip` as the source, the type fuse.clip, and the size of the image.
@@ -254,7 +254,7 @@ fn foreground_serves_until_the_umount() {
     let mut running = Running::start(served.clip.command(&arguments).stdin(Stdio::null()).stderr(Stdio::null())).unwrap();
     wait_until("the mount answers", SOON, || std::fs::read(dir.join(sample::SHORT)).is_ok()).unwrap();
     assert!(running.is_alive());
-    served.clip.ok(&["umount", text(&dir).unwrap()]).unwrap();
+    served.clip.umount(&dir).unwrap();
     assert!(running.wait(SOON).unwrap().success());
 }
 

@@ -53,7 +53,7 @@ fn two_platforms(layout: &Layout, other: &str) {
     let mut manifests = Vec::new();
     for platform in [architecture(), other] {
         let layer = layout.layer(&TarWriter::stream(&[Member::file("platform", platform)], Headers::Pax), &Compression::ZlibRs(6)).unwrap();
-        let manifest = layout.image(platform, &[layer], json!({})).unwrap();
+        let manifest = layout.image_for(platform, platform, &[layer], json!({})).unwrap();
         manifests.push(json!({
             "mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": manifest.digest, "size": manifest.size,
             "platform": {"os": "linux", "architecture": platform},
