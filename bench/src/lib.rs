@@ -1,1 +1,16 @@
-//! bench
+//! What clip costs, each figure beside a floor that was taken in the same run.
+//!
+//! [`corpus`] makes an image from a seed and [`registry`] serves it on loopback. [`measure`] has one module a subcommand of
+//! `clip-bench`; each yields [`report::Figure`]s. [`floor`] has the plain loops that they are held against, and [`child`] what runs in
+//! processes of its own, whose memory is then nobody else's. Every measurement hashes the bytes it produced and compares them with what
+//! the corpus says, so a figure that was got by doing less is an error, not a record.
+#![forbid(unsafe_code)]
+
+pub mod child;
+pub mod corpus;
+pub mod floor;
+pub mod machine;
+pub mod measure;
+pub mod registry;
+pub mod report;
+pub mod setup;
