@@ -85,10 +85,12 @@ fn main() -> Result<()> {
     }
     let machine = Machine::now();
     let scale = if cli.tiny { Scale::Tiny } else { Scale::Full };
+    eprintln!("making the image");
     let setup = Setup::new(&Options { scale, seed: cli.seed, runs: cli.runs, clip_program: cli.clip_program })?;
     let mut findings = Findings::default();
     for (name, measure) in ALL {
         if cli.command.name().is_none_or(|wanted| wanted == name) {
+            eprintln!("measuring {name}, {} runs", setup.runs);
             findings.append(measure(&setup)?);
         }
     }
