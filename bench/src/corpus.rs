@@ -1,125 +1,284 @@
-//! The image that is measured: files as images have them, the same bytes for the same seed.
+//! The image that is measured: three gzip layers, made from a seed, as an OCI layout on disk and in memory.
+//!
+//! The layers are the three shapes that cost differently: very many small files, libraries of some MiB, and one large file.
 
-use anyhow::Result;
-use clip_tests::images::{
-    Compression, Headers, Layout, Member, TarWriter,
-    nasty::{noise, prose},
+pub mod content;
+mod layer;
+
+use std::{
+    fmt, fs,
+    path::{Path, PathBuf},
 };
+
+use anyhow::{Context, Result};
+use bytes::Bytes;
+use clip_format::digest::Digest;
+use serde::Serialize;
 use serde_json::json;
-use sha2::{Digest, Sha256};
-use tempfile::TempDir;
 
-/// Tag of the image.
-pub const TAG: &str = "corpus";
-/// The large file that is read sequentially and at random.
-pub const LARGE: &str = "opt/large.so";
+use content::{Draws, Kind, Writer};
+pub use layer::Layer;
+use layer::{LayerWriter, sha256};
 
-/// How much is made.
+/// Path of the large file in the image.
+pub const LARGE_PATH: &str = "data/large.bin";
+/// The tag of the whole image.
+pub const TAG_ALL: &str = "all";
+/// The tag of the image that is only the layer of the large file.
+pub const TAG_LARGE: &str = "large";
+/// Repository name in the registry.
+pub const REPOSITORY: &str = "clip-bench/corpus";
+/// The layer of the large file in the whole image.
+pub const LARGE_LAYER: usize = 2;
+
+const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
+const CONFIG_TYPE: &str = "application/vnd.oci.image.config.v1+json";
+const LAYER_TYPE: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+
+/// How much of each shape there is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Scale {
-    /// Seconds of work: proves that the bench works, not how fast anything is.
-    Tiny,
-    /// 200 MB in one file, 20,000 small ones.
-    Full,
+pub struct Sizes {
+    /// Small files, of 4 KiB on average.
+    pub small_files: usize,
+    /// Libraries.
+    pub libraries: usize,
+    /// Mean length of a library.
+    pub library_bytes: usize,
+    /// Length of the large file.
+    pub large_bytes: usize,
 }
 
-impl Scale {
-    fn large_bytes(self) -> usize {
-        match self {
-            Scale::Tiny => 8 << 20,
-            Scale::Full => 200 << 20,
-        }
-    }
-
-    fn small_files(self) -> usize {
-        match self {
-            Scale::Tiny => 200,
-            Scale::Full => 20_000,
-        }
-    }
+impl Sizes {
+    /// What figures are taken with.
+    pub const FULL: Self = Self { small_files: 20_000, libraries: 12, library_bytes: 8 << 20, large_bytes: 200_000_000 };
+    /// What tests run: everything once, in a few seconds without optimisation.
+    pub const TINY: Self = Self { small_files: 200, libraries: 2, library_bytes: 300 << 10, large_bytes: 5_000_000 };
 }
 
-/// An image in a layout, and what it holds.
+/// An image of the registry and of the layout.
+pub struct Manifest {
+    /// What it is asked for by.
+    pub tag: &'static str,
+    /// Digest of `bytes`.
+    pub digest: Digest,
+    /// JSON.
+    pub bytes: Bytes,
+}
+
+/// The image, its blobs, and what must come out when it is read.
 pub struct Corpus {
-    /// With one image, [`TAG`], of two layers.
-    pub layout: Layout,
-    /// Blobs of the layers, the base first.
-    pub blobs: Vec<Vec<u8>>,
-    /// Bytes of the layer streams together.
-    pub stream_bytes: u64,
+    /// The OCI layout.
+    dir: PathBuf,
+    /// Of the whole image, the base first.
+    pub layers: Vec<Layer>,
+    /// Both images.
+    pub manifests: Vec<Manifest>,
+    /// Configs of both images, by digest.
+    pub configs: Vec<(Digest, Bytes)>,
+    /// Length of the large file.
+    pub large_bytes: u64,
+    /// BLAKE3 of the large file.
+    pub large_hash: blake3::Hash,
     /// Regular files.
     pub files: u64,
-    /// Contents of [`LARGE`].
-    pub large: Vec<u8>,
-    /// SHA-256 over the streams: two runs that print the same did the same work.
-    pub work: String,
-    _dir: TempDir,
+    /// Bytes of all paths, one a line, sorted.
+    pub paths: Vec<u8>,
+    seed: u64,
+}
+
+/// The corpus in a line.
+#[derive(Clone, Debug, Serialize)]
+pub struct Summary {
+    /// What it was made from.
+    pub seed: u64,
+    /// Regular files.
+    pub files: u64,
+    /// Of all layer streams.
+    pub stream_bytes: u64,
+    /// Of all blobs.
+    pub compressed_bytes: u64,
+    /// Of the large file.
+    pub large_bytes: u64,
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+        let (stream, compressed) = (mib(self.stream_bytes), mib(self.compressed_bytes));
+        write!(f, "corpus: seed {}, {} files, {stream:.1} MiB of stream in 3 gzip layers of {compressed:.1} MiB", self.seed, self.files)
+    }
 }
 
 impl Corpus {
-    /// Makes the image.
+    /// Makes the image and writes it to `dir`. Cost: about 5 s a core for the full sizes, most of it gzip.
     ///
     /// # Errors
-    /// The system's.
-    pub fn new(scale: Scale) -> Result<Self> {
-        let dir = tempfile::Builder::new().prefix("clip-bench-").tempdir()?;
-        let layout = Layout::create(dir.path())?;
-        let large = library_like(7, scale.large_bytes());
-        let small = scale.small_files();
-        let mut lower = vec![Member::dir("./"), Member::dir("usr"), Member::dir("opt"), Member::file(LARGE, large.clone())];
-        let mut upper = vec![Member::file("usr/incompressible", noise(3, scale.large_bytes() / 16))];
-        for number in 0..small {
-            if number % 100 == 0 {
-                lower.push(Member::dir(format!("usr/{:03}", number / 100)));
-            }
-            let len = 200 + (number * 7919) % 6000;
-            lower.push(Member::file(format!("usr/{:03}/module_{number}.py", number / 100), prose(number as u64, len)));
+    /// When `dir` cannot be written.
+    pub fn make(dir: &Path, seed: u64, sizes: Sizes) -> Result<Self> {
+        let writer = Writer::new(seed);
+        let (base, large) = std::thread::scope(|scope| {
+            let large = scope.spawn(|| large_layer(dir, &writer, seed, sizes));
+            let base = small_layer(&writer, seed, sizes).and_then(|small| Ok([small, library_layer(&writer, seed, sizes)?]));
+            (base, large.join().map_err(|_| anyhow::anyhow!("the large layer's thread panicked")))
+        });
+        let ([small, library], (large, large_hash)) = (base?, large??);
+        let layers = vec![small, library, large];
+        let mut paths: Vec<_> = layers.iter().flat_map(|layer| layer.paths.iter().map(String::as_str)).collect();
+        paths.sort_unstable();
+        let mut corpus = Self {
+            dir: dir.to_owned(),
+            files: paths.len() as u64,
+            paths: paths.join("\n").into_bytes(),
+            layers,
+            manifests: Vec::new(),
+            configs: Vec::new(),
+            large_bytes: sizes.large_bytes as u64,
+            large_hash,
+            seed,
+        };
+        corpus.add_manifest(TAG_ALL, 0);
+        corpus.add_manifest(TAG_LARGE, LARGE_LAYER);
+        corpus.write_layout()?;
+        Ok(corpus)
+    }
+
+    /// `oci:DIR:TAG`
+    #[must_use]
+    pub fn local_reference(&self, tag: &str) -> String {
+        format!("oci:{}:{tag}", self.dir.display())
+    }
+
+    /// The large file's bytes as an ordinary file.
+    #[must_use]
+    pub fn plain_file(&self) -> PathBuf {
+        plain_file(&self.dir)
+    }
+
+    /// The layers of the image `tag`.
+    #[must_use]
+    pub fn layers_of(&self, tag: &str) -> &[Layer] {
+        if tag == TAG_LARGE { &self.layers[LARGE_LAYER..] } else { &self.layers }
+    }
+
+    /// Bytes of the streams of the image `tag`.
+    #[must_use]
+    pub fn stream_bytes(&self, tag: &str) -> u64 {
+        self.layers_of(tag).iter().map(|layer| layer.stream_bytes).sum()
+    }
+
+    /// The corpus in a line.
+    #[must_use]
+    pub fn summary(&self) -> Summary {
+        Summary {
+            seed: self.seed,
+            files: self.files,
+            stream_bytes: self.stream_bytes(TAG_ALL),
+            compressed_bytes: self.layers.iter().map(|layer| layer.blob.len() as u64).sum(),
+            large_bytes: self.large_bytes,
         }
-        upper.extend(
-            (0..small / 20).map(|number| Member::file(format!("usr/{:03}/changed_{number}.py", number % 2), prose(number as u64, 3000))),
-        );
-        let files = (small + small / 20 + 2) as u64;
-        let mut hasher = Sha256::new();
-        let (mut layers, mut blobs, mut stream_bytes) = (Vec::new(), Vec::new(), 0);
-        for members in [&lower, &upper] {
-            let stream = TarWriter::stream(members, Headers::Pax);
-            hasher.update(&stream);
-            stream_bytes += stream.len() as u64;
-            let layer = layout.layer(&stream, &Compression::ZlibRs(6))?;
-            blobs.push(std::fs::read(layout.blob_path(&layer.blob.digest)?)?);
-            layers.push(layer);
+    }
+
+    fn add_manifest(&mut self, tag: &'static str, first_layer: usize) {
+        let layers = &self.layers[first_layer..];
+        let diff_ids: Vec<_> = layers.iter().map(|layer| layer.diff_id.to_string()).collect();
+        let config = json!({
+            "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
+            "os": "linux",
+            "config": { "Env": ["PATH=/usr/bin"], "Cmd": ["/bin/true"] },
+            "rootfs": { "type": "layers", "diff_ids": diff_ids },
+        });
+        let config = Bytes::from(config.to_string());
+        let config_digest = sha256(&config);
+        let descriptor = |layer: &Layer| json!({ "mediaType": LAYER_TYPE, "digest": layer.digest.to_string(), "size": layer.blob.len() });
+        let manifest = json!({
+            "schemaVersion": 2,
+            "mediaType": MANIFEST_TYPE,
+            "config": { "mediaType": CONFIG_TYPE, "digest": config_digest.to_string(), "size": config.len() },
+            "layers": layers.iter().map(descriptor).collect::<Vec<_>>(),
+        });
+        let bytes = Bytes::from(manifest.to_string());
+        self.configs.push((config_digest, config));
+        self.manifests.push(Manifest { tag, digest: sha256(&bytes), bytes });
+    }
+
+    fn write_layout(&self) -> Result<()> {
+        let blobs = self.dir.join("blobs/sha256");
+        fs::create_dir_all(&blobs).with_context(|| format!("create {}", blobs.display()))?;
+        let write = |path: PathBuf, bytes: &[u8]| fs::write(&path, bytes).with_context(|| format!("write {}", path.display()));
+        for (digest, bytes) in self.blobs() {
+            write(blobs.join(digest.to_hex()), bytes)?;
         }
-        layout.image(TAG, &layers, json!({}))?;
-        let work = hex::encode(hasher.finalize())[..16].to_owned();
-        Ok(Self { layout, blobs, stream_bytes, files, large, work, _dir: dir })
+        let manifests: Vec<_> = self.manifests.iter().map(Manifest::descriptor).collect();
+        let index = json!({ "schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": manifests });
+        write(self.dir.join("index.json"), index.to_string().as_bytes())?;
+        write(self.dir.join("oci-layout"), br#"{"imageLayoutVersion":"1.0.0"}"#)
+    }
+
+    /// Every blob: layers, configs, manifests.
+    pub fn blobs(&self) -> impl Iterator<Item = (Digest, &Bytes)> {
+        let layers = self.layers.iter().map(|layer| (layer.digest, &layer.blob));
+        let configs = self.configs.iter().map(|(digest, bytes)| (*digest, bytes));
+        layers.chain(configs).chain(self.manifests.iter().map(|manifest| (manifest.digest, &manifest.bytes)))
     }
 }
 
-/// Bytes as shared libraries have them: short repeated sequences, tables of small numbers, runs of zeros, some noise. About 3 to 1.
-#[must_use]
-pub fn library_like(seed: u64, len: usize) -> Vec<u8> {
-    let codes = noise(seed, 4096);
-    let choices = noise(seed + 1, len / 16 + 16);
-    let mut bytes = Vec::with_capacity(len + 64);
-    for (place, choice) in choices.into_iter().enumerate() {
-        match choice {
-            0..=150 => {
-                let at = usize::from(choice) * 16 + (place * 31) % 48;
-                bytes.extend_from_slice(&codes[at..at + 16]);
-            }
-            151..=200 => bytes.extend((0..4u32).flat_map(|step| (u32::from(choice) * step + place as u32 / 64).to_le_bytes())),
-            201..=230 => bytes.resize(bytes.len() + 16, 0),
-            _ => {
-                let mut mixed = (place as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-                mixed ^= mixed >> 29;
-                bytes.extend_from_slice(&mixed.to_le_bytes());
-                bytes.extend_from_slice(&mixed.wrapping_mul(0xbf58_476d_1ce4_e5b9).to_le_bytes());
-            }
-        }
-        if bytes.len() >= len {
-            break;
-        }
+impl Manifest {
+    /// Its media type.
+    #[must_use]
+    pub fn media_type(&self) -> &'static str {
+        MANIFEST_TYPE
     }
-    bytes.resize(len, 0);
-    bytes
+
+    fn descriptor(&self) -> serde_json::Value {
+        let name = json!({ "org.opencontainers.image.ref.name": self.tag });
+        json!({ "mediaType": MANIFEST_TYPE, "digest": self.digest.to_string(), "size": self.bytes.len(), "annotations": name })
+    }
+}
+
+fn plain_file(dir: &Path) -> PathBuf {
+    dir.join("large.plain")
+}
+
+fn small_layer(writer: &Writer, seed: u64, sizes: Sizes) -> Result<Layer> {
+    let mut layer = LayerWriter::new();
+    let mut draws = Draws::new(seed ^ 0x5a11);
+    let mut content = Vec::new();
+    for number in 0..sizes.small_files {
+        if number % 100 == 0 {
+            layer.directory(&format!("usr/share/part-{:04}", number / 100))?;
+        }
+        // Lengths spread evenly over the powers of two up to 64 KiB, as of scripts, headers and the like: 4 KiB on average.
+        let most = 1 << draws.below(17);
+        let len = draws.below(most) as usize;
+        let kind = if draws.below(8) == 0 { Kind::Library } else { Kind::Text };
+        content.clear();
+        writer.append(&mut content, kind, len, &mut draws);
+        layer.file(&format!("usr/share/part-{:04}/module_{number:05}.py", number / 100), &content)?;
+    }
+    layer.finish()
+}
+
+fn library_layer(writer: &Writer, seed: u64, sizes: Sizes) -> Result<Layer> {
+    let mut layer = LayerWriter::new();
+    let mut draws = Draws::new(seed ^ 0x11b);
+    layer.directory("usr/lib")?;
+    for number in 0..sizes.libraries {
+        let len = sizes.library_bytes / 2 + draws.below(sizes.library_bytes as u64) as usize;
+        let mut content = Vec::with_capacity(len + 64);
+        writer.append(&mut content, Kind::Library, len, &mut draws);
+        layer.file(&format!("usr/lib/libmodule-{number:03}.so"), &content)?;
+    }
+    layer.finish()
+}
+
+fn large_layer(dir: &Path, writer: &Writer, seed: u64, sizes: Sizes) -> Result<(Layer, blake3::Hash)> {
+    let mut layer = LayerWriter::new();
+    let mut content = Vec::with_capacity(sizes.large_bytes + 64);
+    writer.append_mixed(&mut content, sizes.large_bytes, &mut Draws::new(seed ^ 0x1a26e));
+    fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
+    let plain = plain_file(dir);
+    fs::write(&plain, &content).with_context(|| format!("write {}", plain.display()))?;
+    layer.directory("data")?;
+    layer.file(LARGE_PATH, &content)?;
+    Ok((layer.finish()?, blake3::hash(&content)))
 }

@@ -1,9 +1,16 @@
-//! Measures clip, each figure beside the floor that it was measured against in the same run.
+//! What clip costs, each figure beside a floor that was taken in the same run.
 //!
-//! [`corpus`] makes the image from a seed, [`figures`] measures, [`report`] prints. The registry, the binary and its mounts are those of
-//! the tests (`clip-tests`), so a figure can't be had of something that the tests don't cover.
+//! [`corpus`] makes an image from a seed and [`registry`] serves it on loopback. [`measure`] has one module a subcommand of
+//! `clip-bench`; each yields [`report::Figure`]s. [`floor`] has the plain loops that they are held against, and [`child`] what runs in
+//! processes of its own, whose memory is then nobody else's. Every measurement hashes the bytes it produced and compares them with what
+//! the corpus says, so a figure that was got by doing less is an error, not a record.
 #![forbid(unsafe_code)]
 
+pub mod child;
 pub mod corpus;
-pub mod figures;
+pub mod floor;
+pub mod machine;
+pub mod measure;
+pub mod registry;
 pub mod report;
+pub mod setup;

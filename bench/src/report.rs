@@ -1,91 +1,290 @@
-//! Figures, as a table for people or JSON for machines.
+//! Figures, and how they are shown.
 
-use std::io::Write;
+use std::{fmt, time::Duration};
 
-use anyhow::Result;
 use serde::Serialize;
 
-/// One measured number.
-#[derive(Clone, Debug, Serialize)]
-pub struct Figure {
-    /// What was measured.
-    pub name: String,
-    /// The median where there were several runs.
-    pub value: f64,
-    /// `MB/s`, `ms`, `B/file` ...
-    pub unit: &'static str,
-    /// Smallest and largest run.
-    pub spread: Option<(f64, f64)>,
-    /// What it was measured against.
-    pub floor: Option<Floor>,
-    /// Cold or warm, and what else decides the number.
-    pub note: String,
+/// What a figure counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub enum Unit {
+    /// Millions of stream or file bytes a second.
+    #[serde(rename = "MB/s")]
+    MegabytesPerSecond,
+    /// Milliseconds.
+    #[serde(rename = "ms")]
+    Milliseconds,
+    /// Microseconds.
+    #[serde(rename = "us")]
+    Microseconds,
+    /// Bytes.
+    #[serde(rename = "B")]
+    Bytes,
+    /// Multiples of 1024 * 1024 bytes.
+    #[serde(rename = "MiB")]
+    Mebibytes,
+    /// Things, or a share of things.
+    #[serde(rename = "")]
+    Count,
 }
 
-/// What the same bytes cost without clip, in the same unit and run.
+impl Unit {
+    fn as_str(self) -> &'static str {
+        match self {
+            Unit::MegabytesPerSecond => " MB/s",
+            Unit::Milliseconds => " ms",
+            Unit::Microseconds => " us",
+            Unit::Bytes => " B",
+            Unit::Mebibytes => " MiB",
+            Unit::Count => "",
+        }
+    }
+}
+
+/// What had been read before the clock started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Temperature {
+    /// Nothing: an empty cache directory, a new engine.
+    Cold,
+    /// The bytes are in the cache directory, but this engine has not verified them yet.
+    Unverified,
+    /// The bytes are in the cache and verified; the kernel has none of the mount's pages.
+    Warm,
+    /// The kernel's page cache of the mount has the bytes.
+    PageCache,
+    /// Temperature has no meaning here.
+    None,
+}
+
+/// The least, the middle and the largest of several runs.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Spread {
+    /// `min <= median`
+    pub min: f64,
+    /// The mean of the middle two for an even number of runs.
+    pub median: f64,
+    /// `median <= max`
+    pub max: f64,
+    /// How many.
+    pub runs: usize,
+}
+
+impl Spread {
+    /// The spread of `values`.
+    ///
+    /// # Panics
+    /// Without values: a measurement that never ran.
+    #[must_use]
+    pub fn of(values: &[f64]) -> Self {
+        assert!(!values.is_empty(), "a spread of no runs");
+        let mut sorted = values.to_vec();
+        sorted.sort_by(f64::total_cmp);
+        let (last, middle) = (sorted.len() - 1, sorted.len() / 2);
+        let median = if sorted.len().is_multiple_of(2) { f64::midpoint(sorted[middle - 1], sorted[middle]) } else { sorted[middle] };
+        Self { min: sorted[0], median, max: sorted[last], runs: sorted.len() }
+    }
+
+    /// A value that every run has, such as a size.
+    #[must_use]
+    pub fn exact(value: f64) -> Self {
+        Self { min: value, median: value, max: value, runs: 1 }
+    }
+}
+
+/// What a figure is held against.
 #[derive(Clone, Debug, Serialize)]
 pub struct Floor {
-    /// How it was had.
-    pub name: &'static str,
+    /// In words.
+    pub what: String,
     /// In the figure's unit.
-    pub value: f64,
+    pub spread: Spread,
+}
+
+/// One measured thing.
+#[derive(Clone, Debug, Serialize)]
+pub struct Figure {
+    /// Stable name: `read.sequential.fuse.cold`.
+    pub id: String,
+    /// In words.
+    pub what: String,
+    /// Of the spread and the floor.
+    pub unit: Unit,
+    /// What had been read before.
+    pub temperature: Temperature,
+    /// Over the runs.
+    pub spread: Spread,
+    /// Taken in the same run.
+    pub floor: Option<Floor>,
+    /// Median over the floor's median: of a rate, 1 is the floor and less is worse; of all else, 1 is the floor and more is worse.
+    pub ratio: Option<f64>,
+    /// First 16 hex digits of the BLAKE3 of what was produced.
+    pub work: String,
 }
 
 impl Figure {
-    /// Of one run.
+    /// A figure without a floor.
     #[must_use]
-    pub fn new(name: impl Into<String>, value: f64, unit: &'static str, note: impl Into<String>) -> Self {
-        Self { name: name.into(), value, unit, spread: None, floor: None, note: note.into() }
-    }
-
-    /// The median of several runs, with their spread.
-    #[must_use]
-    pub fn of_runs(name: impl Into<String>, runs: &mut [f64], unit: &'static str, note: impl Into<String>) -> Self {
-        runs.sort_by(f64::total_cmp);
-        let spread = runs.first().copied().zip(runs.last().copied());
-        let note = format!("{}; {} runs", note.into(), runs.len());
-        Self { spread, ..Self::new(name, runs.get(runs.len() / 2).copied().unwrap_or(f64::NAN), unit, note) }
-    }
-
-    /// The same beside its floor.
-    #[must_use]
-    pub fn beside(self, name: &'static str, value: f64) -> Self {
-        Self { floor: Some(Floor { name, value }), ..self }
-    }
-}
-
-/// What was measured, where, and on which bytes.
-#[derive(Debug, Serialize)]
-pub struct Report {
-    /// Cores of this machine.
-    pub cores: usize,
-    /// An unoptimised build says nothing about speed.
-    pub optimised: bool,
-    /// Of the corpus.
-    pub work: String,
-    /// In the order they were asked for.
-    pub figures: Vec<Figure>,
-}
-
-impl Report {
-    /// Writes it to `out`.
-    ///
-    /// # Errors
-    /// The writer's.
-    pub fn write(&self, json: bool, out: &mut impl Write) -> Result<()> {
-        if json {
-            serde_json::to_writer_pretty(&mut *out, self)?;
-            return Ok(writeln!(out)?);
+    pub fn new(id: &str, what: &str, unit: Unit, values: &[f64]) -> Self {
+        Self {
+            id: id.to_owned(),
+            what: what.to_owned(),
+            unit,
+            temperature: Temperature::None,
+            spread: Spread::of(values),
+            floor: None,
+            ratio: None,
+            work: String::new(),
         }
-        writeln!(out, "{} cores, {}, corpus {}", self.cores, if self.optimised { "release" } else { "UNOPTIMISED" }, self.work)?;
-        for figure in &self.figures {
-            let spread = figure.spread.map_or(String::new(), |(low, high)| format!(" ({low:.1}..{high:.1})"));
-            write!(out, "{:44} {:>10.1} {}{spread}", figure.name, figure.value, figure.unit)?;
-            if let Some(floor) = &figure.floor {
-                write!(out, "  | {}: {:.1} ({:.2}x)", floor.name, floor.value, figure.value / floor.value)?;
-            }
-            writeln!(out, "  [{}]", figure.note)?;
+    }
+
+    /// With what it is held against.
+    #[must_use]
+    pub fn floor(mut self, what: &str, values: &[f64]) -> Self {
+        let spread = Spread::of(values);
+        self.ratio = (spread.median > 0.0).then(|| self.spread.median / spread.median);
+        self.floor = Some(Floor { what: what.to_owned(), spread });
+        self
+    }
+
+    /// With what had been read before.
+    #[must_use]
+    pub fn temperature(mut self, temperature: Temperature) -> Self {
+        self.temperature = temperature;
+        self
+    }
+
+    /// With the hash of what was produced.
+    #[must_use]
+    pub fn work(mut self, hash: &blake3::Hash) -> Self {
+        self.work = hash.to_hex().as_str()[..16].to_owned();
+        self
+    }
+}
+
+impl fmt::Display for Figure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let temperature = match self.temperature {
+            Temperature::Cold => ", cold",
+            Temperature::Unverified => ", cached but not yet verified",
+            Temperature::Warm => ", warm",
+            Temperature::PageCache => ", in the page cache",
+            Temperature::None => "",
+        };
+        writeln!(f, "{}: {}{temperature}", self.id, self.what)?;
+        write!(f, "    {}", Shown(self.spread, self.unit))?;
+        if let Some(floor) = &self.floor {
+            write!(f, "\n    floor {}: {}", Shown(floor.spread, self.unit), floor.what)?;
+        }
+        if let Some(ratio) = self.ratio {
+            let kind = if self.unit == Unit::MegabytesPerSecond { "of the floor's rate" } else { "x the floor" };
+            write!(f, "\n    ratio {ratio:.3} {kind}")?;
+        }
+        if !self.work.is_empty() {
+            write!(f, "\n    work {}", self.work)?;
         }
         Ok(())
+    }
+}
+
+struct Shown(Spread, Unit);
+
+impl fmt::Display for Shown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(spread, unit) = self;
+        let unit = unit.as_str();
+        write!(f, "{}{unit}", short(spread.median))?;
+        if spread.runs > 1 {
+            write!(f, " (min {}, max {}, {} runs)", short(spread.min), short(spread.max), spread.runs)?;
+        }
+        Ok(())
+    }
+}
+
+/// Four digits that matter.
+fn short(value: f64) -> String {
+    match value.abs() {
+        value if value >= 1000.0 => format!("{:.0}", value.round()),
+        value if value >= 100.0 => format!("{value:.1}"),
+        value if value >= 10.0 => format!("{value:.2}"),
+        _ => format!("{value:.3}"),
+    }
+}
+
+/// Everything one run of `clip-bench` found.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// Cores, kernel, load, build.
+    pub machine: crate::machine::Machine,
+    /// What was read and indexed.
+    pub corpus: crate::corpus::Summary,
+    /// In the order they were taken.
+    pub figures: Vec<Figure>,
+    /// What could not be measured, and why.
+    pub skipped: Vec<String>,
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}\n{}\n", self.machine, self.corpus)?;
+        for figure in &self.figures {
+            writeln!(f, "{figure}\n")?;
+        }
+        for skipped in &self.skipped {
+            writeln!(f, "skipped: {skipped}")?;
+        }
+        Ok(())
+    }
+}
+
+/// Millions of bytes a second.
+#[must_use]
+pub fn megabytes_per_second(bytes: u64, took: Duration) -> f64 {
+    bytes as f64 / 1e6 / took.as_secs_f64().max(1e-9)
+}
+
+/// Milliseconds.
+#[must_use]
+pub fn milliseconds(took: Duration) -> f64 {
+    took.as_secs_f64() * 1e3
+}
+
+/// The value that `percent` of `latencies` do not pass, in microseconds.
+#[must_use]
+pub fn percentile_us(latencies: &mut [Duration], percent: usize) -> f64 {
+    latencies.sort();
+    let rank = (latencies.len() * percent).div_ceil(100).max(1) - 1;
+    latencies.get(rank).map_or(0.0, |latency| latency.as_secs_f64() * 1e6)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Claim: the median stands in the middle, whatever the order, and of two it is their mean.
+    #[test]
+    fn a_spread_is_ordered() {
+        assert_eq!(Spread::of(&[3.0, 1.0, 2.0]), Spread { min: 1.0, median: 2.0, max: 3.0, runs: 3 });
+        assert_eq!(Spread::of(&[4.0, 2.0]).median, 3.0);
+    }
+
+    /// Claim: percentiles are values that were measured, by the nearest rank.
+    #[test]
+    fn percentiles_are_nearest_ranks() {
+        let mut latencies: Vec<_> = (1..=100).rev().map(Duration::from_micros).collect();
+        assert_eq!(percentile_us(&mut latencies, 50).round(), 50.0);
+        assert_eq!(percentile_us(&mut latencies, 99).round(), 99.0);
+        assert_eq!(percentile_us(&mut latencies[..1], 99).round(), 1.0);
+    }
+
+    /// Claim: a figure shows what it is held against, the ratio, and the hash of its work.
+    #[test]
+    fn a_figure_shows_its_floor() {
+        let figure = Figure::new("index.x", "index rate", Unit::MegabytesPerSecond, &[300.0, 340.0, 320.0])
+            .floor("inflate in memory", &[640.0])
+            .work(&blake3::hash(b"work"));
+        let text = figure.to_string();
+        for part in ["320.0 MB/s (min 300.0, max 340.0, 3 runs)", "inflate in memory", "ratio 0.500", "work "] {
+            assert!(text.contains(part), "{text}");
+        }
     }
 }

@@ -7,6 +7,7 @@ use clip_engine::{DiskIo, registry::Reference};
 use clip_format::storage_info::Platform;
 use clip_indexer::ImageRef;
 
+use crate::log::Times;
 use crate::values::{parse_count, parse_duration, parse_size, parse_span_size, parse_timeout};
 
 const EXIT_CODES: &str = "\
@@ -81,11 +82,24 @@ pub enum Command {
 }
 
 impl Command {
+    /// Whether the log of this command shows the time.
+    pub fn log_times(&self) -> Times {
+        match self {
+            Command::Owner { .. } => Times::Shown,
+            Command::Mount(args) if args.foreground => Times::Shown,
+            _ => Times::Hidden,
+        }
+    }
+
     /// The log level when neither --log-level nor CLIP_LOG is given.
     pub fn log_level(&self) -> &'static str {
         match self {
             Command::Owner { .. } => "info",
             Command::Mount(args) if args.foreground => "info",
+            // These print every error themselves.
+            Command::Cat(_) | Command::Extract(_) | Command::Verify(_) | Command::RuntimeSpec(_) => {
+                "warn,clip_engine::job=error,clip_engine::fetch=error"
+            }
             _ => "warn",
         }
     }
@@ -191,11 +205,11 @@ pub struct ReadArgs {
 /// `clip mount`
 #[derive(Clone, Debug, Args)]
 #[command(after_help = "\
-The first mount of a cache directory starts a background process that serves it and every later one of that directory; it leaves
-after the last umount. Options of reading (--shards, --read-timeout ...) belong to that process: a later mount that gives
+The first mount of a cache directory starts a background process that serves it and every later one of that directory; it leaves \
+after the last umount. Options of reading (--shards, --read-timeout ...) belong to that process: a later mount that gives \
 another value is refused, one that gives none joins with the values in force.
 
-Signals to that process: SIGTERM or SIGINT once: detach every mount, serve open files until idle or --stop-timeout; twice: end
+Signals to that process: SIGTERM or SIGINT once: detach every mount, serve open files until idle or --stop-timeout; twice: end \
 all connections. SIGUSR1: write --stats.
 
 Examples:
@@ -266,7 +280,7 @@ pub struct InspectArgs {
 /// `clip ls`
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Names with control characters, spaces at an end or bytes that are no UTF-8 are escaped (\\n, \\x1b) when standard output is a
+Names with control characters or bytes that are no UTF-8 are escaped (\\n, \\x1b) when standard output is a \
 terminal or with -l; -0 gives them raw, each ended by NUL.
 
 Examples:
@@ -311,8 +325,8 @@ pub struct CatArgs {
 /// `clip extract`
 #[derive(Debug, Args)]
 #[command(after_help = "\
-DIR becomes the image's root directory (or PATH, when that is a directory; a file is put into DIR under its own name). Modes,
-times, symbolic and hard links and holes are kept; owners, devices and extended attributes when run as root. Nothing is ever
+DIR becomes the image's root directory (or PATH, when that is a directory; a file is put into DIR under its own name). Modes, \
+times, symbolic and hard links and holes are kept; owners, devices and extended attributes when run as root. Nothing is ever \
 written outside DIR, whatever the .clip says.
 
 Examples:
@@ -339,8 +353,8 @@ pub struct ExtractArgs {
 /// `clip verify`
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Without --remote: header, checksums of all sections, the whole structure of the index, every checkpoint and window. With
---remote also every span of every layer: fetched, decoded and compared with its BLAKE3, into a temporary cache directory
+Without --remote: header, checksums of all sections, the whole structure of the index, every checkpoint and window. With \
+--remote also every span of every layer: fetched, decoded and compared with its BLAKE3, into a temporary cache directory \
 (needs the image's size on disk) or the one given.")]
 pub struct VerifyArgs {
     /// The .clip
@@ -360,7 +374,7 @@ pub struct VerifyArgs {
 /// `clip runtime-spec`
 #[derive(Debug, Args)]
 #[command(after_help = "\
-config.json goes to standard output, the overlay mount line to stderr; with --print-mount the line goes to standard output and
+config.json goes to standard output, the overlay mount line to stderr; with --print-mount the line goes to standard output and \
 no config.json is written.
 
 Example, as root:

@@ -4,18 +4,36 @@ use std::io::IsTerminal;
 
 use tracing_subscriber::EnvFilter;
 
-/// From here on `tracing` events go to stderr: `--log-level` wins over `CLIP_LOG`, which wins over `default`. No times on a terminal.
-pub fn start(typed: Option<&str>, default: &str) {
+/// What a library says at warning level that is nothing to a user: fuser names every optional request that a file system answers
+/// with "not implemented".
+const QUIET: &str = "fuser=error";
+
+/// Whether lines carry the time; on a terminal they never do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Times {
+    /// A process that runs for long.
+    Shown,
+    /// A command.
+    Hidden,
+}
+
+/// From here on `tracing` events go to stderr: `--log-level` wins over `CLIP_LOG`, which wins over `default`.
+pub fn start(typed: Option<&str>, default: &str, times: Times) {
     let from_env = std::env::var("CLIP_LOG").ok();
     let asked = typed.or(from_env.as_deref());
-    let (filter, bad) = match asked.map(EnvFilter::try_new) {
-        None => (EnvFilter::new(default), None),
+    let quiet = |level: &str| format!("{QUIET},{level}");
+    let (filter, bad) = match asked.map(|asked| EnvFilter::try_new(quiet(asked))) {
+        None => (EnvFilter::new(quiet(default)), None),
         Some(Ok(filter)) => (filter, None),
-        Some(Err(error)) => (EnvFilter::new(default), Some(error)),
+        Some(Err(error)) => (EnvFilter::new(quiet(default)), Some(error)),
     };
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
     let terminal = std::io::stderr().is_terminal();
-    let started = if terminal { builder.without_time().with_ansi(true).try_init() } else { builder.with_ansi(false).try_init() };
+    let builder = builder.with_ansi(terminal);
+    let started = match times {
+        Times::Shown if !terminal => builder.try_init(),
+        _ => builder.without_time().try_init(),
+    };
     if let (Ok(()), Some(error)) = (started, bad) {
         tracing::warn!("log level {:?}: {error}; using {default}", asked.unwrap_or_default());
     }

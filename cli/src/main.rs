@@ -31,6 +31,6 @@ fn main() -> ExitCode {
         Ok(args) => args,
         Err(error) => return exit::usage(&error),
     };
-    log::start(args.log_level.as_deref(), args.command.log_level());
+    log::start(args.log_level.as_deref(), args.command.log_level(), args.command.log_times());
     exit::finish(cmd::run(args.command))
 }

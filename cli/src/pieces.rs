@@ -31,6 +31,8 @@ pub struct Piece<T> {
     pub range: Range<u64>,
 }
 
+type Answer = mpsc::Receiver<Result<Vec<u8>, EngineError>>;
+
 /// What came of one piece: exactly its bytes, or why not.
 pub type Fetched<T> = (Piece<T>, Result<Vec<u8>, EngineError>);
 
@@ -38,7 +40,7 @@ pub type Fetched<T> = (Piece<T>, Result<Vec<u8>, EngineError>);
 pub struct Pieces<T, I> {
     image: Arc<Image>,
     wanted: I,
-    under_way: VecDeque<(Piece<T>, mpsc::Receiver<Result<Vec<u8>, EngineError>>)>,
+    under_way: VecDeque<(Piece<T>, Answer)>,
     bytes: u64,
 }
 

@@ -219,7 +219,7 @@ pub fn mount_plan(args: &MountArgs, unknown: Unknown) -> Result<MountPlan> {
     let mut args = args.clone();
     let mut options = MountOptions::new(clip.display().to_string());
     for list in std::mem::take(&mut args.options) {
-        for rest in options.apply(&list)? {
+        for rest in options.apply(&list).map_err(|error| UsageError(error.to_string()))? {
             match apply_ours(&mut args, &rest) {
                 Ok(true) => {}
                 Ok(false) if unknown == Unknown::Ignore => tracing::warn!("mount option {rest:?} is unknown and ignored"),

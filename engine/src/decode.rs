@@ -24,7 +24,7 @@ enum State {
     Plain,
     /// At a checkpoint, before its first byte is seen.
     Checkpoint {
-        window: Option<Box<[u8; WINDOW_BYTES]>>,
+        window: Box<[u8; WINDOW_BYTES]>,
         bit_offset: u8,
     },
     /// In a member that was entered at its header.
@@ -41,27 +41,38 @@ enum State {
 
 impl Decoder {
     /// At the entry `start`, whose window is `window`. `None` for a chained span: it is no entry.
+    ///
+    /// A window that is not stored is one of zeros: the bytes that the data refers to may all be zero, and inflate refuses distances that
+    /// reach past a dictionary it was not given.
     pub(crate) fn at(start: SpanStart, window: Option<Box<[u8; WINDOW_BYTES]>>) -> Option<Self> {
         match start {
             SpanStart::Chained => None,
             SpanStart::Plain => Some(Self(State::Plain)),
             SpanStart::Member => Some(Self(State::Member(Inflate::gzip()))),
-            SpanStart::Deflate { bit_offset, .. } => Some(Self(State::Checkpoint { window, bit_offset })),
+            SpanStart::Deflate { bit_offset, .. } => {
+                let window = window.unwrap_or_else(|| Box::new([0; WINDOW_BYTES]));
+                Some(Self(State::Checkpoint { window, bit_offset }))
+            }
         }
     }
 
-    /// Decodes until `input` is used up or `output` is full: bytes used and bytes written.
+    /// Decodes until `input` is used up and gives no more, or `output` is full: bytes used and bytes written. Earlier input may give
+    /// more bytes where the output was full, so an empty input has a use.
     pub(crate) fn decode(&mut self, input: &[u8], output: &mut [u8]) -> Result<(usize, usize), DecodeError> {
         let (mut used, mut written) = (0, 0);
-        while used < input.len() && written < output.len() {
+        while written < output.len() && (used < input.len() || matches!(self.0, State::Member(_) | State::Raw(_))) {
             let (more_used, more_written) = self.advance(&input[used..], &mut output[written..])?;
             used += more_used;
             written += more_written;
+            if used == input.len() && more_used == 0 && more_written == 0 {
+                break;
+            }
         }
         Ok((used, written))
     }
 
-    /// One step within one state. `input` and `output` are not empty; some of them is used, or the state changes.
+    /// One step within one state. `output` is not empty; `input` may be so only inside a member. Some of them is used, or the state
+    /// changes, or a member wants more input.
     fn advance(&mut self, input: &[u8], output: &mut [u8]) -> Result<(usize, usize), DecodeError> {
         let (next, used, written) = match std::mem::replace(&mut self.0, State::Padding) {
             State::Plain => {
@@ -70,7 +81,7 @@ impl Decoder {
                 (State::Plain, len, len)
             }
             State::Checkpoint { window, bit_offset } => {
-                let inflate = Inflate::raw(window.as_deref(), bit_offset, input[0]);
+                let inflate = Inflate::raw(Some(&window), bit_offset, input[0]);
                 (State::Raw(inflate), usize::from(bit_offset > 0), 0)
             }
             State::Member(mut inflate) => {
@@ -183,6 +194,53 @@ mod tests {
             let found = decode_in_pieces(decoder, &blob[place.0.get() as usize..], plain.len(), piece).unwrap();
             assert!(found == plain);
         }
+    }
+
+    /// Claim: a checkpoint whose data refers to a history of zeros only, so that its window takes no bytes in the file, can be entered.
+    #[test]
+    fn a_history_of_zeros_needs_no_stored_window() {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::new(6));
+        for part in [&vec![b'a'; 1000][..], &[0; 50_000]] {
+            encoder.write_all(part).unwrap();
+        }
+        // A sync flush ends the block and keeps the history.
+        encoder.flush().unwrap();
+        encoder.write_all(&[0; 70_000]).unwrap();
+        let blob = encoder.finish().unwrap();
+        let (mut inflate, mut used, mut produced) = (Inflate::gzip(), 0, 0);
+        let mut out = vec![0; 121_000];
+        let place = loop {
+            let step = inflate.step(&blob[used..], &mut out[produced..], Until::Block).unwrap();
+            used += step.consumed;
+            produced += step.produced;
+            match step.stop {
+                Stop::Block { unused_bits } if produced == 51_000 => break checkpoint_place(used as u64, unused_bits),
+                Stop::End => panic!("no block boundary at the flush"),
+                _ => {}
+            }
+        };
+        let start = SpanStart::Deflate { bit_offset: place.1, window: WindowRange::default() };
+        let decoder = Decoder::at(start, None).unwrap();
+        let found = decode_in_pieces(decoder, &blob[place.0.get() as usize..], 70_000, 4096).unwrap();
+        assert!(found == vec![0; 70_000]);
+    }
+
+    /// Claim: output that waits for room comes without more input, so a span that ends inside a long match is not lost at a blob's end.
+    #[test]
+    fn output_that_waits_needs_no_more_input() {
+        let plain = vec![7; 100_000];
+        let blob = gzip(&plain);
+        let mut decoder = Decoder::at(SpanStart::Member, None).unwrap();
+        let mut output = vec![0; plain.len()];
+        let (mut used, mut written) = (0, 0);
+        while written < plain.len() {
+            let end = (written + 100).min(plain.len());
+            let (more_used, more_written) = decoder.decode(&blob[used..], &mut output[written..end]).unwrap();
+            assert!(more_written > 0, "{used} of {} bytes used, {written} written", blob.len());
+            used += more_used;
+            written += more_written;
+        }
+        assert!(output == plain);
     }
 
     /// Claim: anything but zeros or a member after a member is an error, and a chained span is no entry.

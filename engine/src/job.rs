@@ -88,18 +88,20 @@ async fn next_span(
     let held = shard.core.budget.clone().acquire_many_owned(units).await.map_err(|_| EngineError::Stopped)?;
     let mut bytes = vec![0; len as usize];
     let mut filled = 0;
-    while filled < bytes.len() {
-        if source.chunk.is_empty() {
-            let Some(chunk) = source.input.recv().await else {
-                return Err(layer.store.bad(span, format!("{len} bytes"), format!("{filled} bytes, then the compressed bytes end")));
-            };
-            source.chunk = chunk;
-        }
+    loop {
+        // Before more input is waited for: the decoder may hold output of input that it has used.
         let decoded = source.decoder.decode(&source.chunk, &mut bytes[filled..]);
         let (used, written) = decoded.map_err(|error| layer.store.bad(span, "bytes that decompress", error.to_string()))?;
         source.chunk.advance(used);
         source.used += used as u64;
         filled += written;
+        if filled == bytes.len() {
+            break;
+        }
+        let Some(chunk) = source.input.recv().await else {
+            return Err(layer.store.bad(span, format!("{len} bytes"), format!("{filled} bytes, then the compressed bytes end")));
+        };
+        source.chunk = chunk;
     }
     count(&shard.core.counters.bytes_decoded, len);
     Ok((bytes, held))

@@ -30,12 +30,13 @@ pub enum SpanStart {
     Deflate {
         /// Bits of that byte that belong to the block before, lowest first. `bit_offset < 8`.
         bit_offset: u8,
-        /// The history that the data after it refers to; an empty range where it refers to none.
+        /// The history that the data after it refers to; an empty range where that is zeros or nothing.
         window: WindowRange,
     },
 }
 
-/// Where a window's zstd frame stands in the windows section, in bytes. Empty = no window is needed.
+/// Where a window's zstd frame stands in the windows section, in bytes. Empty = a window of zeros: the data after the checkpoint refers
+/// to no history, or to zeros only.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct WindowRange {
     /// From the start of the windows section.

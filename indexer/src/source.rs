@@ -93,22 +93,25 @@ fn local(
     }
 }
 
+/// Where a blob is, by its digest.
+type FindBlob = Box<dyn Fn(&Digest) -> Option<BlobSource>>;
+
 /// Where the blobs of an image in a local layout are: one a layer of `info`, found by digest.
 ///
 /// # Errors
 /// `Io`, or naming the layer that the layout lacks.
 pub(crate) fn local_blobs(info: &StorageInfo, path: &Path) -> Result<Vec<BlobSource>, IndexError> {
-    let find: Box<dyn Fn(&Digest, u64) -> Option<BlobSource>> = if path.is_dir() {
+    let find: FindBlob = if path.is_dir() {
         let directory = oci_layout::Directory::new(path);
-        Box::new(move |digest, _| directory.find(digest))
+        Box::new(move |digest| directory.find(digest))
     } else {
         let archive = archive::Archive::open(path)?;
         let docker_layers = docker_archive::layers_by_digest(&archive)?;
-        Box::new(move |digest, _| docker_layers.get(digest).cloned().or_else(|| archive.blob(digest)))
+        Box::new(move |digest| docker_layers.get(digest).cloned().or_else(|| archive.blob(digest)))
     };
     let mut blobs = Vec::with_capacity(info.layers.len());
     for layer in &info.layers {
-        let blob = find(&layer.digest, layer.compressed_size).filter(|blob| blob.size() == layer.compressed_size);
+        let blob = find(&layer.digest).filter(|blob| blob.size() == layer.compressed_size);
         blobs.push(blob.ok_or_else(|| IndexError::Image {
             what: path.display().to_string(),
             expected: format!("layer {} of {} bytes", layer.digest, layer.compressed_size),

@@ -178,6 +178,26 @@ impl Clip {
         Ok(mount)
     }
 
+    /// Unmounts `dir` with `clip umount`. Another test's program, between its fork and its exec, may hold a file of the mount for a
+    /// moment: that is waited for.
+    ///
+    /// # Errors
+    /// clip's own.
+    pub fn umount(&self, dir: &Path) -> Result<()> {
+        let mut last = String::new();
+        let unmounted = wait_until("the mount is free", Duration::from_secs(3), || match self.run(&["umount", &dir.to_string_lossy()]) {
+            Ok(finished) if finished.status.success() => true,
+            Ok(finished) => {
+                last = finished.stderr;
+                !last.contains("in use")
+            }
+            Err(_) => true,
+        });
+        unmounted.with_context(|| last.clone())?;
+        anyhow::ensure!(!is_mounted(dir), "{} is still mounted after clip umount: {last}", dir.display());
+        Ok(())
+    }
+
     /// Pids of processes of ours that serve this cache directory: their environment names it.
     #[must_use]
     pub fn servers(&self) -> Vec<u32> {
@@ -251,9 +271,7 @@ impl Mount<'_> {
     /// # Errors
     /// clip's own.
     pub fn umount(self) -> Result<()> {
-        self.clip.ok(&["umount", text(&self.dir)?])?;
-        anyhow::ensure!(!is_mounted(&self.dir), "{} is still mounted after clip umount", self.dir.display());
-        Ok(())
+        self.clip.umount(&self.dir)
     }
 }
 

@@ -10,7 +10,7 @@ fn demo_runs_and_cleans_up() {
     for arguments in [&["demo"][..], &["demo", "--no-mount"]] {
         let said = clip.ok(arguments).unwrap();
         let said = format!("{}{}", said.text(), said.stderr);
-        assert!(said.contains("request") && said.contains("byte"), "{arguments:?} does not say what was fetched:\n{said}");
+        assert!(said.contains("requests") && said.contains("fetched"), "{arguments:?} does not say what was fetched:\n{said}");
     }
     clip.wait_for_servers().unwrap();
     let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();

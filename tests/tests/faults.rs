@@ -218,6 +218,31 @@ fn a_truncated_cache_file_under_load_kills_nobody() {
     served.assert_all_right(mount.dir());
 }
 
+/// A cache on a full disk: reads are right and pass through; nothing dies, and the statistics say how much was not kept.
+#[test]
+fn a_full_disk_passes_through() {
+    if lacks(NEEDS) {
+        return;
+    }
+    let served = Served::new();
+    let cache = served.clip.cache_dir();
+    std::fs::create_dir(&cache).unwrap();
+    // 4 MiB for 10 MB of layers; the temporary directory's guard takes it down with the mounts below it.
+    let options = c"size=4m";
+    rustix::mount::mount("none", &cache, "tmpfs", rustix::mount::MountFlags::empty(), Some(options)).unwrap();
+    let stats = served.clip.path("stats.json");
+    let mount = served.clip.mount(&served.file, &["--stats", text(&stats).unwrap()]).unwrap();
+    let owners = served.clip.servers();
+    served.assert_all_right(mount.dir());
+    std::fs::write("/proc/sys/vm/drop_caches", "1").unwrap();
+    served.assert_all_right(mount.dir());
+    assert_eq!(served.clip.servers(), owners, "the owner lives");
+    mount.umount().unwrap();
+    served.clip.wait_for_servers().unwrap();
+    let written = std::fs::read_to_string(stats).unwrap();
+    assert!(!written.contains("\"spans_not_cached\": 0,"), "{written}");
+}
+
 /// A `.clip` of a few hundred bytes of tree.
 fn tiny_clip(clip: &Clip) -> Vec<u8> {
     let scratch = TempDir::new().unwrap();

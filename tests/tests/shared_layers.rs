@@ -56,7 +56,7 @@ fn a_shared_base_is_fetched_once() {
             for dir in std::fs::read_dir(clip.path("")).unwrap() {
                 let dir = dir.unwrap().path();
                 if clip_tests::clip::is_mounted(&dir) {
-                    clip.ok(&["umount", dir.to_str().unwrap()]).unwrap();
+                    clip.umount(&dir).unwrap();
                 }
             }
             clip.wait_for_servers().unwrap();

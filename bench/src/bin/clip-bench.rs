@@ -1,70 +1,99 @@
-//! `clip-bench`: the project's figures, each beside its floor.
-#![forbid(unsafe_code)]
+//! Measures clip on this machine: makes an image from a seed, serves it on loopback, and reports each figure beside its floor.
+
+use std::path::PathBuf;
 
 use anyhow::Result;
-use clap::{Parser, ValueEnum};
+use clap::{Parser, Subcommand};
 use clip_bench::{
-    corpus::{Corpus, Scale},
-    figures::Bench,
-    report::{Figure, Report},
+    child,
+    machine::Machine,
+    measure::{ALL, Findings},
+    report::Report,
+    setup::{Options, Scale, Setup},
 };
-use clip_tests::machine::{Need, lacks};
 
-/// Measure clip. What needs a mount needs root and /dev/fuse, and is skipped with a word otherwise.
-#[derive(Parser)]
-#[command(name = "clip-bench", version)]
-struct Args {
-    /// What to measure
-    #[arg(value_enum, default_value_t = What::All)]
-    what: What,
-    /// A corpus of 9 MB: proves that the bench works, measures nothing
-    #[arg(long)]
+const AFTER: &str = "\
+A ratio is the median over the floor's median, taken in the same run: 1 is the floor. Of a rate less than 1 is worse, of a time or a
+size more than 1. Nothing outside temporary directories is written; mounts need root and /dev/fuse and are skipped without.";
+
+/// Measures clip: each figure beside the floor that was taken in the same run
+#[derive(Debug, Parser)]
+#[command(name = "clip-bench", version, after_help = AFTER, max_term_width = 110)]
+struct Cli {
+    /// Every path once or twice in a few seconds: the hashes of the work are checked, the times mean nothing
+    #[arg(long, global = true)]
     tiny: bool,
-    /// JSON on standard output
-    #[arg(long)]
+    /// Print JSON
+    #[arg(long, global = true)]
     json: bool,
+    /// What the image is made from
+    #[arg(long, global = true, value_name = "N", default_value_t = 1)]
+    seed: u64,
+    /// Runs of each measurement [default: 5; 2 with --tiny]
+    #[arg(long, global = true, value_name = "N")]
+    runs: Option<usize>,
+    /// The clip program that `mount` measures too [default: the one beside this program]
+    #[arg(long, global = true, value_name = "FILE")]
+    clip_program: Option<PathBuf>,
+    /// What to measure.
+    #[command(subcommand)]
+    command: Command,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum What {
-    /// Everything below
-    All,
-    /// MB/s of layer stream indexed
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Index rate from a registry and from a directory, against inflate in memory
     Index,
-    /// Bytes of .clip per file and per MiB
+    /// Bytes of the .clip a file and a MiB
     Size,
-    /// Time from `clip mount` to the first stat
+    /// Time to the first stat: first mount ever, and with an expanded index
     Mount,
-    /// Cold 4 KiB reads
-    Random,
-    /// Sequential reads, cold and warm
-    Sequential,
+    /// Cold random and cold and warm sequential reads, through the library and through FUSE
+    Read,
     /// Peak memory of index and mount
     Memory,
+    /// All of these
+    All,
+    /// What runs in a process of its own
+    #[command(hide = true)]
+    Child {
+        #[command(subcommand)]
+        role: child::Role,
+    },
+}
+
+impl Command {
+    fn name(&self) -> Option<&'static str> {
+        match self {
+            Command::Index => Some("index"),
+            Command::Size => Some("size"),
+            Command::Mount => Some("mount"),
+            Command::Read => Some("read"),
+            Command::Memory => Some("memory"),
+            Command::All | Command::Child { .. } => None,
+        }
+    }
 }
 
 fn main() -> Result<()> {
-    let args = Args::parse();
-    let bench = Bench::new(Corpus::new(if args.tiny { Scale::Tiny } else { Scale::Full })?)?;
-    let can_mount = !lacks(&[Need::Root, Need::Fuse]);
-    let mut figures = Vec::new();
-    let mut measure = |what: What, needs_mount: bool, work: &dyn Fn() -> Result<Vec<Figure>>| -> Result<()> {
-        if (args.what == What::All || args.what == what) && (can_mount || !needs_mount) {
-            figures.extend(work()?);
+    let cli = Cli::parse();
+    if let Command::Child { role } = &cli.command {
+        return child::run(role);
+    }
+    let machine = Machine::now();
+    let scale = if cli.tiny { Scale::Tiny } else { Scale::Full };
+    let setup = Setup::new(&Options { scale, seed: cli.seed, runs: cli.runs, clip_program: cli.clip_program })?;
+    let mut findings = Findings::default();
+    for (name, measure) in ALL {
+        if cli.command.name().is_none_or(|wanted| wanted == name) {
+            findings.append(measure(&setup)?);
         }
-        Ok(())
-    };
-    measure(What::Index, false, &|| bench.index_rate())?;
-    measure(What::Size, false, &|| bench.clip_size())?;
-    measure(What::Mount, true, &|| bench.mount_time())?;
-    measure(What::Random, true, &|| bench.random_reads())?;
-    measure(What::Sequential, true, &|| bench.sequential_reads())?;
-    measure(What::Memory, true, &|| bench.peak_memory())?;
-    let report = Report {
-        cores: std::thread::available_parallelism().map_or(1, usize::from),
-        optimised: !cfg!(debug_assertions),
-        work: bench.work().to_owned(),
-        figures,
-    };
-    report.write(args.json, &mut std::io::stdout().lock())
+    }
+    let report = Report { machine, corpus: setup.corpus.summary(), figures: findings.figures, skipped: findings.skipped };
+    if cli.json {
+        println!("{}", serde_json::to_string_pretty(&report)?)
+    } else {
+        print!("{report}")
+    }
+    Ok(())
 }

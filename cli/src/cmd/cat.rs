@@ -49,7 +49,7 @@ pub fn copy(opened: &OpenedImage, file: &Inode, out: &mut impl Write) -> Result<
 }
 
 fn zeros(out: &mut impl Write, mut count: u64) -> Result<()> {
-    const ZEROS: [u8; 65_536] = [0; 65_536];
+    static ZEROS: [u8; 65_536] = [0; 65_536];
     while count > 0 {
         let now = count.min(ZEROS.len() as u64);
         out.write_all(&ZEROS[..now as usize])?;

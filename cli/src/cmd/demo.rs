@@ -20,7 +20,7 @@ use clip_indexer::{ImageRef, IndexOptions, index_image, progress::NoProgress, wr
 use crate::{
     args::DemoArgs,
     demo::{
-        image::{Expected, REPOSITORY, SampleImage, XATTR},
+        image::{Expected, Owner, REPOSITORY, SampleImage, XATTR},
         registry::{Registry, Served},
     },
     exit::{Outcome, chain_text},
@@ -64,7 +64,8 @@ impl Demo {
     fn start(dir: &Path) -> Result<Self> {
         say("clip demo: a sample image, a registry in this process, an index, a mount; everything is removed at the end\n")?;
         let began = Instant::now();
-        let sample = SampleImage::new().context("make the sample image")?;
+        let owner = Owner { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw() };
+        let sample = SampleImage::new(owner).context("make the sample image")?;
         let registry = Registry::start(sample.objects.clone()).context("start the demo's registry")?;
         let made = format!(
             "{} layers, {} of tar, {} compressed, served at {}",
@@ -105,7 +106,7 @@ impl Demo {
         reading = self.again(reading, &image)?;
         let cost = self.begin();
         self.read_all(&reading).context("read every file again")?;
-        let warm = self.end(&cost, "read everything again", "after a new mount, from the cache")?;
+        let warm = self.end(&cost, "read everything again", "from the cache")?;
         reading.end()?;
         ensure!(warm.requests == 0, "the second read asked the registry {} times, expected the cache to answer", warm.requests);
         let share = 100.0 * first.bytes as f64 / self.sample.compressed_bytes as f64;

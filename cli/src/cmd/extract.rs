@@ -136,7 +136,7 @@ fn write_files(opened: &OpenedImage, place: &mut Place, files: Vec<File>) -> Res
         let extents = file_extents(index, &file.inode).with_context(|| file_path(place, file))?;
         wanted.extend(extents.into_iter().filter(|extent| extent.data.is_some()).map(|extent| (number, extent)));
     }
-    wanted.sort_by_key(|(_, extent)| extent.data.map(|(layer, stream)| (layer, stream)));
+    wanted.sort_by_key(|(_, extent)| extent.data);
     let pieces = wanted.into_iter().flat_map(|(number, extent)| cut(number, extent));
     let mut open: Option<(usize, std::fs::File)> = None;
     for (piece, bytes) in Pieces::new(opened.image.clone(), pieces) {

@@ -27,7 +27,7 @@ pub fn run(argv: &[OsString]) -> u8 {
             return if error.use_stderr() { USAGE } else { 0 };
         }
     };
-    crate::log::start((helper.verbose > 0).then_some("info"), "warn");
+    crate::log::start((helper.verbose > 0).then_some("info"), "warn", crate::log::Times::Hidden);
     if let Some(reason) = refusal(&helper) {
         exit::report(&anyhow::anyhow!(reason));
         return USAGE;
@@ -37,7 +37,7 @@ pub fn run(argv: &[OsString]) -> u8 {
         Ok(plan) => plan,
         Err(error) => {
             exit::report(&error);
-            return if error.is::<exit::UsageError>() || error.is::<clip_fuse::MountError>() { USAGE } else { exit::MOUNT_FAILED };
+            return if error.is::<exit::UsageError>() { USAGE } else { exit::MOUNT_FAILED };
         }
     };
     if helper.fake {
@@ -82,8 +82,19 @@ fn mount_args(source: std::path::PathBuf, dir: std::path::PathBuf, options: Vec<
             kernel_read_ahead: None,
         },
     };
-    args.options = options;
+    args.options = options.iter().map(|list| without_rw(list)).collect();
     args
+}
+
+/// mount(8) itself puts `rw` into the list of every mount that is not `ro`, so here it asks for nothing. `context="a,b"` is not split:
+/// a quoted value is left as it is. Source: util-linux libmount/src/context.c, the options given to helpers.
+fn without_rw(list: &str) -> String {
+    let mut quoted = false;
+    let options = list.split(|character: char| {
+        quoted ^= character == '"';
+        character == ',' && !quoted
+    });
+    options.filter(|option| *option != "rw").collect::<Vec<_>>().join(",")
 }
 
 #[cfg(test)]
@@ -97,5 +108,14 @@ mod tests {
         assert_eq!(run(&["mount.clip"]), 1);
         assert_eq!(run(&["mount.clip", "/a", "/b", "-t", "ext4"]), 1);
         assert_eq!(run(&["mount.clip", "/nonexistent/a.clip", "/", "-o", "ro"]), 32);
+    }
+
+    /// The `rw` that mount(8) adds is no request to write; what only looks like it stays.
+    #[test]
+    fn rw_of_mount_is_dropped() {
+        assert_eq!(without_rw("rw,nosuid"), "nosuid");
+        assert_eq!(without_rw("nodev,rw"), "nodev");
+        assert_eq!(without_rw("rw"), "");
+        assert_eq!(without_rw("context=\"x,rw,y\",fsname=rw,rw"), "context=\"x,rw,y\",fsname=rw");
     }
 }

@@ -102,49 +102,59 @@ impl Random {
     }
 }
 
+/// Who owns every file of the image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// User id.
+    pub uid: u32,
+    /// Group id.
+    pub gid: u32,
+}
+
 /// One layer being written, and what the finished tree will be.
 struct Layer<'a> {
+    owner: Owner,
     tar: Builder<Vec<u8>>,
     expected: &'a mut BTreeMap<String, Expected>,
 }
 
 impl<'a> Layer<'a> {
-    fn new(expected: &'a mut BTreeMap<String, Expected>) -> Self {
-        Self { tar: Builder::new(Vec::new()), expected }
+    fn new(owner: Owner, expected: &'a mut BTreeMap<String, Expected>) -> Self {
+        Self { owner, tar: Builder::new(Vec::new()), expected }
     }
 
-    fn header(kind: EntryType, mode: u32, size: u64) -> Header {
+    fn header(&self, kind: EntryType, mode: u32, size: u64) -> Header {
         let mut header = Header::new_gnu();
         header.set_entry_type(kind);
         header.set_mode(mode);
         header.set_size(size);
         header.set_mtime(MTIME);
-        header.set_uid(0);
-        header.set_gid(0);
+        header.set_uid(u64::from(self.owner.uid));
+        header.set_gid(u64::from(self.owner.gid));
         header
     }
 
     fn dir(&mut self, path: &str) -> Result<()> {
-        self.tar.append_data(&mut Self::header(EntryType::Directory, 0o755, 0), path, std::io::empty())?;
+        self.tar.append_data(&mut self.header(EntryType::Directory, 0o755, 0), path, std::io::empty())?;
         Ok(())
     }
 
     fn file(&mut self, path: &str, mode: u32, bytes: &[u8]) -> Result<()> {
         let size = bytes.len() as u64;
-        self.tar.append_data(&mut Self::header(EntryType::Regular, mode, size), path, bytes)?;
+        self.tar.append_data(&mut self.header(EntryType::Regular, mode, size), path, bytes)?;
         let expected = Expected::File { mode, size, blake3: *blake3::hash(bytes).as_bytes() };
         self.expected.insert(path.to_owned(), expected);
         Ok(())
     }
 
     fn symlink(&mut self, path: &str, target: &str) -> Result<()> {
-        self.tar.append_link(&mut Self::header(EntryType::Symlink, 0o777, 0), path, target)?;
+        self.tar.append_link(&mut self.header(EntryType::Symlink, 0o777, 0), path, target)?;
         self.expected.insert(path.to_owned(), Expected::Symlink(target.to_owned()));
         Ok(())
     }
 
     fn hard_link(&mut self, path: &str, target: &str) -> Result<()> {
-        self.tar.append_link(&mut Self::header(EntryType::Link, 0o644, 0), path, target)?;
+        self.tar.append_link(&mut self.header(EntryType::Link, 0o644, 0), path, target)?;
         self.expected.insert(path.to_owned(), Expected::HardLink(target.to_owned()));
         Ok(())
     }
@@ -152,14 +162,14 @@ impl<'a> Layer<'a> {
     /// An empty marker file; what it hides is gone from the tree.
     fn whiteout(&mut self, dir: &str, name: &str) -> Result<()> {
         let marker = format!("{dir}/.wh.{name}");
-        self.tar.append_data(&mut Self::header(EntryType::Regular, 0o644, 0), marker, std::io::empty())?;
+        self.tar.append_data(&mut self.header(EntryType::Regular, 0o644, 0), marker, std::io::empty())?;
         self.expected.insert(format!("{dir}/{name}"), Expected::Absent);
         Ok(())
     }
 
     fn opaque(&mut self, dir: &str) -> Result<()> {
         let marker = format!("{dir}/.wh..wh..opq");
-        self.tar.append_data(&mut Self::header(EntryType::Regular, 0o644, 0), marker, std::io::empty())?;
+        self.tar.append_data(&mut self.header(EntryType::Regular, 0o644, 0), marker, std::io::empty())?;
         let below = format!("{dir}/");
         for (_, expected) in self.expected.iter_mut().filter(|(path, _)| path.starts_with(&below)) {
             *expected = Expected::Absent;
@@ -172,8 +182,8 @@ impl<'a> Layer<'a> {
     }
 }
 
-fn base_layer(random: &mut Random, expected: &mut BTreeMap<String, Expected>) -> Result<Vec<u8>> {
-    let mut layer = Layer::new(expected);
+fn base_layer(owner: Owner, random: &mut Random, expected: &mut BTreeMap<String, Expected>) -> Result<Vec<u8>> {
+    let mut layer = Layer::new(owner, expected);
     for dir in ["etc", "usr", "usr/bin", "usr/lib", "usr/lib/python3", "usr/share", "usr/share/doc"] {
         layer.dir(dir)?;
     }
@@ -196,8 +206,8 @@ fn base_layer(random: &mut Random, expected: &mut BTreeMap<String, Expected>) ->
     layer.finish()
 }
 
-fn libraries_layer(random: &mut Random, expected: &mut BTreeMap<String, Expected>) -> Result<Vec<u8>> {
-    let mut layer = Layer::new(expected);
+fn libraries_layer(owner: Owner, random: &mut Random, expected: &mut BTreeMap<String, Expected>) -> Result<Vec<u8>> {
+    let mut layer = Layer::new(owner, expected);
     layer.whiteout("etc", "secret.key")?;
     layer.whiteout("usr/lib/python3", "module007.py")?;
     layer.opaque("usr/share/doc")?;
@@ -211,8 +221,8 @@ fn libraries_layer(random: &mut Random, expected: &mut BTreeMap<String, Expected
     layer.finish()
 }
 
-fn application_layer(random: &mut Random, expected: &mut BTreeMap<String, Expected>) -> Result<Vec<u8>> {
-    let mut layer = Layer::new(expected);
+fn application_layer(owner: Owner, random: &mut Random, expected: &mut BTreeMap<String, Expected>) -> Result<Vec<u8>> {
+    let mut layer = Layer::new(owner, expected);
     layer.dir("app")?;
     layer.file("app/main.py", 0o755, &random.text(4000))?;
     layer.file("app/model.bin", 0o644, &random.binary(12 << 20))?;
@@ -223,14 +233,14 @@ fn application_layer(random: &mut Random, expected: &mut BTreeMap<String, Expect
 }
 
 impl SampleImage {
-    /// The image. Cost: about a second of deflate.
-    pub fn new() -> Result<Self> {
+    /// The image, all of it `owner`'s, so that whoever runs the demo may read it through a mount. Cost: about a second of deflate.
+    pub fn new(owner: Owner) -> Result<Self> {
         let mut random = Random(0x0063_6c69_7020_6465);
         let mut expected = BTreeMap::new();
         let streams = [
-            base_layer(&mut random, &mut expected)?,
-            libraries_layer(&mut random, &mut expected)?,
-            application_layer(&mut random, &mut expected)?,
+            base_layer(owner, &mut random, &mut expected)?,
+            libraries_layer(owner, &mut random, &mut expected)?,
+            application_layer(owner, &mut random, &mut expected)?,
         ];
         let mut objects = HashMap::new();
         let (mut descriptors, mut diff_ids) = (Vec::new(), Vec::new());
@@ -304,7 +314,8 @@ mod tests {
     /// The image is the same every time, of a size worth fetching in parts, and shows every kind of entry.
     #[test]
     fn sample_is_deterministic() {
-        let (one, two) = (SampleImage::new().unwrap(), SampleImage::new().unwrap());
+        let owner = Owner { uid: 1000, gid: 1000 };
+        let (one, two) = (SampleImage::new(owner).unwrap(), SampleImage::new(owner).unwrap());
         let digests = |image: &SampleImage| image.objects.keys().cloned().collect::<std::collections::BTreeSet<_>>();
         assert_eq!(digests(&one), digests(&two));
         assert!((20 << 20..40 << 20).contains(&one.stream_bytes), "{}", one.stream_bytes);

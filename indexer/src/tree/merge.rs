@@ -77,7 +77,7 @@ impl Tree {
             EntryKind::HardLink(_) => self.add_link(entry, dir, name, pending),
             EntryKind::Directory => self.add_dir(entry, dir, name),
             _ => {
-                let node = self.to_node(layer, entry);
+                let node = self.make_node(layer, entry);
                 let node = self.push(node);
                 self.link(dir, name, node);
             }
@@ -89,14 +89,14 @@ impl Tree {
         if entry.kind != EntryKind::Directory {
             return Err(MergeError::new(&entry, "a directory as the root", entry.kind.as_str()));
         }
-        let attributes = self.to_attributes(entry);
+        let attributes = self.take_attributes(entry);
         self.node_mut(ROOT).attributes = attributes;
         Ok(())
     }
 
     /// A directory over a directory keeps its children and takes the new attributes.
     fn add_dir(&mut self, entry: Entry, dir: NodeId, name: &[u8]) {
-        let attributes = self.to_attributes(entry);
+        let attributes = self.take_attributes(entry);
         match self.child(dir, name) {
             Some(node) if self.children(node).is_some() => self.node_mut(node).attributes = attributes,
             _ => {
@@ -154,7 +154,7 @@ impl Tree {
         }
     }
 
-    fn to_node(&mut self, layer: LayerIndex, mut entry: Entry) -> Node {
+    fn make_node(&mut self, layer: LayerIndex, mut entry: Entry) -> Node {
         let kind = match std::mem::replace(&mut entry.kind, EntryKind::Fifo) {
             EntryKind::Regular { size, data } => NodeKind::Regular { size, layer, data: data.into() },
             EntryKind::Symlink(target) => {
@@ -168,10 +168,10 @@ impl Tree {
             EntryKind::Directory => NodeKind::Directory(BTreeMap::new()),
             EntryKind::HardLink(_) => NodeKind::PendingLink,
         };
-        Node { attributes: self.to_attributes(entry), kind }
+        Node { attributes: self.take_attributes(entry), kind }
     }
 
-    fn to_attributes(&mut self, entry: Entry) -> Attributes {
+    fn take_attributes(&mut self, entry: Entry) -> Attributes {
         let mut kept: Xattrs = Vec::new();
         for (name, value) in entry.xattrs {
             if erofs_has(&name) {

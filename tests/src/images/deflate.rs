@@ -49,7 +49,7 @@ pub fn one_block_gzip(head: &[u8], zeros: u64) -> Vec<u8> {
     bits.push(0b011, 3); // the last block, fixed code
     head.iter().for_each(|byte| bits.literal(*byte));
     // Literal zeros up to a multiple of 258, at least one, since a match needs history.
-    let literals = if zeros % 258 == 0 { zeros.min(258) } else { zeros % 258 };
+    let literals = if zeros.is_multiple_of(258) { zeros.min(258) } else { zeros % 258 };
     (0..literals).for_each(|_| bits.literal(0));
     for _ in 0..(zeros - literals) / 258 {
         bits.code(0b1100_0101, 8); // length 258

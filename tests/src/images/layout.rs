@@ -121,9 +121,17 @@ impl Layout {
     /// # Errors
     /// The system's.
     pub fn image(&self, tag: &str, layers: &[LayerBlob], runtime: Value) -> Result<Blob> {
+        self.image_for(architecture(), tag, layers, runtime)
+    }
+
+    /// As [`Layout::image`], for another GOARCH.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn image_for(&self, architecture: &str, tag: &str, layers: &[LayerBlob], runtime: Value) -> Result<Blob> {
         let diff_ids: Vec<&str> = layers.iter().map(|layer| layer.diff_id.as_str()).collect();
         let config = json!({
-            "created": "2024-01-02T03:04:05Z", "architecture": architecture(), "os": "linux",
+            "created": "2024-01-02T03:04:05Z", "architecture": architecture, "os": "linux",
             "config": runtime, "rootfs": {"type": "layers", "diff_ids": diff_ids},
         });
         let config = self.blob(&serde_json::to_vec(&config)?)?;

@@ -1,0 +1,57 @@
+//! Lookup of a path in the EROFS index, and the span of a stream offset; against a hash map and a sorted array of the same keys.
+
+use std::collections::HashMap;
+
+use clip_bench::{
+    corpus::content::Draws,
+    setup::{Options, Scale, Setup},
+};
+use clip_format::units::{SpanIndex, StreamOffset};
+use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
+
+fn lookup(criterion: &mut Criterion) {
+    let setup = Setup::new(&Options { scale: Scale::Tiny, seed: 1, runs: None, clip_program: None }).expect("the tiny corpus can be made");
+    let index = &setup.clip.index;
+    let paths: Vec<&[u8]> = setup.corpus.paths.split(|byte| *byte == b'\n').collect();
+    let resolve = |path: &[u8]| index.resolve(path).expect("a sound index").expect("a path of the corpus");
+    let mut work = blake3::Hasher::new();
+    for path in &paths {
+        work.update(format!("{:?}", resolve(path)).as_bytes());
+    }
+    eprintln!("work of one round over {} paths: {}", paths.len(), work.finalize());
+    let map: HashMap<&[u8], u64> = paths.iter().map(|path| (*path, resolve(path).nid.get())).collect();
+    let mut draws = Draws::new(7);
+    let mut group = criterion.benchmark_group("index");
+    let mut path = || paths[draws.below(paths.len() as u64) as usize];
+    group.bench_function("path of four names to inode", |bencher| bencher.iter_batched(&mut path, resolve, BatchSize::SmallInput));
+    group.bench_function("floor: hash map of whole paths", |bencher| {
+        bencher.iter_batched(&mut path, |path| map[path], BatchSize::SmallInput)
+    });
+    group.finish();
+    plan(criterion, &setup);
+}
+
+fn plan(criterion: &mut Criterion, setup: &Setup) {
+    let table = setup.large_table();
+    let mut draws = Draws::new(7);
+    let mut offset = || draws.below(table.stream_size());
+    let starts: Vec<u64> = (0..table.len()).map(|span| table.stream_range(SpanIndex(span)).start).collect();
+    let find = |offset: u64| {
+        let span = table.span_at(StreamOffset(offset)).expect("inside the stream");
+        table.compressed_range(table.entry_of(span))
+    };
+    let mut work = blake3::Hasher::new();
+    for &start in &starts {
+        work.update(format!("{:?}", find(start)).as_bytes());
+    }
+    eprintln!("work of one round over {} spans: {}", starts.len(), work.finalize());
+    let mut group = criterion.benchmark_group("plan");
+    group.bench_function("offset to span to compressed range", |bencher| bencher.iter_batched(&mut offset, find, BatchSize::SmallInput));
+    group.bench_function("floor: binary search of an array", |bencher| {
+        bencher.iter_batched(&mut offset, |offset| starts.partition_point(|&start| start <= offset), BatchSize::SmallInput);
+    });
+    group.finish();
+}
+
+criterion_group!(benches, lookup);
+criterion_main!(benches);

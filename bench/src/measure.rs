@@ -1,0 +1,64 @@
+//! One module a subcommand. Within a run, figure and floor are taken one after the other, so that a loaded machine slows both.
+
+pub mod index;
+pub mod memory;
+pub mod mount;
+pub mod read;
+pub mod size;
+
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+
+use crate::{report::Figure, setup::Setup};
+
+/// What one subcommand found.
+#[derive(Default)]
+pub struct Findings {
+    /// In the order they were taken.
+    pub figures: Vec<Figure>,
+    /// What could not be measured, and why.
+    pub skipped: Vec<String>,
+}
+
+impl Findings {
+    /// Adds what another subcommand found.
+    pub fn append(&mut self, mut other: Self) {
+        self.figures.append(&mut other.figures);
+        self.skipped.append(&mut other.skipped);
+    }
+}
+
+/// What a subcommand is.
+pub type Measure = fn(&Setup) -> Result<Findings>;
+
+/// Every measurement, by the name of its subcommand.
+pub const ALL: [(&str, Measure); 5] =
+    [("size", size::measure), ("index", index::measure), ("mount", mount::measure), ("read", read::measure), ("memory", memory::measure)];
+
+/// How long `work` took, and what it gave.
+pub(crate) fn timed<T>(work: impl FnOnce() -> Result<T>) -> Result<(Duration, T)> {
+    let started = Instant::now();
+    let made = work()?;
+    Ok((started.elapsed(), made))
+}
+
+/// Remembers the first run's hash and refuses a later run that did other work.
+#[derive(Default)]
+pub(crate) struct SameWork(Option<blake3::Hash>);
+
+impl SameWork {
+    pub(crate) fn expect(hash: blake3::Hash) -> Self {
+        Self(Some(hash))
+    }
+
+    pub(crate) fn check(&mut self, what: &str, found: blake3::Hash) -> Result<()> {
+        let expected = *self.0.get_or_insert(found);
+        anyhow::ensure!(found == expected, "{what}: expected work with hash {expected}, found {found}");
+        Ok(())
+    }
+
+    pub(crate) fn hash(&self) -> blake3::Hash {
+        self.0.unwrap_or_else(|| blake3::hash(b""))
+    }
+}

@@ -1,0 +1,198 @@
+//! How long it takes from the wish to mount to the first answer.
+
+use std::{
+    fs,
+    ops::Range,
+    os::unix::fs::MetadataExt as _,
+    path::Path,
+    process::{Command, Stdio},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use clip_engine::{EngineError, Image, image::ReadDone};
+use clip_format::{
+    clip_file::ClipFile,
+    erofs::{Body, Index, InodeSpec, write_image},
+    units::LayerIndex,
+};
+use clip_fuse::{ByteSource, MountOptions, Mounted};
+
+use super::{Findings, SameWork, timed};
+use crate::{
+    corpus::LARGE_PATH,
+    machine,
+    report::{Figure, Temperature, Unit, milliseconds},
+    setup::Setup,
+};
+
+const FIRST: &str = "zstd and BLAKE3 of index and checkpoints in memory, and a mount and stat of an empty tree";
+const LATER: &str = "a mount and stat of an empty tree held in memory";
+const IN_PROCESS: &str = "the same in this process, without the program";
+/// What an owner process may take to leave after the last umount. Source: chosen; reaching it is an error.
+const LEAVE: Duration = Duration::from_secs(20);
+
+/// Times to the first stat: the first mount ever of an image on a node, and one whose index is expanded already; in this process, and
+/// by the `clip` program where it was found.
+///
+/// # Errors
+/// Every kind.
+pub fn measure(setup: &Setup) -> Result<Findings> {
+    let mut findings = Findings::default();
+    if let Some(reason) = machine::no_mounts() {
+        findings.skipped.push(format!("mount: {reason}"));
+        return Ok(findings);
+    }
+    let mut times = Times::default();
+    for _ in 0..setup.runs {
+        in_process(setup, &mut times)?;
+        if let Some(program) = &setup.clip_program {
+            by_program(setup, program, &mut times)?;
+        }
+    }
+    let work = times.work.hash();
+    let figure = |id: &str, what: &str, temperature, values: &[f64], floor: &str, floors: &[f64]| {
+        Figure::new(id, what, Unit::Milliseconds, values).floor(floor, floors).temperature(temperature).work(&work)
+    };
+    let (cold, warm) = (Temperature::Cold, Temperature::Warm);
+    let (first, expanded) = ("engine start, first open ever, mount, first stat", "engine start, mount with an expanded index, first stat");
+    findings.figures.push(figure("mount.first", first, cold, &times.first, FIRST, &times.first_floor));
+    findings.figures.push(figure("mount.expanded", expanded, warm, &times.expanded, LATER, &times.empty));
+    if setup.clip_program.is_some() {
+        let what = "clip mount, first ever, to the first stat";
+        findings.figures.push(figure("mount.program.first", what, cold, &times.program_first, IN_PROCESS, &times.first));
+        let what = "clip mount with an expanded index, to the first stat";
+        findings.figures.push(figure("mount.program.expanded", what, warm, &times.program_expanded, IN_PROCESS, &times.expanded));
+    } else {
+        findings.skipped.push("mount by program: no clip beside clip-bench; build it or pass --clip-program".to_owned());
+    }
+    Ok(findings)
+}
+
+/// Milliseconds, one a run.
+#[derive(Default)]
+struct Times {
+    empty: Vec<f64>,
+    first_floor: Vec<f64>,
+    first: Vec<f64>,
+    expanded: Vec<f64>,
+    program_first: Vec<f64>,
+    program_expanded: Vec<f64>,
+    work: SameWork,
+}
+
+fn in_process(setup: &Setup, times: &mut Times) -> Result<()> {
+    let (cache, mountpoint) = (setup.fresh_dir()?, setup.fresh_dir()?);
+    let (expand, ()) = timed(|| {
+        let file = ClipFile::parse(&setup.clip.bytes)?;
+        ensure!(!file.index()?.is_empty() && !file.checkpoints()?.is_empty(), "empty sections");
+        Ok(())
+    })?;
+    let (empty, mounted) = timed(|| {
+        let mounted = clip_fuse::mount_source(Empty::new()?, mountpoint.path(), &MountOptions::new("empty".to_owned()))?;
+        ensure!(fs::metadata(mountpoint.path())?.is_dir(), "no directory");
+        Ok(mounted)
+    })?;
+    end(mounted)?;
+    times.empty.push(milliseconds(empty));
+    times.first_floor.push(milliseconds(expand + empty));
+    for first in [true, false] {
+        let (took, mounted) = timed(|| {
+            let (engine, image) = setup.open(cache.path())?;
+            let mounted = mount(image, mountpoint.path())?;
+            let metadata = fs::metadata(mountpoint.path().join(LARGE_PATH))?;
+            times.work.check("the first stat", stat_hash(&metadata))?;
+            Ok((mounted, engine))
+        })?;
+        end(mounted.0)?;
+        if first { &mut times.first } else { &mut times.expanded }.push(milliseconds(took));
+    }
+    Ok(())
+}
+
+fn by_program(setup: &Setup, program: &Path, times: &mut Times) -> Result<()> {
+    let (cache, mountpoint) = (setup.fresh_dir()?, setup.fresh_dir()?);
+    for first in [true, false] {
+        let (took, ()) = timed(|| {
+            let mut command = Command::new(program);
+            command.arg("mount").arg(&setup.clip.path).arg(mountpoint.path()).arg("--cache-dir").arg(cache.path());
+            run(&mut command)?;
+            let metadata = fs::metadata(mountpoint.path().join(LARGE_PATH))?;
+            times.work.check("the first stat", stat_hash(&metadata))
+        })?;
+        if first { &mut times.program_first } else { &mut times.program_expanded }.push(milliseconds(took));
+        run(Command::new(program).arg("umount").arg(mountpoint.path()))?;
+        wait_for_owner(cache.path())?;
+    }
+    Ok(())
+}
+
+fn run(command: &mut Command) -> Result<()> {
+    let output = command.stdin(Stdio::null()).output().with_context(|| format!("run {command:?}"))?;
+    ensure!(output.status.success(), "{command:?}: {}\n{}", output.status, String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
+/// Waits until the cache directory's owner process has left: its lock can be taken.
+fn wait_for_owner(cache: &Path) -> Result<()> {
+    let deadline = Instant::now() + LEAVE;
+    loop {
+        match clip_engine::Engine::start(clip_engine::EngineConfig::new(cache.to_owned())) {
+            Ok(_) => return Ok(()),
+            Err(EngineError::CacheBusy { .. }) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(10)),
+            Err(error) => return Err(error).context("the owner of the cache directory did not leave"),
+        }
+    }
+}
+
+fn stat_hash(metadata: &fs::Metadata) -> blake3::Hash {
+    blake3::hash(format!("{} {} {:o}", metadata.ino(), metadata.size(), metadata.mode()).as_bytes())
+}
+
+/// Mounts `image` with default options.
+///
+/// # Errors
+/// The mount's.
+pub fn mount(image: Arc<Image>, mountpoint: &Path) -> Result<Mounted> {
+    Ok(clip_fuse::mount(image, mountpoint, &MountOptions::new("clip-bench".to_owned()))?)
+}
+
+/// Unmounts and waits until the kernel has let go.
+///
+/// # Errors
+/// The umount's.
+pub fn end(mounted: Mounted) -> Result<()> {
+    mounted.detach()?;
+    mounted.wait();
+    Ok(())
+}
+
+/// A root directory without entries.
+struct Empty(Index);
+
+impl Empty {
+    fn new() -> Result<Self> {
+        let body = Body::Directory(Vec::new());
+        let root = InodeSpec { permissions: 0o755, uid: 0, gid: 0, mtime_s: 0, mtime_ns: 0, xattrs: Vec::new(), body };
+        Ok(Self(Index::open(Arc::new(write_image(&[root], 0, &[])?))?))
+    }
+}
+
+impl ByteSource for Empty {
+    type Stream = ();
+
+    fn index(&self) -> &Index {
+        &self.0
+    }
+
+    fn present(&self, _: LayerIndex, _: Range<u64>) -> Option<&[u8]> {
+        None
+    }
+
+    fn read(&self, _: LayerIndex, _: Range<u64>, done: ReadDone) {
+        done(Err(EngineError::Stopped));
+    }
+
+    fn note_read(&self, (): &(), _: LayerIndex, _: Range<u64>, _: u64) {}
+}

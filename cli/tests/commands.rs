@@ -1,0 +1,127 @@
+//! The commands as a user runs them, on the smallest images: the program's own file names, exit codes and messages.
+#![allow(clippy::unwrap_used)]
+
+mod image;
+
+use std::{
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
+    path::Path,
+    process::Command,
+};
+
+use image::{failure, indexed, ok};
+use serde_json::json;
+
+/// An index says what it holds, checks itself, and lists names that cannot harm a terminal.
+#[test]
+fn inspect_ls_and_verify() {
+    let dir = indexed();
+    let inspection: serde_json::Value = serde_json::from_str(&ok(dir.path(), &["inspect", "--json", "a.clip"])).unwrap();
+    assert_eq!(inspection["version"], 1);
+    assert_eq!(inspection["counts"]["regular_files"], 3);
+    assert_eq!(inspection["sections"][0]["position"], 512);
+    let listing = ok(dir.path(), &["ls", "-l", "a.clip"]);
+    assert!(listing.contains("new\\nline") && listing.contains("-rwsr-xr-x 2 ") && listing.contains("link -> etc/passwd"), "{listing}");
+    assert_eq!(ok(dir.path(), &["ls", "-R0", "a.clip", "/etc"]), "/etc\0/etc/passwd\0");
+    assert!(ok(dir.path(), &["verify", "--remote", "a.clip"]).contains("sound"));
+    assert!(failure(dir.path(), &["ls", "a.clip", "/nope"], 1).contains("/nope: no such file"));
+}
+
+/// `cat` follows links, in the image only; a directory is an error.
+#[test]
+fn cat_follows_links() {
+    let dir = indexed();
+    assert_eq!(ok(dir.path(), &["cat", "a.clip", "link", "run"]), "root:x:0:0::/root:/bin/sh\nweb:x:33:44::/srv:/bin/sh\n#!/x");
+    assert!(failure(dir.path(), &["cat", "a.clip", "/etc"], 1).contains("is a directory"));
+}
+
+/// Modes, times, links and hard links come out as they went in; a directory with something in it is left alone.
+#[test]
+fn extract_gives_the_tree_back() {
+    let dir = indexed();
+    ok(dir.path(), &["extract", "a.clip", "out"]);
+    let out = dir.path().join("out");
+    let (run, run2) = (std::fs::metadata(out.join("run")).unwrap(), std::fs::metadata(out.join("run2")).unwrap());
+    assert_eq!((run.ino(), run.nlink()), (run2.ino(), 2));
+    assert_eq!(run.permissions().mode() & 0o7777, 0o4755);
+    assert_eq!(run.mtime(), 1_000_000_000);
+    assert_eq!(std::fs::metadata(out.join("etc")).unwrap().permissions().mode() & 0o7777, 0o750);
+    assert_eq!(std::fs::read_link(out.join("link")).unwrap(), Path::new("etc/passwd"));
+    assert_eq!(std::fs::read(out.join("new\nline")).unwrap(), b"n");
+    assert!(failure(dir.path(), &["extract", "a.clip", "out"], 1).contains("--force"));
+    std::fs::write(out.join("run"), "changed").unwrap();
+    ok(dir.path(), &["extract", "--force", "a.clip", "out"]);
+    assert_eq!(std::fs::read(out.join("run")).unwrap(), b"#!/x");
+    ok(dir.path(), &["extract", "a.clip", "only", "/etc/passwd"]);
+    assert!(dir.path().join("only/passwd").is_file());
+}
+
+/// The user of the spec is looked up in the image's own passwd; the mount line names the mountpoint it was given.
+#[test]
+fn runtime_spec_reads_the_images_passwd() {
+    let dir = indexed();
+    let spec: serde_json::Value = serde_json::from_str(&ok(dir.path(), &["runtime-spec", "a.clip"])).unwrap();
+    assert_eq!(spec["process"]["user"], json!({ "uid": 33, "gid": 44, "additionalGids": [] }));
+    assert_eq!(spec["process"]["args"], json!(["/run"]));
+    assert!(spec["process"]["env"].as_array().unwrap().contains(&json!("HOME=/srv")));
+    let line = ok(dir.path(), &["runtime-spec", "a.clip", "--print-mount", "--mountpoint", "/mnt/x", "--bundle", "/b"]);
+    assert_eq!(line, "mount -t overlay overlay -o lowerdir=/mnt/x,upperdir=/b/upper,workdir=/b/work /b/rootfs\n");
+}
+
+/// A failed index leaves nothing, not even a temporary name; an older output stays as it was.
+#[test]
+fn failed_index_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("a.clip"), "old").unwrap();
+    failure(dir.path(), &["index", "oci:nowhere", "-o", "a.clip"], 1);
+    failure(dir.path(), &["index", "oci:nowhere", "-o", "b.clip"], 1);
+    assert_eq!(std::fs::read(dir.path().join("a.clip")).unwrap(), b"old");
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+}
+
+/// A damaged `.clip` is named by every command, with what was expected and found, and never panics.
+#[test]
+fn damaged_clip_is_named() {
+    let dir = indexed();
+    let whole = std::fs::read(dir.path().join("a.clip")).unwrap();
+    for place in (0..whole.len()).step_by(97) {
+        let mut bytes = whole.clone();
+        bytes[place] ^= 0x20;
+        std::fs::write(dir.path().join("bad.clip"), &bytes).unwrap();
+        let text = failure(dir.path(), &["verify", "bad.clip"], 1);
+        assert!(text.starts_with("clip: bad.clip: is damaged: "), "byte {place}: {text}");
+    }
+    std::fs::write(dir.path().join("bad.clip"), b"").unwrap();
+    for command in ["inspect", "ls", "verify"] {
+        assert!(failure(dir.path(), &[command, "bad.clip"], 1).contains("bad.clip"));
+    }
+}
+
+/// Exit codes are the documented ones, and a missing file is one line without repetition.
+#[test]
+fn exit_codes() {
+    let dir = tempfile::tempdir().unwrap();
+    failure(dir.path(), &["frobnicate"], 2);
+    failure(dir.path(), &["index", "--span-size", "1", "x", "-o", "y"], 2);
+    failure(dir.path(), &["mount.clip", "/nope.clip", "/", "-o", "ro"], 32);
+    failure(dir.path(), &["mount.clip", "/nope.clip"], 1);
+    std::fs::write(dir.path().join("any"), "").unwrap();
+    for list in ["rw", "frobnicate", "shards=0"] {
+        failure(dir.path(), &["mount", "-o", list, "any", "."], 2);
+        failure(dir.path(), &["mount.clip", "any", ".", "-o", &format!("{list},suid")], if list == "rw" { 32 } else { 1 });
+    }
+    let text = failure(dir.path(), &["inspect", "nope.clip"], 1);
+    assert_eq!(text.trim_end(), "clip: nope.clip: cannot be read: No such file or directory (os error 2)");
+    for command in ["index", "mount", "umount", "inspect", "ls", "cat", "extract", "verify", "runtime-spec", "doctor", "demo"] {
+        assert!(ok(dir.path(), &[command, "--help"]).contains("Usage"), "{command}");
+    }
+}
+
+/// A reader that closes our output early is no error worth words.
+#[test]
+fn closed_pipe_is_quiet() {
+    let dir = indexed();
+    let script = format!("{} ls -R a.clip | true; exit ${{PIPESTATUS[0]}}", env!("CARGO_BIN_EXE_clip"));
+    let output = Command::new("bash").current_dir(dir.path()).args(["-c", &script]).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+}

@@ -1,0 +1,184 @@
+//! The owner process as a user meets it: mounts in the background, joins, refusals, signals, the end. Needs /dev/fuse and root; where
+//! either is missing each test says so and passes.
+#![allow(clippy::unwrap_used)]
+
+mod image;
+
+use std::{
+    path::Path,
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use image::{clip, failure, indexed, ok};
+
+fn can_mount() -> bool {
+    let device = std::fs::OpenOptions::new().read(true).write(true).open("/dev/fuse").is_ok();
+    let can = device && rustix::process::geteuid().is_root();
+    if !can {
+        eprintln!("skipped: needs root and /dev/fuse");
+    }
+    can
+}
+
+/// An indexed image with directories `m1` and `m2`; whatever is still mounted when it goes is detached.
+struct Place(tempfile::TempDir);
+
+impl Place {
+    fn new() -> Self {
+        let dir = indexed();
+        for name in ["m1", "m2"] {
+            std::fs::create_dir(dir.path().join(name)).unwrap();
+        }
+        Self(dir)
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    /// The owner's pid, from the cache directory's stats of `m1`.
+    fn owner(&self) -> Option<i32> {
+        let text = std::fs::read_to_string(self.path().join("cache/owner.lock")).ok()?;
+        text.trim().parse().ok()
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        for name in ["m1", "m2"] {
+            let _ = clip(self.path(), &["umount", "--lazy", name]);
+        }
+    }
+}
+
+fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let by = Instant::now() + Duration::from_secs(10);
+    while !holds() {
+        assert!(Instant::now() < by, "{what}: not within 10 s");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn socket_is_gone(place: &Place) -> bool {
+    !place.path().join("cache/owner.sock").exists()
+}
+
+fn signal(pid: i32, signal: rustix::process::Signal) {
+    rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), signal).unwrap();
+}
+
+fn foreground(place: &Place, dir: &str) -> Child {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_clip"));
+    command.current_dir(place.path()).args(["mount", "--foreground", "a.clip", dir]).env("CLIP_CACHE_DIR", place.path().join("cache"));
+    let child = command.stderr(Stdio::null()).spawn().unwrap();
+    eventually("foreground mount", || place.path().join(dir).join("run").exists());
+    child
+}
+
+/// The second mount joins the first's owner, an option that differs is refused by name, and the owner leaves after the last umount.
+#[test]
+fn mounts_share_one_owner_that_leaves() {
+    if !can_mount() {
+        return;
+    }
+    let place = Place::new();
+    ok(place.path(), &["mount", "--shards", "1", "--stats", "stats.json", "a.clip", "m1"]);
+    let owner = place.owner();
+    assert_eq!(std::fs::read(place.path().join("m1/run")).unwrap(), b"#!/x");
+    ok(place.path(), &["mount", "a.clip", "m2"]);
+    assert_eq!(place.owner(), owner);
+    let text = failure(place.path(), &["mount", "--shards", "2", "a.clip", "m2"], 1);
+    assert!(text.contains("--shards is 1 there, 2 was asked for"), "{text}");
+    assert!(failure(place.path(), &["mount", "a.clip", "m2"], 1).contains("m2"));
+    ok(place.path(), &["umount", "m1"]);
+    let stats = place.path().join("stats.json");
+    eventually("stats at the end of the mount", || stats.exists());
+    let stats: serde_json::Value = serde_json::from_slice(&std::fs::read(stats).unwrap()).unwrap();
+    assert!(stats["engine"]["bytes_read"].as_u64().unwrap() >= 4, "{stats}");
+    assert!(place.path().join("m2/run").exists());
+    ok(place.path(), &["umount", "m2"]);
+    eventually("the owner leaves", || socket_is_gone(&place));
+}
+
+/// Many mounts and umounts that come while an owner starts or leaves all succeed.
+#[test]
+fn racing_mounts_all_succeed() {
+    if !can_mount() {
+        return;
+    }
+    let place = Place::new();
+    std::thread::scope(|scope| {
+        for number in 0..6 {
+            let dir = format!("r{number}");
+            std::fs::create_dir(place.path().join(&dir)).unwrap();
+            let place = &place;
+            scope.spawn(move || {
+                for _ in 0..3 {
+                    ok(place.path(), &["mount", "a.clip", &dir]);
+                    assert_eq!(std::fs::read(place.path().join(&dir).join("run")).unwrap(), b"#!/x");
+                    ok(place.path(), &["umount", &dir]);
+                }
+            });
+        }
+    });
+    eventually("the owner leaves", || socket_is_gone(&place));
+}
+
+/// The first SIGTERM detaches and serves open files, the second ends them.
+#[test]
+fn first_signal_drains_second_aborts() {
+    if !can_mount() {
+        return;
+    }
+    use std::io::Read as _;
+    let place = Place::new();
+    ok(place.path(), &["mount", "a.clip", "m1"]);
+    let owner = place.owner().unwrap();
+    let mut open = std::fs::File::open(place.path().join("m1/etc/passwd")).unwrap();
+    signal(owner, rustix::process::Signal::TERM);
+    eventually("detached", || !place.path().join("m1/run").exists());
+    let mut text = String::new();
+    open.read_to_string(&mut text).unwrap();
+    assert!(text.starts_with("root:"));
+    assert!(!socket_is_gone(&place));
+    signal(owner, rustix::process::Signal::TERM);
+    eventually("the owner leaves", || socket_is_gone(&place));
+}
+
+/// A foreground mount is the owner, or waits for the owner; ending either detaches its mount.
+#[test]
+fn foreground_owns_or_waits() {
+    if !can_mount() {
+        return;
+    }
+    let place = Place::new();
+    let mut owner = foreground(&place, "m1");
+    let mut waiting = foreground(&place, "m2");
+    signal(i32::try_from(waiting.id()).unwrap(), rustix::process::Signal::TERM);
+    waiting.wait().unwrap();
+    eventually("the waiter's mount is detached", || !place.path().join("m2/run").exists());
+    assert!(place.path().join("m1/run").exists());
+    ok(place.path(), &["umount", "m1"]);
+    assert!(owner.wait().unwrap().success());
+    assert!(socket_is_gone(&place));
+}
+
+/// A mount whose owner was killed is cleared by the next mount, and by umount.
+#[test]
+fn dead_mounts_are_cleared() {
+    if !can_mount() {
+        return;
+    }
+    let place = Place::new();
+    for after in [&["mount", "a.clip", "m1"][..], &["umount", "m1"]] {
+        ok(place.path(), &["mount", "a.clip", "m1"]);
+        signal(place.owner().unwrap(), rustix::process::Signal::KILL);
+        eventually("the mount is dead", || std::fs::read_dir(place.path().join("m1")).is_err());
+        ok(place.path(), after);
+        if after[0] == "mount" {
+            assert!(place.path().join("m1/run").exists());
+            ok(place.path(), &["umount", "m1"]);
+        }
+    }
+}
