@@ -1,8 +1,9 @@
 //! Where a gzip stream is cut into spans, and where decoding can start again.
 //!
 //! From a cut at stream offset S, with spans of B bytes wanted: inflate runs freely to S + B; from there it stops at each deflate block,
-//! and the boundaries are candidates for the next entry; a member start from there on is one at once. Blocks without a boundary up to
-//! S + 2B are cut right there, as a chained span, which ends at the next boundary or member start however near.
+//! and the boundaries are candidates for the next entry; a member start from there on is one at once. Where there is none before the last
+//! 32 KiB up to S + 2B (a probe would end too late), the stream is cut right at S + 2B, as a chained span: the rest of a giant block,
+//! which ends at the next boundary or member start however near.
 
 use clip_engine::inflate::{Inflate, InflateError, Stop, Until, checkpoint_place};
 use clip_format::{checkpoints::SpanStart, digest::Digest, units::CompressedOffset};
