@@ -15,9 +15,10 @@ use crate::{
     error::EngineError,
     image_layer::ImageLayer,
     metrics::count,
-    plan, read,
+    plan,
+    prefetch::Prefetch,
+    read,
     readahead::{History, Limits},
-    shard::Prefetch,
     source::BlobSource,
     span::SpanState,
 };
@@ -43,7 +44,7 @@ impl PartialEq for ImageOptions {
     fn eq(&self, other: &Self) -> bool {
         let same_blobs = match (&self.local_blobs, &other.local_blobs) {
             (None, None) => true,
-            (Some(ours), Some(theirs)) => ours.len() == theirs.len() && ours.iter().zip(theirs).all(|(one, two)| same_source(one, two)),
+            (Some(ours), Some(theirs)) => ours.len() == theirs.len() && ours.iter().zip(theirs).all(|(one, two)| one.is_same(two)),
             _ => false,
         };
         same_blobs && self.source == other.source && self.store_ref == other.store_ref
@@ -51,19 +52,6 @@ impl PartialEq for ImageOptions {
 }
 
 impl Eq for ImageOptions {}
-
-fn same_source(one: &BlobSource, two: &BlobSource) -> bool {
-    use BlobSource::{File, Registry};
-    match (one, two) {
-        (File { path, offset, size }, File { path: path2, offset: offset2, size: size2 }) => {
-            (path, offset, size) == (path2, offset2, size2)
-        }
-        (Registry { repository, digest, .. }, Registry { repository: repository2, digest: digest2, .. }) => {
-            repository == repository2 && digest == digest2
-        }
-        _ => false,
-    }
-}
 
 /// What answers a parked read: exactly the bytes asked for, or why not. Called once, from an engine thread or from within
 /// [`Image::read`]; must not block.

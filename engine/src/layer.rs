@@ -15,6 +15,7 @@ use tokio::sync::Semaphore;
 use crate::{
     cache::layer_file::{LayerFile, note_presence},
     error::EngineError,
+    line_limit::LineLimit,
     metrics::{Counters, count},
     progress::Progress,
     read::PendingRead,
@@ -38,12 +39,15 @@ pub(crate) struct LayerStore {
     pub(crate) file: LayerFile,
     pub(crate) states: SpanStates,
     pub(crate) connections: Arc<Semaphore>,
+    /// The part of them that read-ahead may use.
+    pub(crate) prefetch_connections: Arc<Semaphore>,
     pub(crate) progress: Progress,
     in_flight: Mutex<HashMap<SpanIndex, InFlight>>,
     verifying: [Mutex<()>; VERIFY_LOCKS],
     mending: Mutex<()>,
     /// Times that the file was found changed by somebody else.
     doubts: AtomicU64,
+    lines: LineLimit,
     counters: Arc<Counters>,
 }
 
@@ -79,11 +83,13 @@ impl LayerStore {
             states: SpanStates::new(table.len(), |span| file.presence().get(span)),
             file,
             connections: Arc::new(Semaphore::new(connections_max.max(1))),
+            prefetch_connections: Arc::new(Semaphore::new(connections_max.max(1).div_ceil(2))),
             progress: Progress::default(),
             in_flight: Mutex::default(),
             verifying: Default::default(),
             mending: Mutex::default(),
             doubts: AtomicU64::new(0),
+            lines: LineLimit::default(),
             counters,
         })
     }
@@ -162,7 +168,10 @@ impl LayerStore {
         } else if self.states.change(span, SpanState::Unverified, SpanState::Absent) {
             note_presence(&self.file, span, false);
             count(&self.counters.spans_repaired, 1);
-            tracing::warn!(layer = %self.digest, span = span.get(), path = %self.file.dir().display(), "a cached span is damaged and is fetched again");
+            if let Some(unsaid) = self.lines.next() {
+                let path = self.file.dir().display();
+                tracing::warn!(layer = %self.digest, span = span.get(), %path, unsaid, "a cached span is damaged and is fetched again");
+            }
         }
         verified
     }
@@ -182,11 +191,16 @@ impl LayerStore {
         if self.file.is_intact() {
             return;
         }
-        tracing::warn!(layer = %self.digest, path = %self.file.dir().display(), "a cache file was changed by another process; its spans are verified again");
+        if let Some(unsaid) = self.lines.next() {
+            let path = self.file.dir().display();
+            tracing::warn!(layer = %self.digest, %path, unsaid, "a cache file was changed by another process; its spans are verified again");
+        }
         self.doubts.fetch_add(1, Ordering::AcqRel);
         self.states.doubt_all();
-        if let Err(error) = self.file.restore_length() {
-            tracing::warn!(%error, "a cache file could not be mended");
+        if let Err(error) = self.file.restore_length()
+            && let Some(unsaid) = self.lines.next()
+        {
+            tracing::warn!(%error, unsaid, "a cache file could not be mended");
         }
     }
 

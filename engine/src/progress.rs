@@ -1,12 +1,20 @@
 //! When something last moved.
 
 use std::{
+    pin::pin,
     sync::{
-        LazyLock,
+        Arc, LazyLock,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
+
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::timeout,
+};
+
+use crate::error::EngineError;
 
 /// The time that all progress is counted from.
 static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
@@ -33,6 +41,26 @@ impl Progress {
     /// Time since the last movement.
     pub(crate) fn idle(&self) -> Duration {
         Duration::from_millis(now().saturating_sub(self.0.load(Ordering::Relaxed)))
+    }
+}
+
+/// `count` permits, waited for as long as one of `moving` has moved within `idle_max`; `None` after that.
+pub(crate) async fn acquire(
+    semaphore: &Arc<Semaphore>,
+    count: u32,
+    moving: &[&Progress],
+    idle_max: Duration,
+) -> Option<Result<OwnedSemaphorePermit, EngineError>> {
+    let mut acquire = pin!(semaphore.clone().acquire_many_owned(count));
+    loop {
+        let idle = moving.iter().map(|progress| progress.idle()).min().unwrap_or_default();
+        // A timeout of zero still takes a permit that is free.
+        if let Ok(permit) = timeout(idle_max.saturating_sub(idle), acquire.as_mut()).await {
+            return Some(permit.map_err(|_| EngineError::Stopped));
+        }
+        if moving.iter().all(|progress| progress.idle() >= idle_max) {
+            return None;
+        }
     }
 }
 

@@ -9,11 +9,21 @@ use std::{
 use clip_format::units::SpanIndex;
 
 use crate::{
-    cache::layer_file::LayerFile, core::Core, error::EngineError, image::ReadDone, image_layer::ImageLayer, layer::Obtained, metrics::count,
+    cache::layer_file::LayerFile,
+    core::Core,
+    error::{EngineError, ErrorKind},
+    image::ReadDone,
+    image_layer::ImageLayer,
+    layer::Obtained,
+    metrics::count,
 };
 
 /// Times that a read starts over, for each of its spans, with its own source after another image's fetch of it failed.
 const RETRIES_MAX: usize = 8;
+/// Read timeouts after which a read does not start over: it has waited for another image's dead registry and for one more.
+const TIMEOUTS_MAX: u32 = 2;
+/// How often the watch of a deadline looks whether its read is over. Source: a second of a small task and a few hundred bytes each.
+const DEADLINE_LOOK: Duration = Duration::from_secs(1);
 
 /// A read of `range` of a layer's stream.
 ///
@@ -107,10 +117,14 @@ impl PendingRead {
         }
     }
 
-    /// The fetch of a span by `failed` failed. When that was another image, this read tries its own source.
+    /// The fetch of a span by `failed` failed. When that was another image, this read tries its own source, unless that is the same one
+    /// and did not answer: wrong bytes may be the fault of the other's index.
     pub(crate) fn part_failed(self: &Arc<Self>, span: SpanIndex, error: &EngineError, failed: &Arc<ImageLayer>) {
+        let same_source =
+            Arc::ptr_eq(&self.layer, failed) || error.kind() != ErrorKind::Corrupt && self.layer.source.is_same(&failed.source);
+        let in_time = self.started.elapsed() < self.core.config.read_timeout.saturating_mul(TIMEOUTS_MAX);
         let mut progress = self.lock();
-        let again = !Arc::ptr_eq(&self.layer, failed) && progress.retries > 0 && progress.done.is_some();
+        let again = !same_source && in_time && progress.retries > 0 && progress.done.is_some();
         progress.retries = progress.retries.saturating_sub(1);
         drop(progress);
         if again && !self.core.is_stopping() {
@@ -156,12 +170,30 @@ impl PendingRead {
 /// A read that fails at `at` if it has not been answered.
 pub(crate) struct Deadline {
     read: Weak<PendingRead>,
-    pub(crate) at: Instant,
+    at: Instant,
     after: Duration,
 }
 
+/// A read that nobody will answer any more (a panic in an engine thread lost it) is answered all the same.
+impl Drop for PendingRead {
+    fn drop(&mut self) {
+        self.finish(Err(EngineError::Stopped));
+    }
+}
+
 impl Deadline {
-    pub(crate) fn expire(self) {
+    /// Waits for the deadline, or until the read is over.
+    pub(crate) async fn watch(self) {
+        while Instant::now() < self.at {
+            if self.read.strong_count() == 0 {
+                return;
+            }
+            tokio::time::sleep_until(self.at.min(Instant::now() + DEADLINE_LOOK).into()).await;
+        }
+        self.expire();
+    }
+
+    fn expire(self) {
         if let Some(read) = self.read.upgrade() {
             let what = format!("read of layer {} at {}", read.layer.store.digest, read.range.start);
             read.finish(Err(EngineError::Deadline { what, waited: self.after }));
