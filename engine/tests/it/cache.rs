@@ -101,6 +101,23 @@ fn a_cache_file_cut_under_load_is_mended() {
     });
 }
 
+/// Claim: a file that was cut inside a page, where the map reads zeros and no fault, is noticed before its bytes are handed out.
+#[test]
+fn zeros_behind_a_cut_are_not_handed_out() {
+    each_disk_io(|disk_io| {
+        let node = Node::ordinary(disk_io);
+        let engine = node.start();
+        let (image, stream) = (node.open(&engine), &node.layers[0].stream);
+        read(&image, BASE, 0, stream.len()).unwrap();
+        wait_present(&image, BASE, 0, stream.len());
+        let file = node.cache_files("stream").into_iter().find(|path| std::fs::metadata(path).unwrap().len() == stream.len() as u64);
+        std::fs::File::options().write(true).open(file.unwrap()).unwrap().set_len(5000).unwrap();
+        assert!(image.present(BASE, 4096..8192).is_none());
+        assert!(read(&image, BASE, 4096, 4096).unwrap() == stream[4096..8192]);
+        assert!(read(&image, BASE, 0, stream.len()).unwrap() == *stream);
+    });
+}
+
 /// Claim: cache files of a wrong length, of a wrong kind or full of ones begin anew or are verified; never a wrong byte.
 #[test]
 fn a_hostile_cache_directory_is_no_harm() {
