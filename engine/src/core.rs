@@ -121,9 +121,10 @@ impl Core {
         self.job_ready.notify_one();
     }
 
-    /// Writes the one log line of a failed fetch; nothing while stopping, and a count instead of a flood.
-    pub(crate) fn say_fetch_failed(&self, layer: &Digest, error: &EngineError) {
+    /// Writes the one log line of a failed fetch, which `said` remembers; nothing while stopping, and a count instead of a flood.
+    pub(crate) fn say_fetch_failed(&self, said: &AtomicBool, layer: &Digest, error: &EngineError) {
         if !self.is_stopping()
+            && !said.swap(true, Ordering::Relaxed)
             && let Some(unsaid) = self.failures.next()
         {
             tracing::warn!(%layer, %error, unsaid, "a fetch failed");

@@ -5,7 +5,10 @@ use std::{
     future::Future,
     ops::Range,
     rc::Rc,
-    sync::{Arc, Weak},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use bytes::Bytes;
@@ -60,10 +63,12 @@ pub(crate) async fn run(mut flow: Flow, shard: Rc<Shard>) -> Result<(), EngineEr
     let progress = Progress::default();
     let works = std::mem::take(&mut flow.works);
     let turns = Arc::new(Semaphore::new(JOBS_MAX));
-    let mut feed = Feed { works, open: None, turns, shard: shard.clone(), layer: flow.layer.clone() };
+    let said = Arc::new(AtomicBool::new(false));
+    let mut feed = Feed { works, open: None, turns, said: said.clone(), shard: shard.clone(), layer: flow.layer.clone() };
     let fetched = fetch(&flow, &mut feed, &progress, &shard).await;
     if let Err(error) = &fetched {
-        shard.core.say_fetch_failed(&flow.layer.store.digest, error);
+        shard.core.say_fetch_failed(&said, &flow.layer.store.digest, error);
+        flow.layer.store.failed_fetches.fetch_add(1, Ordering::Relaxed);
         feed.fail(error);
     }
     fetched
@@ -137,6 +142,7 @@ struct Feed {
     works: VecDeque<Work>,
     open: Option<Open>,
     turns: Arc<Semaphore>,
+    said: Arc<AtomicBool>,
     shard: Rc<Shard>,
     layer: Arc<ImageLayer>,
 }
@@ -196,7 +202,7 @@ impl Feed {
         };
         let (sender, input) = mpsc::channel(if work.group.whole { CHUNKS_WAITING_MAX } else { CHUNKS_WAITING_MAX_PARTIAL });
         let open = Open { compressed: work.group.compressed.clone(), sender, claims: Arc::downgrade(&work.claims) };
-        self.shard.core.push_job(DecodeJob { layer: self.layer.clone(), work, input, turn });
+        self.shard.core.push_job(DecodeJob { layer: self.layer.clone(), work, input, turn, said: self.said.clone() });
         Ok(open)
     }
 

@@ -193,7 +193,7 @@ impl Image {
         let Some(spans) = asked.and_then(|asked| plan::spans_of(&of.store.table, &asked)) else { return };
         let absent = |span: &u32| of.store.states.get(clip_format::units::SpanIndex(*span)) == SpanState::Absent;
         if spans.clone().any(|span| absent(&span)) {
-            core.prefetch(Prefetch { layer: of.clone(), spans });
+            core.prefetch(Prefetch::new(of.clone(), spans));
         }
     }
 

@@ -1,6 +1,9 @@
 //! One decode job: a group's compressed bytes in, verified spans out, on whichever shard was idle.
 
-use std::{rc::Rc, sync::Arc};
+use std::{
+    rc::Rc,
+    sync::{Arc, atomic::AtomicBool},
+};
 
 use bytes::{Buf, Bytes};
 use clip_format::units::SpanIndex;
@@ -24,21 +27,23 @@ pub(crate) struct DecodeJob {
     pub(crate) input: mpsc::Receiver<Bytes>,
     /// Given back when the job ends: a flow starts no more jobs than it has turns.
     pub(crate) turn: OwnedSemaphorePermit,
+    /// The flow's failure is in the log; of several groups with wrong bytes one is enough.
+    pub(crate) said: Arc<AtomicBool>,
 }
 
 /// Decodes `job` to its last wanted span. What fails, fails the spans that are left, with one log line here unless the fetch said it.
 pub(crate) async fn run(job: DecodeJob, shard: Rc<Shard>) {
-    let (claims, layer) = (job.work.claims.clone(), job.layer.store.digest);
+    let (claims, layer, said) = (job.work.claims.clone(), job.layer.store.digest, job.said.clone());
     if let Err(error) = decode(job, &shard).await
         && !claims.has_failed()
     {
-        shard.core.say_fetch_failed(&layer, &error);
+        shard.core.say_fetch_failed(&said, &layer, &error);
         drop(claims.fail(error));
     }
 }
 
 async fn decode(job: DecodeJob, shard: &Rc<Shard>) -> Result<(), EngineError> {
-    let DecodeJob { layer, work, input, turn: _turn } = job;
+    let DecodeJob { layer, work, input, turn: _turn, said: _ } = job;
     let decoder = match work.decoder {
         Some(decoder) => decoder,
         None => layer.enter(work.entry)?,

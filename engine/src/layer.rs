@@ -42,6 +42,8 @@ pub(crate) struct LayerStore {
     /// The part of them that read-ahead may use.
     pub(crate) prefetch_connections: Arc<Semaphore>,
     pub(crate) progress: Progress,
+    /// Requests that failed, of whatever image: what was to be read ahead before that is left to readers.
+    pub(crate) failed_fetches: AtomicU64,
     in_flight: Mutex<HashMap<SpanIndex, InFlight>>,
     verifying: [Mutex<()>; VERIFY_LOCKS],
     mending: Mutex<()>,
@@ -85,6 +87,7 @@ impl LayerStore {
             connections: Arc::new(Semaphore::new(connections_max.max(1))),
             prefetch_connections: Arc::new(Semaphore::new(connections_max.max(1).div_ceil(2))),
             progress: Progress::default(),
+            failed_fetches: AtomicU64::new(0),
             in_flight: Mutex::default(),
             verifying: Default::default(),
             mending: Mutex::default(),

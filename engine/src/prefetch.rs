@@ -10,6 +10,15 @@ use crate::{core::flows, fetch, image_layer::ImageLayer, shard::Shard};
 pub(crate) struct Prefetch {
     pub(crate) layer: Arc<ImageLayer>,
     pub(crate) spans: Range<u32>,
+    /// Fetches of the layer that had failed when this was asked for.
+    failed_fetches: u64,
+}
+
+impl Prefetch {
+    pub(crate) fn new(layer: Arc<ImageLayer>, spans: Range<u32>) -> Self {
+        let failed_fetches = layer.store.failed_fetches.load(Ordering::Relaxed);
+        Self { layer, spans, failed_fetches }
+    }
 }
 
 /// Fetches what is still absent of `prefetch`. What its next request does not bring stays unclaimed, free for readers who cannot wait;
@@ -19,7 +28,9 @@ pub(crate) async fn run(prefetch: Prefetch, shard: Rc<Shard>) {
     let of_layer = layer.store.prefetch_connections.clone().acquire_owned().await;
     let of_node = core.prefetch_connections.clone().acquire_owned().await;
     core.prefetches_waiting.fetch_sub(1, Ordering::Relaxed);
-    if of_layer.is_err() || of_node.is_err() {
+    // Asked for before a failure: the registry may be dead, and to find out once more for each would keep other layers waiting.
+    let stale = layer.store.failed_fetches.load(Ordering::Relaxed) != prefetch.failed_fetches;
+    if stale || of_layer.is_err() || of_node.is_err() {
         return;
     }
     let request_bytes_max = core.config.request_bytes_max;

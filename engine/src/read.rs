@@ -43,6 +43,8 @@ struct Progress {
     /// Starts over that are left.
     retries: usize,
     waited: bool,
+    /// Why the first part that failed did.
+    failed: Option<EngineError>,
     /// `None` once it was called.
     done: Option<ReadDone>,
 }
@@ -50,7 +52,8 @@ struct Progress {
 /// Starts a read of `range`, which lies in the stream and in `spans`; `done` may be called before this returns.
 pub(crate) fn start(core: &Arc<Core>, layer: &Arc<ImageLayer>, range: Range<u64>, spans: Range<u32>, done: ReadDone) {
     let buffer = vec![0; (range.end - range.start) as usize];
-    let progress = Progress { buffer, missing: spans.len(), retries: RETRIES_MAX * spans.len(), waited: false, done: Some(done) };
+    let progress =
+        Progress { buffer, missing: spans.len(), retries: RETRIES_MAX * spans.len(), waited: false, failed: None, done: Some(done) };
     let read = PendingRead { core: core.clone(), layer: layer.clone(), range, started: Instant::now(), progress: Mutex::new(progress) };
     let read = Arc::new(read);
     read.request(spans.map(SpanIndex));
@@ -69,7 +72,7 @@ impl PendingRead {
                     self.lock().waited = true;
                     claimed.push(span);
                 }
-                Err(error) => self.finish(Err(error)),
+                Err(error) => self.part_answered(Some(error)),
             }
         }
         if !claimed.is_empty() {
@@ -108,12 +111,22 @@ impl PendingRead {
 
     /// A span's bytes have been copied. The last one completes the read.
     pub(crate) fn part_done(&self) {
+        self.part_answered(None);
+    }
+
+    /// One part has its answer. The read has its own with the last, an error too: else who asks again after it would join what is still
+    /// in flight for the same reason.
+    fn part_answered(&self, error: Option<EngineError>) {
         let mut progress = self.lock();
         progress.missing = progress.missing.saturating_sub(1);
+        if let Some(error) = error {
+            progress.failed.get_or_insert(error);
+        }
         if progress.missing == 0 {
             let buffer = std::mem::take(&mut progress.buffer);
+            let failed = progress.failed.take();
             drop(progress);
-            self.finish(Ok(buffer));
+            self.finish(failed.map_or(Ok(buffer), Err));
         }
     }
 
@@ -130,7 +143,7 @@ impl PendingRead {
         if again && !self.core.is_stopping() {
             self.request(std::iter::once(span));
         } else {
-            self.finish(Err(error.clone()));
+            self.part_answered(Some(error.clone()));
         }
     }
 

@@ -262,3 +262,48 @@ fn a_failed_fetch_is_one_line_and_many_are_few() {
     }
     assert!((2..=20).contains(&lines().len()), "{}", lines().len());
 }
+
+/// Claim: a fetch that brings wrong bytes for many spans is one warning.
+#[test]
+fn wrong_bytes_of_many_spans_are_one_line() {
+    let node = Node::new(vec![Layer::plain(text(600_000, 75), 64 << 10)], WindowsWriter::default(), DiskIo::Auto);
+    std::fs::write(node.blob(0), text(600_000, 76)).unwrap();
+    let layer = format!("layer={}", node.layers[0].info().digest);
+    warnings();
+    let engine = node.start();
+    let image = node.open(&engine);
+    read(&image, BASE, 0, 600_000).unwrap_err();
+    // Stopped, so that every job has ended.
+    drop((image, engine));
+    let lines: Vec<_> = warnings().lock().unwrap().iter().filter(|line| line.contains(&layer)).cloned().collect();
+    assert!(lines.len() == 1 && lines[0].contains("BLAKE3"), "{lines:?}");
+}
+
+/// Claim: an answer that panics in an engine thread loses nobody else's: each other reader is answered, and the engine goes on.
+#[test]
+fn a_panic_in_an_engine_thread_leaves_nobody_waiting() {
+    each_disk_io(|disk_io| {
+        let node = Node::ordinary(disk_io);
+        let (engine, stream) = (node.start(), &node.layers[0].stream);
+        let image = node.open(&engine);
+        let (answer, answers) = std::sync::mpsc::channel();
+        for number in 0..30 {
+            let answer = answer.clone();
+            let done = move |result: Result<Vec<u8>, EngineError>| {
+                assert!(number != 3, "a panic that this test wants");
+                answer.send(result).unwrap();
+            };
+            let read = || image.read(BASE, number * 7000..number * 7000 + 100_000, Box::new(done));
+            // Where all of it is there already, the panic is our own.
+            let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(read));
+        }
+        drop(answer);
+        let mut count = 0;
+        while let Ok(result) = answers.recv_timeout(Duration::from_secs(20)) {
+            count += 1;
+            assert!(matches!(result, Ok(_) | Err(EngineError::Stopped)), "{result:?}");
+        }
+        assert_eq!(count, 29);
+        assert!(read(&image, BASE, 0, stream.len()).unwrap() == *stream);
+    });
+}
