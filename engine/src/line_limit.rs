@@ -5,8 +5,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Lines in one [`WINDOW`]. Source: more than a person reads of one failure; a reader that loops over a registry that refuses at once
-/// (404 on loopback: 3,000 fetches a second) would write 30,000 in that time.
+/// Lines in one [`WINDOW`]. Source: more than a person reads of one failure; without it a reader that loops over a registry that refuses
+/// at once writes a line for each read.
 const LINES_MAX: u32 = 20;
 /// Source: two lines a second on average are too few to fill a disk in a night (20 MB).
 const WINDOW: Duration = Duration::from_secs(10);

@@ -67,3 +67,28 @@ pub(crate) async fn acquire(
 fn now() -> u64 {
     u64::try_from(EPOCH.elapsed().as_millis()).unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Claim: a permit is waited for as long as something moves, then no longer; one that is free is had at once even so.
+    #[tokio::test]
+    async fn waiting_ends_when_nothing_moves() {
+        let (none, one) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(1)));
+        let (still, moving, idle_max) = (Progress::default(), Progress::default(), Duration::from_millis(200));
+        let started = Instant::now();
+        let mover = async {
+            for _ in 0..10 {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                moving.touch();
+            }
+        };
+        let progresses = [&still, &moving];
+        let ((), permit) = tokio::join!(mover, acquire(&none, 1, &progresses, idle_max));
+        assert!(permit.is_none() && started.elapsed() >= Duration::from_millis(690), "{:?}", started.elapsed());
+        assert!(acquire(&one, 1, &[&still], idle_max).await.is_some_and(|permit| permit.is_ok()));
+        one.close();
+        assert!(acquire(&one, 1, &[&still], idle_max).await.is_some_and(|permit| permit.is_err()));
+    }
+}
