@@ -125,7 +125,8 @@ impl Image {
         }
         let store = &self.layers.get(usize::from(layer.get()))?.store;
         let spans = plan::spans_of(&store.table, &range)?;
-        for span in spans.clone().map(clip_format::units::SpanIndex) {
+        let doubts = store.doubts();
+        for span in spans.map(clip_format::units::SpanIndex) {
             match store.states.get(span) {
                 SpanState::Present => {}
                 SpanState::Unverified => drop(store.verify(span)?),
@@ -136,9 +137,7 @@ impl Image {
             store.doubt_file();
             return None;
         }
-        // Once more after the look at the file: whoever mends its length takes the trust away first.
-        let mut spans = spans.map(clip_format::units::SpanIndex);
-        if !spans.all(|span| store.states.get(span) == SpanState::Present) {
+        if !store.undoubted_since(doubts) {
             return None;
         }
         let bytes = store.file.mapped(range.start, range.end)?;

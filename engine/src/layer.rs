@@ -47,7 +47,7 @@ pub(crate) struct LayerStore {
     in_flight: Mutex<HashMap<SpanIndex, InFlight>>,
     verifying: [Mutex<()>; VERIFY_LOCKS],
     mending: Mutex<()>,
-    /// Times that the file was found changed by somebody else.
+    /// Rises by one when the file is found changed by somebody else, and again when that is mended: odd meanwhile.
     doubts: AtomicU64,
     lines: LineLimit,
     counters: Arc<Counters>,
@@ -100,13 +100,13 @@ impl LayerStore {
     /// Gives `read` its part of `span`, now or later.
     pub(crate) fn obtain(&self, span: SpanIndex, read: &Arc<PendingRead>) -> Result<Obtained, EngineError> {
         for _ in 0..TURNS_MAX {
+            let doubts = self.doubts();
             match self.states.get(span) {
                 SpanState::Present => {
                     if !read.copy_from_file(span, &self.file) {
                         self.doubt_file();
                         self.states.change(span, SpanState::Present, SpanState::Unverified);
-                    // Once more after the look at the file: whoever mends its length takes the trust away first.
-                    } else if self.states.get(span) == SpanState::Present {
+                    } else if self.undoubted_since(doubts) {
                         return Ok(Obtained::Copied);
                     }
                 }
@@ -165,9 +165,10 @@ impl LayerStore {
         if self.states.get(span) != SpanState::Unverified {
             return None;
         }
+        let doubts = self.doubts();
         let verified = self.read_verified(span);
         if verified.is_some() {
-            self.states.change(span, SpanState::Unverified, SpanState::Present);
+            self.trust(span, SpanState::Unverified, doubts);
         } else if self.states.change(span, SpanState::Unverified, SpanState::Absent) {
             note_presence(&self.file, span, false);
             count(&self.counters.spans_repaired, 1);
@@ -200,16 +201,35 @@ impl LayerStore {
         }
         self.doubts.fetch_add(1, Ordering::AcqRel);
         self.states.doubt_all();
-        if let Err(error) = self.file.restore_length()
+        let mended = self.file.restore_length();
+        self.doubts.fetch_add(1, Ordering::AcqRel);
+        if let Err(error) = mended
             && let Some(unsaid) = self.lines.next()
         {
             tracing::warn!(%error, unsaid, "a cache file could not be mended");
         }
     }
 
-    /// How often the file was found changed, to be given back to `settle`.
+    /// How often the file was found changed and mended, to be asked for again after it was used.
     pub(crate) fn doubts(&self) -> u64 {
         self.doubts.load(Ordering::Acquire)
+    }
+
+    /// Whether bytes of present spans, used since there were so many `doubts` and before the file was seen intact, are right. A cut file
+    /// is either still cut when it is looked at, or was mended, which counts; the state alone may be trusted anew by then.
+    pub(crate) fn undoubted_since(&self, doubts: u64) -> bool {
+        doubts.is_multiple_of(2) && self.doubts() == doubts
+    }
+
+    /// Makes `span`, whose bytes were seen or written when there were so many `doubts`, present; unverified when the file was found
+    /// changed since.
+    fn trust(&self, span: SpanIndex, from: SpanState, doubts: u64) {
+        let _nobody_mends = self.mending.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.undoubted_since(doubts) {
+            self.states.change(span, from, SpanState::Present);
+        } else if from == SpanState::InFlight {
+            self.states.change(span, from, SpanState::Unverified);
+        }
     }
 
     /// Hands verified bytes to all who wait for `span`; who comes before [`Self::settle`] gets them from memory too.
@@ -233,11 +253,11 @@ impl LayerStore {
             note_presence(&self.file, span, true);
         }
         let mut in_flight = self.lock();
-        self.states.change(span, SpanState::InFlight, if written.is_some() { SpanState::Present } else { SpanState::Absent });
-        in_flight.remove(&span);
-        if written.is_some_and(|doubts| doubts != self.doubts()) {
-            self.states.change(span, SpanState::Present, SpanState::Unverified);
+        match written {
+            Some(doubts) => self.trust(span, SpanState::InFlight, doubts),
+            None => drop(self.states.change(span, SpanState::InFlight, SpanState::Absent)),
         }
+        in_flight.remove(&span);
     }
 
     /// Ends a flight that failed; gives those who waited.
