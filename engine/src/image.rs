@@ -9,7 +9,7 @@ use std::{
 use clip_format::{checkpoints::Checkpoints, erofs::Index, storage_info::StorageInfo, units::LayerIndex};
 
 use crate::{
-    cache::image_dir::ExpandedImage,
+    cache::image_dir::{Damage, ExpandedImage},
     core::Core,
     engine::Threads,
     error::EngineError,
@@ -65,6 +65,7 @@ pub struct Image {
     storage_info: StorageInfo,
     checkpoints: Checkpoints,
     layers: Vec<Arc<ImageLayer>>,
+    damage: Damage,
     threads: Arc<Threads>,
 }
 
@@ -80,8 +81,8 @@ impl Image {
         layers: Vec<Arc<ImageLayer>>,
         threads: Arc<Threads>,
     ) -> Self {
-        let ExpandedImage { index, storage_info, checkpoints, windows: _ } = expanded;
-        Self { id, options, index, storage_info, checkpoints, layers, threads }
+        let ExpandedImage { index, storage_info, checkpoints, windows: _, damage } = expanded;
+        Self { id, options, index, storage_info, checkpoints, layers, damage, threads }
     }
 
     /// BLAKE3 of the `.clip`'s header, which holds the BLAKE3 of every section.
@@ -112,6 +113,14 @@ impl Image {
         &self.checkpoints
     }
 
+    /// Whether the expanded index is what the `.clip` says, as far as is known: a large one is hashed while it is in use already.
+    ///
+    /// # Errors
+    /// `Format`, naming the damaged file; nothing of this image can be relied on then, and every read of it fails.
+    pub fn undamaged(&self) -> Result<(), EngineError> {
+        self.damage.get().map_or(Ok(()), |error| Err(error.clone()))
+    }
+
     /// The bytes `range` of a layer's stream, straight from the map of the cache file, when every span of them is present and
     /// verified (an unverified one is verified here). No shard is entered. The slice's pages may be gone (a truncated file): pass it
     /// to a system call, never touch it otherwise.
@@ -120,6 +129,9 @@ impl Image {
     /// somebody else has cut: within its last page the map reads zeros there and no fault, so nothing later could.
     #[must_use]
     pub fn present(&self, layer: LayerIndex, range: Range<u64>) -> Option<&[u8]> {
+        if self.damage.get().is_some() {
+            return None;
+        }
         if range.start == range.end {
             return Some(&[]);
         }
@@ -153,7 +165,7 @@ impl Image {
         if range.start == range.end {
             return done(Ok(Vec::new()));
         }
-        match self.checked(layer, &range) {
+        match self.undamaged().and_then(|()| self.checked(layer, &range)) {
             Ok((layer, spans)) => read::start(self.core(), layer, range, spans, done),
             Err(error) => {
                 count(&self.core().counters.reads_failed, 1);

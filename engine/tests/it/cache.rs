@@ -192,15 +192,8 @@ fn a_damaged_expanded_image_is_made_again() {
         let at = bytes.len() - 1;
         bytes[at] ^= 1;
         std::fs::write(&path, &bytes).unwrap();
-        for _ in 0..100 {
-            let engine = node.start();
-            let opened = engine.open_image(&node.clip(), &node.options());
-            drop((opened, engine));
-            std::thread::sleep(std::time::Duration::from_millis(10));
-            if std::fs::read(&path).is_ok_and(|now| now[at] != bytes[at]) {
-                break;
-            }
-        }
+        // A small one is hashed before the image is opened, so there is no moment in which damage could be read.
+        drop(node.start().open_image(&node.clip(), &node.options()).unwrap());
         assert!(std::fs::read(&path).unwrap()[at] != bytes[at], "{name}");
     }
     let engine = node.start();
