@@ -59,7 +59,7 @@ pub fn mount_source<B: ByteSource>(source: B, mountpoint: &Path, options: &Mount
     let connection = connect(&mountpoint, options)?;
     let mounted = session::serve(source, connection, &mountpoint, options)?;
     kernel::set_read_ahead(mounted.device(), options.read_ahead_kb);
-    info!(mountpoint = %mountpoint.display(), fsname = options.fsname, "mounted");
+    debug!(mountpoint = %mountpoint.display(), fsname = options.fsname, "mounted");
     Ok(mounted)
 }
 
