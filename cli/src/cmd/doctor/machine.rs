@@ -71,7 +71,7 @@ fn user_allow_other(root: bool) -> Finding {
     let set = text.lines().any(|line| line.trim() == NAME);
     match (set, root) {
         (true, _) => Finding::ok(NAME, "set in /etc/fuse.conf"),
-        (false, true) => Finding::ok(NAME, "not set in /etc/fuse.conf; root needs it not"),
+        (false, true) => Finding::ok(NAME, "not set in /etc/fuse.conf; root does not need it"),
         (false, false) => Finding::warn(
             NAME,
             "not set in /etc/fuse.conf: other users, root too, cannot enter your mounts",
