@@ -210,7 +210,8 @@ impl<B: ByteSource> Filesystem for Adapter<B> {
     // Source: linux fs/fuse/file.c, `fuse_flush`, `fuse_fsync_common`, `fuse_file_poll`, `fuse_bmap`; fs/fuse/dir.c, `fuse_access`.
     //
     // FUSE_INTERRUPT (a signal to a reader that waits) never reaches a file system through fuser: it answers ENOSYS, and the kernel
-    // asks no more. A killed reader therefore stays until its read is answered, at the latest after the engine's read timeout.
+    // asks no more. SIGKILL still ends at once whoever waits for a page (linux mm/filemap.c, `folio_wait_locked_killable`); a direct read
+    // stays until it is answered, at the latest after the engine's read timeout.
 
     fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
         reply.error(fuser::Errno::ENOSYS);
