@@ -171,7 +171,7 @@ fn open_log(path: &Path) -> Result<File> {
     }
     let mut options = OpenOptions::new();
     options.create(true).append(true).mode(0o600);
-    options.open(path).with_context(|| format!("log file {} (--log-file)", path.display()))
+    options.open(path).with_context(|| format!("log file {} cannot be written; give another --cache-dir or --log-file", path.display()))
 }
 
 #[cfg(test)]
