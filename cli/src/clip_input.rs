@@ -1,12 +1,19 @@
 //! A `.clip` given on the command line: opened without a cache for `inspect` and `ls`, through an engine for what reads contents.
 
-use std::{fs::File, io::Read as _, path::Path, sync::Arc};
+use std::{
+    fs::File,
+    io::{Read as _, Seek as _, SeekFrom},
+    path::Path,
+    sync::Arc,
+};
 
 use anyhow::{Context, Result};
 use clip_engine::{Engine, EngineError, Image, ImageOptions, source::BlobSource};
 use clip_format::{
-    clip_file::ClipFile,
+    clip_file::{ClipFile, storage_info_of},
     erofs::{FileType, Index, Inode},
+    header::{HEADER_LEN, Header},
+    storage_info::StorageInfo,
 };
 
 use crate::{
@@ -92,13 +99,26 @@ pub fn open(engine: &Engine, path: &Path, whence: &Whence) -> Result<Arc<Image>>
 }
 
 fn local_blobs(path: &Path, moved_to: Option<&Path>) -> Result<Option<Vec<BlobSource>>> {
-    let bytes = read_clip(path)?;
-    let info = parse_clip(path, &bytes)?.storage_info().with_context(|| path.display().to_string())?;
+    let info = read_storage_info(path)?;
     let recorded = info.source.local_path();
     let Some(at) = moved_to.map(Path::to_owned).or(recorded) else { return Ok(None) };
     let blobs = clip_indexer::local_blobs(&info, &at)
         .with_context(|| format!("layers of {} (--source PATH says where they are now)", path.display()))?;
     Ok(Some(blobs))
+}
+
+/// The storage info of the `.clip` at `path`. Cost: two small reads, however large the image.
+fn read_storage_info(path: &Path) -> Result<StorageInfo> {
+    let context = || format!("{}: cannot be read", path.display());
+    let mut file = File::open(path).with_context(context)?;
+    let mut head = Vec::with_capacity(HEADER_LEN);
+    (&mut file).take(HEADER_LEN as u64).read_to_end(&mut head).with_context(context)?;
+    let header = Header::from_bytes(&head).with_context(|| path.display().to_string())?;
+    let section = header.storage_info;
+    file.seek(SeekFrom::Start(section.position)).with_context(context)?;
+    let mut stored = Vec::new();
+    file.take(section.stored_len).read_to_end(&mut stored).with_context(context)?;
+    storage_info_of(&header, &stored).with_context(|| path.display().to_string())
 }
 
 fn private_engine(wish: &resolve::EngineWish) -> Result<(Engine, Option<ScratchDir>)> {
