@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-use crate::{report::Figure, setup::Setup};
+use crate::{machine, report::Figure, setup::Setup};
 
 /// What one subcommand found.
 #[derive(Default)]
@@ -41,6 +41,21 @@ pub(crate) fn timed<T>(work: impl FnOnce() -> Result<T>) -> Result<(Duration, T)
     let started = Instant::now();
     let made = work()?;
     Ok((started.elapsed(), made))
+}
+
+/// What some work cost: by the clock, and of the cores. The second hardly depends on what else the machine does.
+#[derive(Clone, Copy)]
+pub(crate) struct Cost {
+    pub(crate) wall: Duration,
+    /// Of all threads of this process, the registry's too.
+    pub(crate) cpu: Duration,
+}
+
+/// What `work` cost, and what it gave.
+pub(crate) fn costed<T>(work: impl FnOnce() -> Result<T>) -> Result<(Cost, T)> {
+    let before = machine::cpu_time()?;
+    let (wall, made) = timed(work)?;
+    Ok((Cost { wall, cpu: machine::cpu_time()?.saturating_sub(before) }, made))
 }
 
 /// Remembers the first run's hash and refuses a later run that did other work.

@@ -56,6 +56,18 @@ pub enum Temperature {
     None,
 }
 
+impl Temperature {
+    fn as_str(self) -> &'static str {
+        match self {
+            Temperature::Cold => ", cold",
+            Temperature::Unverified => ", not yet verified",
+            Temperature::Warm => ", warm",
+            Temperature::PageCache => ", in the page cache",
+            Temperature::None => "",
+        }
+    }
+}
+
 /// The least, the middle and the largest of several runs.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Spread {
@@ -163,14 +175,7 @@ impl Figure {
 
 impl fmt::Display for Figure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let temperature = match self.temperature {
-            Temperature::Cold => ", cold",
-            Temperature::Unverified => ", cached but not yet verified",
-            Temperature::Warm => ", warm",
-            Temperature::PageCache => ", in the page cache",
-            Temperature::None => "",
-        };
-        writeln!(f, "{}: {}{temperature}", self.id, self.what)?;
+        writeln!(f, "{}: {}{}", self.id, self.what, self.temperature.as_str())?;
         write!(f, "    {}", Shown(self.spread, self.unit))?;
         if let Some(floor) = &self.floor {
             write!(f, "\n    floor {}: {}", Shown(floor.spread, self.unit), floor.what)?;
@@ -233,6 +238,27 @@ impl fmt::Display for Report {
             writeln!(f, "skipped: {skipped}")?;
         }
         Ok(())
+    }
+}
+
+impl Report {
+    /// The figures as a table for docs/performance.md.
+    #[must_use]
+    pub fn markdown(&self) -> String {
+        let mut text = format!("{}  \n{}\n\n", self.machine, self.corpus);
+        text += "| figure | state | median (min .. max) | floor | ratio | work |\n|---|---|---|---|---|---|\n";
+        for figure in &self.figures {
+            let state = match figure.temperature {
+                Temperature::None => "",
+                state => &state.as_str()[2..],
+            };
+            let floor =
+                figure.floor.as_ref().map_or_else(String::new, |floor| format!("{}: {}", Shown(floor.spread, figure.unit), floor.what));
+            let ratio = figure.ratio.map_or_else(String::new, |ratio| format!("{ratio:.2}"));
+            let Figure { id, what, spread, unit, work, .. } = figure;
+            text += &format!("| `{id}`: {what} | {state} | {} | {floor} | {ratio} | `{work}` |\n", Shown(*spread, *unit));
+        }
+        text
     }
 }
 

@@ -54,6 +54,8 @@ pub struct OpenedImage {
 pub enum CacheChoice {
     /// The user's.
     Shared,
+    /// The user's, for a few small files: that they are fetched again when another process has it is not worth a warning.
+    SharedForLittle,
     /// One of its own, removed afterwards.
     Private,
 }
@@ -69,7 +71,9 @@ pub fn open_image(path: &Path, args: &ReadArgs, choice: CacheChoice) -> Result<O
         match Engine::start(wish.to_config(cache_dir.clone())) {
             Ok(engine) => (engine, None),
             Err(error @ EngineError::CacheBusy { .. }) => {
-                tracing::warn!("{error}; reading through a private cache directory, so what is cached there is fetched again");
+                if choice == CacheChoice::Shared {
+                    tracing::warn!("{error}; reading through a private cache directory, so what is cached there is fetched again");
+                }
                 private_engine(&wish)?
             }
             Err(error) => return Err(error).with_context(|| format!("cache directory {} (--cache-dir)", cache_dir.display())),

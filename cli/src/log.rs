@@ -1,7 +1,11 @@
 //! The log on stderr.
 
-use std::io::IsTerminal;
+use std::{
+    io::{IsTerminal, Write},
+    sync::OnceLock,
+};
 
+use indicatif::MultiProgress;
 use tracing_subscriber::EnvFilter;
 
 /// What a library says at warning level that is nothing to a user: fuser names every optional request that a file system answers
@@ -17,6 +21,30 @@ pub enum Times {
     Hidden,
 }
 
+static BARS: OnceLock<MultiProgress> = OnceLock::new();
+
+/// From here on lines of the log appear above `bars`, which are drawn again below them. One set of bars a process.
+pub fn keep_above(bars: &MultiProgress) {
+    let _ = BARS.set(bars.clone());
+}
+
+/// stderr, with the progress bars out of the way while a line is written.
+struct AboveBars;
+
+impl Write for AboveBars {
+    fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
+        let write = || std::io::stderr().write(line);
+        match BARS.get() {
+            Some(bars) => bars.suspend(write),
+            None => write(),
+        }
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        std::io::stderr().flush()
+    }
+}
+
 /// From here on `tracing` events go to stderr: `--log-level` wins over `CLIP_LOG`, which wins over `default`.
 pub fn start(typed: Option<&str>, default: &str, times: Times) {
     let from_env = std::env::var("CLIP_LOG").ok();
@@ -27,7 +55,7 @@ pub fn start(typed: Option<&str>, default: &str, times: Times) {
         Some(Ok(filter)) => (filter, None),
         Some(Err(error)) => (EnvFilter::new(quiet(default)), Some(error)),
     };
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| AboveBars).with_target(false);
     let terminal = std::io::stderr().is_terminal();
     let builder = builder.with_ansi(terminal);
     let started = match times {

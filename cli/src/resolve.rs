@@ -215,7 +215,10 @@ pub enum Unknown {
 /// The plan for what was typed.
 pub fn mount_plan(args: &MountArgs, unknown: Unknown) -> Result<MountPlan> {
     let clip = std::fs::canonicalize(&args.clip).with_context(|| format!("{}: cannot be opened", args.clip.display()))?;
-    let mountpoint = mountpoint(&args.dir)?;
+    let mountpoint = mountpoint(&args.dir).map_err(|error| match args.dir.symlink_metadata() {
+        Err(missing) if missing.kind() == std::io::ErrorKind::NotFound => anyhow::anyhow!("{error}; create it first (mkdir -p)"),
+        _ => error,
+    })?;
     let mut args = args.clone();
     let mut options = MountOptions::new(clip.display().to_string());
     for list in std::mem::take(&mut args.options) {
@@ -227,6 +230,9 @@ pub fn mount_plan(args: &MountArgs, unknown: Unknown) -> Result<MountPlan> {
                 Err(reason) => return Err(UsageError(format!("mount option {rest:?}: {reason}")).into()),
             }
         }
+    }
+    if (options.suid || options.dev) && !rustix::process::geteuid().is_root() {
+        tracing::warn!("suid and dev: only a mount by root has them; this one is nosuid,nodev");
     }
     options.allow_other |= args.allow_other;
     options.session_threads = args.session_threads.unwrap_or(options.session_threads);
@@ -241,7 +247,7 @@ pub fn mount_plan(args: &MountArgs, unknown: Unknown) -> Result<MountPlan> {
         wish: EngineWish::from_args(&args.read)?,
         whence: whence(&args.read)?,
         options,
-        stats: args.stats.as_deref().map(absolute).transpose()?,
+        stats: args.stats.as_deref().map(stats_file).transpose()?,
         log_file,
         stop_timeout: args.stop_timeout,
         cache_dir,
@@ -260,8 +266,20 @@ pub fn mountpoint(dir: &Path) -> Result<PathBuf> {
         (true, Some(parent), Some(name)) => {
             Ok(std::fs::canonicalize(parent).with_context(|| format!("mountpoint {}", dir.display()))?.join(name))
         }
+        _ if error.kind() == std::io::ErrorKind::NotFound => {
+            bail!("mountpoint {}: expected an existing directory, found nothing", dir.display())
+        }
         _ => Err(error).with_context(|| format!("mountpoint {}", dir.display())),
     }
+}
+
+/// `path`, absolute, in a directory that is there: said when the mount is asked for, not when the counters are lost.
+fn stats_file(path: &Path) -> Result<PathBuf> {
+    let path = absolute(path)?;
+    if !path.parent().is_some_and(Path::is_dir) || path.is_dir() {
+        bail!("--stats {}: expected a file name in an existing directory", path.display());
+    }
+    Ok(path)
 }
 
 /// Takes `name` or `name=value` of an `-o` list as the option of the same name. False: it is none of ours.

@@ -5,6 +5,8 @@
 mod image;
 
 use std::{
+    io::Write as _,
+    os::unix::{fs::MetadataExt as _, net::UnixStream},
     path::Path,
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
@@ -97,6 +99,32 @@ fn mounts_share_one_owner_that_leaves() {
     let stats: serde_json::Value = serde_json::from_slice(&std::fs::read(stats).unwrap()).unwrap();
     assert!(stats["engine"]["bytes_read"].as_u64().unwrap() >= 4, "{stats}");
     assert!(place.path().join("m2/run").exists());
+    ok(place.path(), &["umount", "m2"]);
+    eventually("the owner leaves", || socket_is_gone(&place));
+}
+
+/// Whoever asked for a mount and went away before the answer leaves no mount behind.
+#[test]
+fn interrupted_mount_leaves_none() {
+    if !can_mount() {
+        return;
+    }
+    let place = Place::new();
+    ok(place.path(), &["mount", "a.clip", "m2"]);
+    let namespace = std::fs::metadata("/proc/self/ns/mnt").unwrap().ino();
+    let request = serde_json::json!({
+        "request": "mount", "protocol": 1, "clip": place.path().join("a.clip"), "mountpoint": place.path().join("m1"),
+        "mount_namespace": namespace, "wish": { "plain_http": false, "ca": null, "docker_config": null },
+        "source": null, "store_ref": null, "stats": null, "wait": false,
+        "options": { "fsname": "a", "suid": true, "dev": true, "exec": true, "allow_other": true, "contexts": [],
+            "session_threads": 1, "read_ahead_kb": 512 },
+    });
+    let mut socket = UnixStream::connect(place.path().join("cache/owner.sock")).unwrap();
+    socket.write_all(format!("{request}\n").as_bytes()).unwrap();
+    drop(socket);
+    let log = || std::fs::read_to_string(place.path().join("cache/owner.log")).unwrap();
+    eventually("the owner notices", || log().contains("whoever asked for this mount is gone"));
+    eventually("the mount is gone", || !place.path().join("m1/run").exists());
     ok(place.path(), &["umount", "m2"]);
     eventually("the owner leaves", || socket_is_gone(&place));
 }

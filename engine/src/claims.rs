@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use clip_format::units::SpanIndex;
 
-use crate::{error::EngineError, image_layer::ImageLayer, layer::LayerStore, span::VerifiedSpan};
+use crate::{error::EngineError, image_layer::ImageLayer, layer::LayerStore, read::PendingRead, span::VerifiedSpan};
 
 /// The spans that one decode job has claimed. Whatever is still open when the last holder lets go fails: no claim is ever lost.
 pub(crate) struct Claims {
@@ -15,7 +15,7 @@ pub(crate) struct Claims {
 
 /// How far a decode job is and has to go.
 struct Course {
-    /// Claimed, not yet settled.
+    /// Claimed, not yet delivered.
     open: Vec<SpanIndex>,
     /// The span that comes out next, or is coming out.
     next: SpanIndex,
@@ -57,21 +57,28 @@ impl Claims {
         course.open.contains(&span)
     }
 
-    /// Answers all who wait for `span`.
-    pub(crate) fn deliver(&self, span: SpanIndex, verified: &VerifiedSpan) {
-        self.layer.store.deliver(span, verified);
+    /// Answers all who wait for `span`, which is no longer a claim: its flight ends with what is given back, so that a disk that hangs
+    /// does not keep those waiting whose spans fail. `None` when the span has failed meanwhile and may be somebody else's claim.
+    pub(crate) fn deliver(&self, span: SpanIndex, verified: &VerifiedSpan) -> Option<Delivered> {
+        let mut course = self.lock();
+        let place = course.open.iter().position(|&open| open == span)?;
+        course.open.swap_remove(place);
+        drop(course);
+        let delivered = Delivered { store: self.layer.store.clone(), span, written: None };
+        delivered.store.deliver(span, verified);
+        Some(delivered)
     }
 
-    /// Ends the flight of a delivered span.
-    pub(crate) fn settle(&self, span: SpanIndex, written: Option<u64>) {
-        self.lock().open.retain(|&open| open != span);
-        self.layer.store.settle(span, written);
-    }
-
-    /// Why what is open will fail. The first error stays.
-    pub(crate) fn fail(&self, error: EngineError) {
-        let _ = self.error.set(error);
-        self.lock().ended = true;
+    /// Fails what is open; the first error stays. Its spans can be claimed again before those who wait are told, which happens when the
+    /// answer is dropped: whoever asks again at once gets a fetch of its own, not the end of this one.
+    pub(crate) fn fail(&self, error: EngineError) -> Failed {
+        let error = self.error.get_or_init(|| error).clone();
+        let mut course = self.lock();
+        course.ended = true;
+        let open = std::mem::take(&mut course.open);
+        drop(course);
+        let waiters = open.into_iter().map(|span| (span, self.layer.store.abandon(span))).collect();
+        Failed { layer: self.layer.clone(), error, waiters }
     }
 
     pub(crate) fn has_failed(&self) -> bool {
@@ -93,13 +100,45 @@ impl Course {
     }
 }
 
+/// A delivered span on its way to the disk. Dropping it ends the span's flight.
+pub(crate) struct Delivered {
+    pub(crate) store: Arc<LayerStore>,
+    pub(crate) span: SpanIndex,
+    written: Option<u64>,
+}
+
+impl Delivered {
+    /// The span is on disk; the writing began when the file had been found changed `doubts` times.
+    pub(crate) fn written(mut self, doubts: u64) {
+        self.written = Some(doubts);
+    }
+}
+
+impl Drop for Delivered {
+    fn drop(&mut self) {
+        self.store.settle(self.span, self.written);
+    }
+}
+
 impl Drop for Claims {
     fn drop(&mut self) {
-        let error = self.error.get().cloned().unwrap_or(EngineError::Stopped);
-        let open = std::mem::take(&mut self.lock().open);
-        for span in open {
-            for waiter in self.layer.store.abandon(span) {
-                waiter.part_failed(span, &error, &self.layer);
+        drop(self.fail(EngineError::Stopped));
+    }
+}
+
+/// Those who waited for spans that have failed. Dropping it tells them.
+#[must_use = "dropping it tells those who wait"]
+pub(crate) struct Failed {
+    layer: Arc<ImageLayer>,
+    error: EngineError,
+    waiters: Vec<(SpanIndex, Vec<Arc<PendingRead>>)>,
+}
+
+impl Drop for Failed {
+    fn drop(&mut self) {
+        for (span, waiters) in std::mem::take(&mut self.waiters) {
+            for waiter in waiters {
+                waiter.part_failed(span, &self.error, &self.layer);
             }
         }
     }

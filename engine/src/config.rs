@@ -34,8 +34,8 @@ pub struct EngineConfig {
     pub connections_per_layer_max: usize,
     /// Requests under way from this node. Default 16.
     pub connections_max: usize,
-    /// Decompressed bytes held until they are written; a longer span passes alone. Compressed bytes on their way come on top, at most 2 MiB
-    /// a connection. Default 256 MiB.
+    /// Decompressed bytes held until they are written; a longer span passes alone. Compressed bytes on their way come on top, at most those
+    /// of eight spans a connection, or 8 chunks as received of a longer span. Default 256 MiB.
     pub bytes_in_flight_max: u64,
     /// Compressed bytes that one ranged GET may ask for. Default 16 MiB.
     pub request_bytes_max: u64,

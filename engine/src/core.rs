@@ -8,22 +8,25 @@ use std::{
     },
 };
 
-use clip_format::units::SpanIndex;
+use clip_format::{digest::Digest, units::SpanIndex};
 use crossbeam::queue::SegQueue;
 use tokio::sync::{Notify, Semaphore};
 
 use crate::{
     cache::lock::OwnerLock,
     config::EngineConfig,
+    error::EngineError,
     fetch::Flow,
     image_layer::{ImageLayer, Work},
     job::DecodeJob,
+    line_limit::LineLimit,
     metrics::Counters,
     plan,
+    prefetch::Prefetch,
     progress::Progress,
     read::Deadline,
     registry::Client,
-    shard::{Prefetch, Request, ShardHandle},
+    shard::{Request, ShardHandle},
 };
 
 /// Bytes that one permit of the budget stands for, so that the semaphore's 32-bit counts reach over 4 GiB.
@@ -45,6 +48,9 @@ pub(crate) struct Core {
     /// The part of them that read-ahead may use.
     pub(crate) prefetch_connections: Arc<Semaphore>,
     pub(crate) progress: Progress,
+    /// When somebody last got a part of the budget.
+    pub(crate) room: Progress,
+    failures: LineLimit,
     /// A write to the cache failed and that was said.
     pub(crate) warned_disk: AtomicBool,
     shards: Vec<ShardHandle>,
@@ -72,6 +78,8 @@ impl Core {
             connections: Arc::new(Semaphore::new(connections)),
             prefetch_connections: Arc::new(Semaphore::new(connections.div_ceil(2))),
             progress: Progress::default(),
+            room: Progress::default(),
+            failures: LineLimit::default(),
             warned_disk: AtomicBool::new(false),
             shards,
             next_shard: AtomicUsize::new(0),
@@ -111,6 +119,16 @@ impl Core {
     pub(crate) fn push_job(&self, job: DecodeJob) {
         self.jobs.push(job);
         self.job_ready.notify_one();
+    }
+
+    /// Writes the one log line of a failed fetch, which `said` remembers; nothing while stopping, and a count instead of a flood.
+    pub(crate) fn say_fetch_failed(&self, said: &AtomicBool, layer: &Digest, error: &EngineError) {
+        if !self.is_stopping()
+            && !said.swap(true, Ordering::Relaxed)
+            && let Some(unsaid) = self.failures.next()
+        {
+            tracing::warn!(%layer, %error, unsaid, "a fetch failed");
+        }
     }
 
     pub(crate) fn is_stopping(&self) -> bool {

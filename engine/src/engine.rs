@@ -61,9 +61,11 @@ impl Engine {
     /// Takes the cache directory's lock and starts the shards.
     ///
     /// # Errors
-    /// `CacheBusy` when another process owns the directory; `Io`; `Unsupported` when io_uring was demanded and is barred.
+    /// `CacheBusy` when another process owns the directory; `Invalid` when others may write to it; `Io`; `Unsupported` when io_uring was
+    /// demanded and is barred.
     pub fn start(config: EngineConfig) -> Result<Self, EngineError> {
         cache::create_dir(&config.cache_dir)?;
+        cache::check_owner(&config.cache_dir)?;
         let lock = OwnerLock::take(&config.cache_dir)?;
         image_dir::remove_leftovers(&config.cache_dir);
         let client = Client::new(config.client.clone())?;
@@ -84,8 +86,11 @@ impl Engine {
         let header = image_dir::read_header(path)?;
         let id = header.image_id();
         let mut images = self.0.images.lock().unwrap_or_else(PoisonError::into_inner);
+        images.retain(|_, same_id| {
+            same_id.retain(|image| image.strong_count() > 0);
+            !same_id.is_empty()
+        });
         let same_id = images.entry(id).or_default();
-        same_id.retain(|image| image.strong_count() > 0);
         if let Some(image) = same_id.iter().filter_map(Weak::upgrade).find(|image| image.options() == options) {
             return Ok(image);
         }

@@ -4,9 +4,11 @@ use std::{
     collections::VecDeque,
     future::Future,
     ops::Range,
-    pin::pin,
     rc::Rc,
-    sync::{Arc, Weak},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use bytes::Bytes;
@@ -16,13 +18,13 @@ use tokio::{
 };
 
 use crate::{
-    claims::Claims,
+    claims::{Claims, Failed},
     error::EngineError,
     image_layer::{ImageLayer, Work},
     job::DecodeJob,
     metrics::count,
     plan,
-    progress::Progress,
+    progress::{self, Progress},
     shard::Shard,
     source::{BlobSource, SourceReader},
 };
@@ -34,6 +36,10 @@ const CHUNKS_WAITING_MAX: usize = 8;
 /// As that, where decoding will stop before the group's end: what waits then was fetched for nothing.
 const CHUNKS_WAITING_MAX_PARTIAL: usize = 2;
 
+/// Decode jobs of one flow that are under way or wait for a shard; with more the flow stops reading. Source: as many as there are
+/// shards by default, so that one flow can keep all of them busy; it bounds what one flow holds to the compressed bytes of so many groups.
+const JOBS_MAX: usize = 8;
+
 /// Neighbouring groups of one layer, fetched together.
 pub(crate) struct Flow {
     pub(crate) layer: Arc<ImageLayer>,
@@ -41,17 +47,31 @@ pub(crate) struct Flow {
     pub(crate) works: VecDeque<Work>,
 }
 
-/// Fetches `flow`. A failure fails every span of it that has not got its bytes, with one log line.
-pub(crate) async fn run(mut flow: Flow, shard: Rc<Shard>) {
-    let progress = Progress::default();
-    let mut feed = Feed { works: std::mem::take(&mut flow.works), open: None, shard: shard.clone(), layer: flow.layer.clone() };
-    let Some(first) = feed.works.front().map(|work| work.group.from) else { return };
-    if let Err(error) = fetch(&flow, &mut feed, &progress, &shard).await {
-        if !shard.core.is_stopping() {
-            tracing::warn!(layer = %flow.layer.store.digest, span = first.get(), %error, "a fetch failed");
-        }
-        feed.fail(&error);
+impl Flow {
+    /// Fails every span of a flow that will not be run.
+    pub(crate) fn fail(self, error: &EngineError) {
+        let failed: Vec<Failed> = self.works.iter().map(|work| work.claims.fail(error.clone())).collect();
+        drop(failed);
     }
+}
+
+/// Fetches `flow`. A failure fails every span of it that has not got its bytes, with one log line.
+///
+/// # Errors
+/// Why the source could not be read; bytes that do not decode are their spans' failure only.
+pub(crate) async fn run(mut flow: Flow, shard: Rc<Shard>) -> Result<(), EngineError> {
+    let progress = Progress::default();
+    let works = std::mem::take(&mut flow.works);
+    let turns = Arc::new(Semaphore::new(JOBS_MAX));
+    let said = Arc::new(AtomicBool::new(false));
+    let mut feed = Feed { works, open: None, turns, said: said.clone(), shard: shard.clone(), layer: flow.layer.clone() };
+    let fetched = fetch(&flow, &mut feed, &progress, &shard).await;
+    if let Err(error) = &fetched {
+        shard.core.say_fetch_failed(&said, &flow.layer.store.digest, error);
+        flow.layer.store.failed_fetches.fetch_add(1, Ordering::Relaxed);
+        feed.fail(error);
+    }
+    fetched
 }
 
 async fn fetch(flow: &Flow, feed: &mut Feed, progress: &Progress, shard: &Shard) -> Result<(), EngineError> {
@@ -67,7 +87,7 @@ async fn fetch(flow: &Flow, feed: &mut Feed, progress: &Progress, shard: &Shard)
         }
         start = end;
     }
-    Ok(())
+    feed.start_rest().await
 }
 
 /// Feeds the bytes `range` of the blob.
@@ -88,7 +108,7 @@ async fn request(flow: &Flow, feed: &mut Feed, range: Range<u64>, progress: &Pro
         };
         [progress, &layer.store.progress, &shard.core.progress].iter().for_each(|progress| progress.touch());
         let end = position + chunk.len() as u64;
-        if feed.give(position, &chunk).await == Fed::All {
+        if feed.give(position, &chunk).await? == Fed::All {
             return Ok(Fed::All);
         }
         position = end;
@@ -121,6 +141,8 @@ struct Feed {
     /// Not started.
     works: VecDeque<Work>,
     open: Option<Open>,
+    turns: Arc<Semaphore>,
+    said: Arc<AtomicBool>,
     shard: Rc<Shard>,
     layer: Arc<ImageLayer>,
 }
@@ -140,33 +162,48 @@ impl Feed {
     }
 
     /// Hands out `chunk`, the blob's bytes at `position`. A byte that two groups share goes to both.
-    async fn give(&mut self, position: u64, chunk: &Bytes) -> Fed {
+    async fn give(&mut self, position: u64, chunk: &Bytes) -> Result<Fed, EngineError> {
         let chunk_end = position + chunk.len() as u64;
         loop {
             if self.open.is_none() {
                 match self.works.pop_front() {
-                    None => return Fed::All,
-                    Some(work) => self.open = Some(self.start(work)),
+                    None => return Ok(Fed::All),
+                    Some(work) => self.open = Some(self.start(work).await?),
                 }
             }
-            let Some(open) = &self.open else { return Fed::All };
+            let Some(open) = &self.open else { return Ok(Fed::All) };
             let part = plan::part_of(position, chunk.len(), &open.compressed);
             let taken = part.is_empty() || open.sender.send(chunk.slice(part)).await.is_ok();
             if taken && chunk_end < open.compressed.end {
-                return Fed::More;
+                return Ok(Fed::More);
             }
             self.open = None;
             if self.works.is_empty() {
-                return Fed::All;
+                return Ok(Fed::All);
             }
         }
     }
 
-    fn start(&self, work: Work) -> Open {
+    /// Starts the jobs that need no bytes: a kept decoder may have used all of its group's, and hold the output back.
+    async fn start_rest(&mut self) -> Result<(), EngineError> {
+        self.open = None;
+        while let Some(work) = self.works.pop_front() {
+            drop(self.start(work).await?);
+        }
+        Ok(())
+    }
+
+    /// Queues the decode job of `work`, once one of the flow's jobs has ended if there are too many. Those have all their bytes, so
+    /// that they end whatever becomes of this flow.
+    async fn start(&self, work: Work) -> Result<Open, EngineError> {
+        let turn = match self.turns.clone().acquire_owned().await {
+            Ok(turn) => turn,
+            Err(_) => return Err(EngineError::Stopped),
+        };
         let (sender, input) = mpsc::channel(if work.group.whole { CHUNKS_WAITING_MAX } else { CHUNKS_WAITING_MAX_PARTIAL });
         let open = Open { compressed: work.group.compressed.clone(), sender, claims: Arc::downgrade(&work.claims) };
-        self.shard.core.push_job(DecodeJob { layer: self.layer.clone(), work, input });
-        open
+        self.shard.core.push_job(DecodeJob { layer: self.layer.clone(), work, input, turn, said: self.said.clone() });
+        Ok(open)
     }
 
     /// True for ever once the last group's job needs no more bytes.
@@ -178,14 +215,11 @@ impl Feed {
     }
 
     /// Fails what has not got all its bytes: the open group before its channel closes, so that its job knows why.
-    fn fail(mut self, error: &EngineError) {
-        if let Some(claims) = self.open.as_ref().and_then(|open| open.claims.upgrade()) {
-            claims.fail(error.clone());
-        }
-        self.open = None;
-        for work in self.works.drain(..) {
-            work.claims.fail(error.clone());
-        }
+    fn fail(self, error: &EngineError) {
+        let open = self.open.as_ref().and_then(|open| open.claims.upgrade());
+        let claims = open.iter().chain(self.works.iter().map(|work| &work.claims));
+        let failed: Vec<Failed> = claims.map(|claims| claims.fail(error.clone())).collect();
+        drop(failed);
     }
 }
 
@@ -197,17 +231,10 @@ async fn permit(
     flow: &Flow,
     shard: &Shard,
 ) -> Result<OwnedSemaphorePermit, EngineError> {
-    let mut acquire = pin!(semaphore.clone().acquire_owned());
-    loop {
-        let left = shard.core.config.read_timeout.saturating_sub(progress.idle().min(moving.idle()));
-        if let Ok(permit) = timeout(left, acquire.as_mut()).await {
-            progress.inherit(moving);
-            return permit.map_err(|_| EngineError::Stopped);
-        }
-        if progress.idle().min(moving.idle()) >= shard.core.config.read_timeout {
-            return Err(stalled(flow, shard));
-        }
-    }
+    let idle_max = shard.core.config.read_timeout;
+    let permit = progress::acquire(semaphore, 1, &[progress, moving], idle_max).await.ok_or_else(|| stalled(flow, shard))??;
+    progress.inherit(moving);
+    Ok(permit)
 }
 
 /// The result of `step`, unless the flow makes no progress meanwhile.

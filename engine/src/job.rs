@@ -1,6 +1,9 @@
 //! One decode job: a group's compressed bytes in, verified spans out, on whichever shard was idle.
 
-use std::{rc::Rc, sync::Arc};
+use std::{
+    rc::Rc,
+    sync::{Arc, atomic::AtomicBool},
+};
 
 use bytes::{Buf, Bytes};
 use clip_format::units::SpanIndex;
@@ -12,6 +15,7 @@ use crate::{
     error::EngineError,
     image_layer::{ImageLayer, Suspended, Work},
     metrics::count,
+    progress::{self, Progress},
     shard::Shard,
     span::{SPAN_LEN_MAX, VerifiedSpan},
 };
@@ -21,23 +25,25 @@ pub(crate) struct DecodeJob {
     pub(crate) layer: Arc<ImageLayer>,
     pub(crate) work: Work,
     pub(crate) input: mpsc::Receiver<Bytes>,
+    /// Given back when the job ends: a flow starts no more jobs than it has turns.
+    pub(crate) turn: OwnedSemaphorePermit,
+    /// The flow's failure is in the log; of several groups with wrong bytes one is enough.
+    pub(crate) said: Arc<AtomicBool>,
 }
 
 /// Decodes `job` to its last wanted span. What fails, fails the spans that are left, with one log line here unless the fetch said it.
 pub(crate) async fn run(job: DecodeJob, shard: Rc<Shard>) {
-    let claims = job.work.claims.clone();
+    let (claims, layer, said) = (job.work.claims.clone(), job.layer.store.digest, job.said.clone());
     if let Err(error) = decode(job, &shard).await
         && !claims.has_failed()
     {
-        if !shard.core.is_stopping() {
-            tracing::warn!(%error, "a fetch failed");
-        }
-        claims.fail(error);
+        shard.core.say_fetch_failed(&said, &layer, &error);
+        drop(claims.fail(error));
     }
 }
 
 async fn decode(job: DecodeJob, shard: &Rc<Shard>) -> Result<(), EngineError> {
-    let DecodeJob { layer, work, input } = job;
+    let DecodeJob { layer, work, input, turn: _turn, said: _ } = job;
     let decoder = match work.decoder {
         Some(decoder) => decoder,
         None => layer.enter(work.entry)?,
@@ -50,8 +56,9 @@ async fn decode(job: DecodeJob, shard: &Rc<Shard>) -> Result<(), EngineError> {
         if work.claims.passed(span) {
             let verified = verify(&layer, span, bytes)?;
             count(&shard.core.counters.spans_fetched, 1);
-            work.claims.deliver(span, &verified);
-            shard.keep(layer.store.clone(), work.claims.clone(), span, verified, held);
+            if let Some(delivered) = work.claims.deliver(span, &verified) {
+                shard.keep(delivered, verified, held);
+            }
         }
         tokio::task::yield_now().await;
     }
@@ -85,7 +92,7 @@ async fn next_span(
     }
     // A span larger than the whole budget takes all of it, and so passes alone.
     let units = u32::try_from(len.div_ceil(BUDGET_UNIT)).unwrap_or(u32::MAX).min(shard.core.budget_units);
-    let held = shard.core.budget.clone().acquire_many_owned(units).await.map_err(|_| EngineError::Stopped)?;
+    let held = room(units, layer, shard).await?;
     let mut bytes = vec![0; len as usize];
     let mut filled = 0;
     loop {
@@ -105,6 +112,18 @@ async fn next_span(
     }
     count(&shard.core.counters.bytes_decoded, len);
     Ok((bytes, held))
+}
+
+/// Waits for a part of the budget as long as others get theirs, or bytes arrive: only a disk that hangs stops both.
+async fn room(units: u32, layer: &ImageLayer, shard: &Shard) -> Result<OwnedSemaphorePermit, EngineError> {
+    let (core, waiting) = (&shard.core, Progress::default());
+    let idle_max = core.config.read_timeout;
+    let held = progress::acquire(&core.budget, units, &[&waiting, &core.room, &core.progress], idle_max).await.ok_or_else(|| {
+        let what = format!("room for decoded bytes of layer {} (is the disk of the cache hanging?)", layer.store.digest);
+        EngineError::Deadline { what, waited: idle_max }
+    })??;
+    core.room.touch();
+    Ok(held)
 }
 
 fn verify(layer: &ImageLayer, span: SpanIndex, bytes: Vec<u8>) -> Result<VerifiedSpan, EngineError> {

@@ -15,6 +15,7 @@ use tokio::sync::Semaphore;
 use crate::{
     cache::layer_file::{LayerFile, note_presence},
     error::EngineError,
+    line_limit::LineLimit,
     metrics::{Counters, count},
     progress::Progress,
     read::PendingRead,
@@ -38,12 +39,17 @@ pub(crate) struct LayerStore {
     pub(crate) file: LayerFile,
     pub(crate) states: SpanStates,
     pub(crate) connections: Arc<Semaphore>,
+    /// The part of them that read-ahead may use.
+    pub(crate) prefetch_connections: Arc<Semaphore>,
     pub(crate) progress: Progress,
+    /// Requests that failed, of whatever image: what was to be read ahead before that is left to readers.
+    pub(crate) failed_fetches: AtomicU64,
     in_flight: Mutex<HashMap<SpanIndex, InFlight>>,
     verifying: [Mutex<()>; VERIFY_LOCKS],
     mending: Mutex<()>,
-    /// Times that the file was found changed by somebody else.
+    /// Rises by one when the file is found changed by somebody else, and again when that is mended: odd meanwhile.
     doubts: AtomicU64,
+    lines: LineLimit,
     counters: Arc<Counters>,
 }
 
@@ -79,11 +85,14 @@ impl LayerStore {
             states: SpanStates::new(table.len(), |span| file.presence().get(span)),
             file,
             connections: Arc::new(Semaphore::new(connections_max.max(1))),
+            prefetch_connections: Arc::new(Semaphore::new(connections_max.max(1).div_ceil(2))),
             progress: Progress::default(),
+            failed_fetches: AtomicU64::new(0),
             in_flight: Mutex::default(),
             verifying: Default::default(),
             mending: Mutex::default(),
             doubts: AtomicU64::new(0),
+            lines: LineLimit::default(),
             counters,
         })
     }
@@ -91,13 +100,13 @@ impl LayerStore {
     /// Gives `read` its part of `span`, now or later.
     pub(crate) fn obtain(&self, span: SpanIndex, read: &Arc<PendingRead>) -> Result<Obtained, EngineError> {
         for _ in 0..TURNS_MAX {
+            let doubts = self.doubts();
             match self.states.get(span) {
                 SpanState::Present => {
                     if !read.copy_from_file(span, &self.file) {
                         self.doubt_file();
                         self.states.change(span, SpanState::Present, SpanState::Unverified);
-                    // Once more after the look at the file: whoever mends its length takes the trust away first.
-                    } else if self.states.get(span) == SpanState::Present {
+                    } else if self.undoubted_since(doubts) {
                         return Ok(Obtained::Copied);
                     }
                 }
@@ -156,13 +165,17 @@ impl LayerStore {
         if self.states.get(span) != SpanState::Unverified {
             return None;
         }
+        let doubts = self.doubts();
         let verified = self.read_verified(span);
         if verified.is_some() {
-            self.states.change(span, SpanState::Unverified, SpanState::Present);
+            self.trust(span, SpanState::Unverified, doubts);
         } else if self.states.change(span, SpanState::Unverified, SpanState::Absent) {
             note_presence(&self.file, span, false);
             count(&self.counters.spans_repaired, 1);
-            tracing::warn!(layer = %self.digest, span = span.get(), path = %self.file.dir().display(), "a cached span is damaged and is fetched again");
+            if let Some(unsaid) = self.lines.next() {
+                let path = self.file.dir().display();
+                tracing::warn!(layer = %self.digest, span = span.get(), %path, unsaid, "a cached span is damaged and is fetched again");
+            }
         }
         verified
     }
@@ -182,17 +195,41 @@ impl LayerStore {
         if self.file.is_intact() {
             return;
         }
-        tracing::warn!(layer = %self.digest, path = %self.file.dir().display(), "a cache file was changed by another process; its spans are verified again");
+        if let Some(unsaid) = self.lines.next() {
+            let path = self.file.dir().display();
+            tracing::warn!(layer = %self.digest, %path, unsaid, "a cache file was changed by another process; its spans are verified again");
+        }
         self.doubts.fetch_add(1, Ordering::AcqRel);
         self.states.doubt_all();
-        if let Err(error) = self.file.restore_length() {
-            tracing::warn!(%error, "a cache file could not be mended");
+        let mended = self.file.restore_length();
+        self.doubts.fetch_add(1, Ordering::AcqRel);
+        if let Err(error) = mended
+            && let Some(unsaid) = self.lines.next()
+        {
+            tracing::warn!(%error, unsaid, "a cache file could not be mended");
         }
     }
 
-    /// How often the file was found changed, to be given back to `settle`.
+    /// How often the file was found changed and mended, to be asked for again after it was used.
     pub(crate) fn doubts(&self) -> u64 {
         self.doubts.load(Ordering::Acquire)
+    }
+
+    /// Whether bytes of present spans, used since there were so many `doubts` and before the file was seen intact, are right. A cut file
+    /// is either still cut when it is looked at, or was mended, which counts; the state alone may be trusted anew by then.
+    pub(crate) fn undoubted_since(&self, doubts: u64) -> bool {
+        doubts.is_multiple_of(2) && self.doubts() == doubts
+    }
+
+    /// Makes `span`, whose bytes were seen or written when there were so many `doubts`, present; unverified when the file was found
+    /// changed since.
+    fn trust(&self, span: SpanIndex, from: SpanState, doubts: u64) {
+        let _nobody_mends = self.mending.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.undoubted_since(doubts) {
+            self.states.change(span, from, SpanState::Present);
+        } else if from == SpanState::InFlight {
+            self.states.change(span, from, SpanState::Unverified);
+        }
     }
 
     /// Hands verified bytes to all who wait for `span`; who comes before [`Self::settle`] gets them from memory too.
@@ -216,11 +253,11 @@ impl LayerStore {
             note_presence(&self.file, span, true);
         }
         let mut in_flight = self.lock();
-        self.states.change(span, SpanState::InFlight, if written.is_some() { SpanState::Present } else { SpanState::Absent });
-        in_flight.remove(&span);
-        if written.is_some_and(|doubts| doubts != self.doubts()) {
-            self.states.change(span, SpanState::Present, SpanState::Unverified);
+        match written {
+            Some(doubts) => self.trust(span, SpanState::InFlight, doubts),
+            None => drop(self.states.change(span, SpanState::InFlight, SpanState::Absent)),
         }
+        in_flight.remove(&span);
     }
 
     /// Ends a flight that failed; gives those who waited.

@@ -9,11 +9,21 @@ use std::{
 use clip_format::units::SpanIndex;
 
 use crate::{
-    cache::layer_file::LayerFile, core::Core, error::EngineError, image::ReadDone, image_layer::ImageLayer, layer::Obtained, metrics::count,
+    cache::layer_file::LayerFile,
+    core::Core,
+    error::{EngineError, ErrorKind},
+    image::ReadDone,
+    image_layer::ImageLayer,
+    layer::Obtained,
+    metrics::count,
 };
 
 /// Times that a read starts over, for each of its spans, with its own source after another image's fetch of it failed.
 const RETRIES_MAX: usize = 8;
+/// Read timeouts after which a read does not start over: it has waited for another image's dead registry and for one more.
+const TIMEOUTS_MAX: u32 = 2;
+/// How often the watch of a deadline looks whether its read is over. Source: a second of a small task and a few hundred bytes each.
+const DEADLINE_LOOK: Duration = Duration::from_secs(1);
 
 /// A read of `range` of a layer's stream.
 ///
@@ -33,6 +43,8 @@ struct Progress {
     /// Starts over that are left.
     retries: usize,
     waited: bool,
+    /// Why the first part that failed did.
+    failed: Option<EngineError>,
     /// `None` once it was called.
     done: Option<ReadDone>,
 }
@@ -40,7 +52,8 @@ struct Progress {
 /// Starts a read of `range`, which lies in the stream and in `spans`; `done` may be called before this returns.
 pub(crate) fn start(core: &Arc<Core>, layer: &Arc<ImageLayer>, range: Range<u64>, spans: Range<u32>, done: ReadDone) {
     let buffer = vec![0; (range.end - range.start) as usize];
-    let progress = Progress { buffer, missing: spans.len(), retries: RETRIES_MAX * spans.len(), waited: false, done: Some(done) };
+    let progress =
+        Progress { buffer, missing: spans.len(), retries: RETRIES_MAX * spans.len(), waited: false, failed: None, done: Some(done) };
     let read = PendingRead { core: core.clone(), layer: layer.clone(), range, started: Instant::now(), progress: Mutex::new(progress) };
     let read = Arc::new(read);
     read.request(spans.map(SpanIndex));
@@ -59,7 +72,7 @@ impl PendingRead {
                     self.lock().waited = true;
                     claimed.push(span);
                 }
-                Err(error) => self.finish(Err(error)),
+                Err(error) => self.part_answered(Some(error)),
             }
         }
         if !claimed.is_empty() {
@@ -98,25 +111,39 @@ impl PendingRead {
 
     /// A span's bytes have been copied. The last one completes the read.
     pub(crate) fn part_done(&self) {
+        self.part_answered(None);
+    }
+
+    /// One part has its answer. The read has its own with the last, an error too: else who asks again after it would join what is still
+    /// in flight for the same reason.
+    fn part_answered(&self, error: Option<EngineError>) {
         let mut progress = self.lock();
         progress.missing = progress.missing.saturating_sub(1);
+        if let Some(error) = error {
+            progress.failed.get_or_insert(error);
+        }
         if progress.missing == 0 {
             let buffer = std::mem::take(&mut progress.buffer);
+            let failed = progress.failed.take();
             drop(progress);
-            self.finish(Ok(buffer));
+            self.finish(failed.map_or(Ok(buffer), Err));
         }
     }
 
-    /// The fetch of a span by `failed` failed. When that was another image, this read tries its own source.
+    /// The fetch of a span by `failed` failed. When that was another image, this read tries its own source, unless that is the same one
+    /// and did not answer: wrong bytes may be the fault of the other's index.
     pub(crate) fn part_failed(self: &Arc<Self>, span: SpanIndex, error: &EngineError, failed: &Arc<ImageLayer>) {
+        let same_source =
+            Arc::ptr_eq(&self.layer, failed) || error.kind() != ErrorKind::Corrupt && self.layer.source.is_same(&failed.source);
+        let in_time = self.started.elapsed() < self.core.config.read_timeout.saturating_mul(TIMEOUTS_MAX);
         let mut progress = self.lock();
-        let again = !Arc::ptr_eq(&self.layer, failed) && progress.retries > 0 && progress.done.is_some();
+        let again = !same_source && in_time && progress.retries > 0 && progress.done.is_some();
         progress.retries = progress.retries.saturating_sub(1);
         drop(progress);
         if again && !self.core.is_stopping() {
             self.request(std::iter::once(span));
         } else {
-            self.finish(Err(error.clone()));
+            self.part_answered(Some(error.clone()));
         }
     }
 
@@ -156,12 +183,30 @@ impl PendingRead {
 /// A read that fails at `at` if it has not been answered.
 pub(crate) struct Deadline {
     read: Weak<PendingRead>,
-    pub(crate) at: Instant,
+    at: Instant,
     after: Duration,
 }
 
+/// A read that nobody will answer any more (a panic in an engine thread lost it) is answered all the same.
+impl Drop for PendingRead {
+    fn drop(&mut self) {
+        self.finish(Err(EngineError::Stopped));
+    }
+}
+
 impl Deadline {
-    pub(crate) fn expire(self) {
+    /// Waits for the deadline, or until the read is over.
+    pub(crate) async fn watch(self) {
+        while Instant::now() < self.at {
+            if self.read.strong_count() == 0 {
+                return;
+            }
+            tokio::time::sleep_until(self.at.min(Instant::now() + DEADLINE_LOOK).into()).await;
+        }
+        self.expire();
+    }
+
+    fn expire(self) {
         if let Some(read) = self.read.upgrade() {
             let what = format!("read of layer {} at {}", read.layer.store.digest, read.range.start);
             read.finish(Err(EngineError::Deadline { what, waited: self.after }));

@@ -3,7 +3,6 @@
 use std::{
     cell::Cell,
     io,
-    ops::Range,
     rc::Rc,
     sync::{
         Arc,
@@ -14,7 +13,6 @@ use std::{
     time::Duration,
 };
 
-use clip_format::units::SpanIndex;
 use crossbeam::channel::{Receiver, Sender, unbounded};
 use tokio::{
     sync::{Notify, OwnedSemaphorePermit},
@@ -22,16 +20,16 @@ use tokio::{
 };
 
 use crate::{
-    claims::Claims,
+    claims::Delivered,
     config::DiskIo,
-    core::{Core, flows},
+    core::Core,
     disk::Disk,
     error::EngineError,
     fetch::{self, Flow},
-    image_layer::ImageLayer,
     job,
     layer::LayerStore,
     metrics::count,
+    prefetch::{self, Prefetch},
     read::Deadline,
     registry::Client,
     span::VerifiedSpan,
@@ -41,12 +39,6 @@ use crate::{
 const LAST_WRITES_MAX: Duration = Duration::from_secs(5);
 /// Threads of a shard's pool where io_uring is barred. Source: two keep a disk's queue filled while a third span decodes.
 const POOL_THREADS: usize = 2;
-
-/// Spans to fetch if they are still absent when their turn comes.
-pub(crate) struct Prefetch {
-    pub(crate) layer: Arc<ImageLayer>,
-    pub(crate) spans: Range<u32>,
-}
 
 /// What a shard is asked for.
 pub(crate) enum Request {
@@ -143,7 +135,11 @@ impl Runtime {
     fn block_on(self, future: impl Future<Output = ()>) {
         match self {
             Runtime::Uring(runtime) => runtime.block_on(future),
-            Runtime::Pool(runtime) => LocalSet::new().block_on(&runtime, future),
+            Runtime::Pool(runtime) => {
+                LocalSet::new().block_on(&runtime, future);
+                // A write or a name look-up that hangs must not keep the engine from stopping.
+                runtime.shutdown_background();
+            }
         }
     }
 }
@@ -206,39 +202,29 @@ impl Shard {
     fn accept(self: &Rc<Self>, request: Request) {
         match request {
             Request::Flow(flow) => drop(spawn_local(fetch::run(flow, self.clone()))),
-            Request::Prefetch(prefetch) => drop(spawn_local(read_ahead(prefetch, self.clone()))),
-            Request::Deadline(deadline) => drop(spawn_local(async move {
-                tokio::time::sleep_until(deadline.at.into()).await;
-                deadline.expire();
-            })),
+            Request::Prefetch(prefetch) => drop(spawn_local(prefetch::run(prefetch, self.clone()))),
+            Request::Deadline(deadline) => drop(spawn_local(deadline.watch())),
         }
     }
 
     /// Writes a delivered span to the cache; its bytes count as in flight until then.
-    pub(crate) fn keep(
-        self: &Rc<Self>,
-        store: Arc<LayerStore>,
-        claims: Arc<Claims>,
-        span: SpanIndex,
-        verified: VerifiedSpan,
-        held: OwnedSemaphorePermit,
-    ) {
+    pub(crate) fn keep(self: &Rc<Self>, delivered: Delivered, verified: VerifiedSpan, held: OwnedSemaphorePermit) {
         self.writes.set(self.writes.get() + 1);
         let shard = self.clone();
         spawn_local(async move {
-            let doubts = store.doubts();
-            let result = shard.write(&store, span, &verified).await;
-            if let Err(error) = &result {
-                shard.not_kept(&store, error);
+            let doubts = delivered.store.doubts();
+            match shard.write(&delivered, &verified).await {
+                Ok(()) => delivered.written(doubts),
+                Err(error) => shard.not_kept(&delivered.store, &error),
             }
-            claims.settle(span, result.is_ok().then_some(doubts));
             drop(held);
             shard.writes.set(shard.writes.get() - 1);
             shard.written.notify_one();
         });
     }
 
-    async fn write(&self, store: &LayerStore, span: SpanIndex, verified: &VerifiedSpan) -> io::Result<()> {
+    async fn write(&self, delivered: &Delivered, verified: &VerifiedSpan) -> io::Result<()> {
+        let (store, span) = (&delivered.store, delivered.span);
         if !store.file.is_intact() {
             store.doubt_file();
         }
@@ -258,19 +244,5 @@ impl Shard {
             let path = store.file.dir().display();
             tracing::warn!(%path, %error, "the cache cannot be written; what is read is passed through and fetched again next time");
         }
-    }
-}
-
-/// Fetches what is still absent of `prefetch` on the share of the connections that read-ahead has.
-async fn read_ahead(prefetch: Prefetch, shard: Rc<Shard>) {
-    let core = &shard.core;
-    let share = core.prefetch_connections.clone().acquire_owned().await;
-    core.prefetches_waiting.fetch_sub(1, Ordering::Relaxed);
-    if share.is_err() {
-        return;
-    }
-    let claimed = prefetch.spans.map(SpanIndex).filter(|&span| prefetch.layer.store.claim(span)).collect();
-    for flow in flows(&prefetch.layer, claimed, core.config.request_bytes_max) {
-        fetch::run(flow, shard.clone()).await;
     }
 }

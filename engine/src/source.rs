@@ -45,6 +45,20 @@ impl BlobSource {
         }
     }
 
+    /// Whether both read the same bytes of the same place.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        use BlobSource::{File, Registry};
+        match (self, other) {
+            (File { path, offset, size }, File { path: path2, offset: offset2, size: size2 }) => {
+                (path, offset, size) == (path2, offset2, size2)
+            }
+            (Registry { repository, digest, .. }, Registry { repository: repository2, digest: digest2, .. }) => {
+                repository == repository2 && digest == digest2
+            }
+            _ => false,
+        }
+    }
+
     /// Opens `range` of the blob, half-open. `client` is not touched for files. Must run on a tokio runtime.
     ///
     /// # Errors

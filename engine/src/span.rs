@@ -35,7 +35,10 @@ impl SpanState {
     /// Whether a span may go from `self` to `next`.
     const fn may_become(self, next: Self) -> bool {
         use SpanState::{Absent, InFlight, Present, Unverified};
-        matches!((self, next), (Absent, InFlight) | (InFlight, Present | Absent) | (Unverified, Present | Absent) | (Present, Unverified))
+        matches!(
+            (self, next),
+            (Absent, InFlight) | (InFlight, Present | Absent | Unverified) | (Unverified, Present | Absent) | (Present, Unverified)
+        )
     }
 }
 

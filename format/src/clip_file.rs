@@ -3,8 +3,9 @@
 use std::io::Read;
 
 use crate::{
-    bounded::{expect_eq, slice_at},
+    bounded::{expect_eq, field, slice_at},
     checkpoints::{Checkpoints, Span},
+    erofs::residue::{from_residue, to_residue},
     error::FormatError,
     header::{Compression, HEADER_LEN, Header, Section, SectionKind},
     storage_info::StorageInfo,
@@ -62,14 +63,23 @@ fn append(file: &mut Vec<u8>, kind: SectionKind, raw: &[u8]) -> Result<Section, 
     let position = file.len() as u64;
     match kind.compression() {
         Compression::Stored => file.extend_from_slice(raw),
-        Compression::Zstd => {
-            let level = if raw.len() <= SMALL_SECTION_BYTES_MAX { LEVEL_SMALL } else { LEVEL_LARGE };
-            let stored =
-                zstd::bulk::compress(raw, level).map_err(|error| FormatError::Zstd { what: kind.as_str(), reason: error.to_string() })?;
-            file.extend_from_slice(&stored);
+        Compression::Zstd => file.extend_from_slice(&compressed(kind, raw)?),
+        Compression::ZstdResidue => {
+            let mut residue = raw.to_vec();
+            to_residue(&mut residue);
+            file.extend_from_slice(&compressed(kind, &residue)?);
+            from_residue(&mut residue);
+            if residue != raw {
+                return Err(field(kind.as_str(), 0, "an image whose parts do not overlap", "another"));
+            }
         }
     }
     Ok(Section { position, stored_len: file.len() as u64 - position, raw_len: found, blake3: *blake3::hash(raw).as_bytes() })
+}
+
+fn compressed(kind: SectionKind, raw: &[u8]) -> Result<Vec<u8>, FormatError> {
+    let level = if raw.len() <= SMALL_SECTION_BYTES_MAX { LEVEL_SMALL } else { LEVEL_LARGE };
+    zstd::bulk::compress(raw, level).map_err(|error| FormatError::Zstd { what: kind.as_str(), reason: error.to_string() })
 }
 
 /// A `.clip` whose header is checked. Sections are expanded and hashed when asked for.
@@ -141,7 +151,10 @@ impl<'a> ClipFile<'a> {
 
     fn expanded(&self, kind: SectionKind) -> Result<Vec<u8>, FormatError> {
         let section = self.header.section(kind);
-        let raw = expand(kind.as_str(), self.stored(kind)?, section.raw_len)?;
+        let mut raw = expand(kind.as_str(), self.stored(kind)?, section.raw_len)?;
+        if kind.compression() == Compression::ZstdResidue {
+            from_residue(&mut raw);
+        }
         self.verify(kind, &raw)?;
         Ok(raw)
     }

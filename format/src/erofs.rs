@@ -5,6 +5,7 @@
 pub mod check;
 pub mod layout;
 pub mod read;
+pub(crate) mod residue;
 pub mod write;
 
 pub use read::{DirEntry, Extent, FileType, Index, Inode};

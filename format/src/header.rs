@@ -93,6 +93,8 @@ pub enum Compression {
     Stored,
     /// One zstd frame.
     Zstd,
+    /// One zstd frame of the index's residue (docs/format.md): numbers that follow from others are taken out of it.
+    ZstdResidue,
 }
 
 impl SectionKind {
@@ -115,7 +117,8 @@ impl SectionKind {
     pub fn compression(self) -> Compression {
         match self {
             Self::Windows => Compression::Stored,
-            Self::Index | Self::StorageInfo | Self::Checkpoints => Compression::Zstd,
+            Self::Index => Compression::ZstdResidue,
+            Self::StorageInfo | Self::Checkpoints => Compression::Zstd,
         }
     }
 
@@ -145,6 +148,7 @@ impl Compression {
         match self {
             Self::Stored => 0,
             Self::Zstd => 1,
+            Self::ZstdResidue => 2,
         }
     }
 }

@@ -11,9 +11,10 @@ use std::{
 
 use clip_format::erofs::FileType;
 use fuser::{
-    BsdFileFlags, CopyFileRangeFlags, FileAttr, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags,
-    KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
-    ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, FileAttr, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
+    IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate,
+    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs,
+    ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use rustix::io::Errno;
 use tracing::debug;
@@ -204,7 +205,37 @@ impl<B: ByteSource> Filesystem for Adapter<B> {
         }
     }
 
-    // ENOSYS to flush, access, fsync and poll is what fuser answers by itself; the kernel then never asks again. To ioctl it means ENOTTY.
+    // ENOSYS to these makes the kernel answer by itself from then on (close and fsync succeed, permissions are its own check, poll is always
+    // ready, ioctl is ENOTTY). Said here, since fuser's own answer is the same with a warning in the log at the first close of every mount.
+    // Source: linux fs/fuse/file.c, `fuse_flush`, `fuse_fsync_common`, `fuse_file_poll`, `fuse_bmap`; fs/fuse/dir.c, `fuse_access`.
+    //
+    // FUSE_INTERRUPT (a signal to a reader that waits) never reaches a file system through fuser: it answers ENOSYS, and the kernel
+    // asks no more. SIGKILL still ends at once whoever waits for a page (linux mm/filemap.c, `folio_wait_locked_killable`); a direct read
+    // stays until it is answered, at the latest after the engine's read timeout.
+
+    fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+        reply.error(fuser::Errno::ENOSYS);
+    }
+
+    fn fsync(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        reply.error(fuser::Errno::ENOSYS);
+    }
+
+    fn fsyncdir(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        reply.error(fuser::Errno::ENOSYS);
+    }
+
+    fn access(&self, _: &Request, _: INodeNo, _: AccessFlags, reply: ReplyEmpty) {
+        reply.error(fuser::Errno::ENOSYS);
+    }
+
+    fn poll(&self, _: &Request, _: INodeNo, _: FileHandle, _: PollNotifier, _: PollEvents, _: PollFlags, reply: ReplyPoll) {
+        reply.error(fuser::Errno::ENOSYS);
+    }
+
+    fn bmap(&self, _: &Request, _: INodeNo, _: u32, _: u64, reply: ReplyBmap) {
+        reply.error(fuser::Errno::ENOSYS);
+    }
 
     fn ioctl(&self, _: &Request, _: INodeNo, _: FileHandle, _: IoctlFlags, _: u32, _: &[u8], _: u32, reply: ReplyIoctl) {
         reply.error(fuser::Errno::ENOSYS);

@@ -13,6 +13,11 @@ pub trait ByteSource: Send + Sync + 'static {
     /// The file tree. Always the same one.
     fn index(&self) -> &Index;
 
+    /// False once the index is known to be damaged: nothing that it says counts any more.
+    fn is_sound(&self) -> bool {
+        true
+    }
+
     /// The bytes `range` of a layer's stream if they can be had at once. The slice is exactly that long; it may only be handed to a
     /// system call, never touched, since it can be a map of a file that someone cuts.
     fn present(&self, layer: LayerIndex, range: Range<u64>) -> Option<&[u8]>;
@@ -30,6 +35,10 @@ impl ByteSource for Arc<Image> {
 
     fn index(&self) -> &Index {
         Image::index(self)
+    }
+
+    fn is_sound(&self) -> bool {
+        self.undamaged().is_ok()
     }
 
     fn present(&self, layer: LayerIndex, range: Range<u64>) -> Option<&[u8]> {

@@ -13,7 +13,7 @@ use std::{ops::ControlFlow, sync::Arc};
 
 use clip_format::{
     erofs::{FileType, Inode},
-    error::FormatError,
+    error::{ErrorKind, FormatError},
     limits::NAME_BYTES_MAX,
     units::Nid,
 };
@@ -213,6 +213,9 @@ impl<B: ByteSource> Tree<B> {
     }
 
     fn inode(&self, operation: &'static str, node: NodeId) -> Result<Inode, Errno> {
+        if !self.source.is_sound() {
+            return Err(errno(ErrorKind::Corrupt));
+        }
         let nid = if node == NodeId::ROOT { self.source.index().root() } else { Nid(node.0) };
         self.source.index().inode(nid).map_err(|error| self.index_failure(operation, node, &error))
     }

@@ -107,6 +107,17 @@ fn wrong_questions() {
     }
 }
 
+/// Claim: an index that is found damaged while it is in use answers nothing any more.
+#[test]
+fn a_damaged_index_answers_nothing() {
+    let (source, tree) = tree();
+    let link = find(&tree, "link").node;
+    source.0.damaged.store(true, std::sync::atomic::Ordering::SeqCst);
+    assert_eq!(tree.getattr(NodeId::ROOT).unwrap_err(), Errno::IO);
+    assert_eq!(tree.lookup(NodeId::ROOT, b"file").unwrap_err(), Errno::IO);
+    assert_eq!(tree.readlink(link).unwrap_err(), Errno::IO);
+}
+
 /// Links, xattrs and sizes.
 #[test]
 fn links_xattrs_statfs() {

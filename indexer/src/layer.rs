@@ -1,9 +1,12 @@
 //! One streaming pass over one layer: blob bytes in; members, spans, windows and digests out.
 //!
 //! Four threads a layer, joined by bounded channels: fetch -> (inflate, checkpoints, tar) -> stream hashes; and the blob's own hash
-//! beside them. Nothing is held but the channels' chunks, whatever the blob expands to.
+//! beside them. Nothing is held but the channels' chunks and the blocks whose cuts are not decided yet, whatever the blob expands to.
 
+mod blocks;
+mod candidates;
 mod fetch;
+mod gzip;
 mod hash;
 mod members;
 mod spans;
@@ -22,10 +25,11 @@ use crossbeam::channel::{Receiver, bounded};
 
 pub(crate) use fetch::Cancel;
 use fetch::Message;
+use gzip::GzipSpans;
 use hash::StreamHashes;
 pub(crate) use hash::digest_of;
 use members::MemberSink;
-use spans::{GzipSpans, PlainSpans, SpanDraft};
+use spans::{PlainSpans, SpanDraft};
 
 use crate::{
     error::IndexError,

@@ -7,10 +7,17 @@
 use clip_engine::inflate::{Inflate, InflateError, Stop, Until};
 use clip_format::limits::WINDOW_BYTES;
 
+/// The windows of run A and run B.
+static MARKERS: [[u8; WINDOW_BYTES]; 2] = markers();
+/// Output bytes compared at once before they are looked at one by one: nearly all are equal.
+const COMPARED_BYTES: usize = 64;
+
 /// The two runs at one checkpoint, fed with the compressed bytes that the main decoder uses meanwhile.
+///
+/// Shape: about 200 KiB; `start` keeps the allocations.
 pub(crate) struct WindowProbe {
     runs: [Run; 2],
-    used: Box<[bool; WINDOW_BYTES]>,
+    used: UsedPlaces,
     compared: usize,
 }
 
@@ -21,17 +28,35 @@ struct Run {
     ended: bool,
 }
 
+/// The places of a window that were referred to.
+struct UsedPlaces {
+    marks: Box<[bool; WINDOW_BYTES]>,
+    bytes: usize,
+    /// Runs of neighbours. `<= bytes`
+    pieces: usize,
+}
+
 impl WindowProbe {
-    /// At a checkpoint; `bit_offset` and `first_byte` as [`Inflate::raw`] takes them.
-    pub(crate) fn new(bit_offset: u8, first_byte: u8) -> Self {
-        let windows = marker_windows();
-        let runs = windows.map(|window| Run {
-            inflate: Inflate::raw(Some(&window), bit_offset, first_byte),
+    /// One that must be started.
+    pub(crate) fn new() -> Self {
+        let runs = MARKERS.each_ref().map(|markers| Run {
+            inflate: Inflate::raw(Some(markers), 0, 0),
             output: Box::new([0; WINDOW_BYTES]),
             produced: 0,
             ended: false,
         });
-        Self { runs, used: Box::new([false; WINDOW_BYTES]), compared: 0 }
+        let used = UsedPlaces { marks: Box::new([false; WINDOW_BYTES]), bytes: 0, pieces: 0 };
+        Self { runs, used, compared: 0 }
+    }
+
+    /// Begins at a checkpoint; `bit_offset` and `first_byte` as [`Inflate::raw`] takes them.
+    pub(crate) fn start(&mut self, bit_offset: u8, first_byte: u8) {
+        for (run, markers) in self.runs.iter_mut().zip(&MARKERS) {
+            run.inflate.reset_raw(Some(markers), bit_offset, first_byte);
+            (run.produced, run.ended) = (0, false);
+        }
+        self.used.clear();
+        self.compared = 0;
     }
 
     /// True when more input cannot change what is known.
@@ -51,28 +76,32 @@ impl WindowProbe {
         Ok(())
     }
 
-    /// True when some byte of the window was referred to.
-    pub(crate) fn any_used(&self) -> bool {
-        self.used.iter().any(|used| *used)
+    /// Bytes of the window that were referred to so far.
+    pub(crate) fn used_bytes(&self) -> usize {
+        self.used.bytes
     }
 
-    /// `window` with every byte that was not referred to set to zero.
-    pub(crate) fn sparse(&self, window: &[u8; WINDOW_BYTES]) -> Box<[u8; WINDOW_BYTES]> {
-        let mut sparse = Box::new([0; WINDOW_BYTES]);
-        for (place, used) in self.used.iter().enumerate() {
-            if *used {
-                sparse[place] = window[place];
+    /// Runs of neighbours among them; fewer again where a byte joins two.
+    pub(crate) fn used_pieces(&self) -> usize {
+        self.used.pieces
+    }
+
+    /// Sets every byte of `window`, the real one, that was not referred to to zero.
+    pub(crate) fn clear_unused(&self, window: &mut [u8; WINDOW_BYTES]) {
+        for (byte, used) in window.iter_mut().zip(self.used.marks.iter()) {
+            if !used {
+                *byte = 0;
             }
         }
-        sparse
     }
 
     fn compare(&mut self) {
         let [a, b] = &self.runs;
         let until = a.produced.min(b.produced);
-        for (low, high) in a.output[self.compared..until].iter().zip(&b.output[self.compared..until]) {
-            if low != high {
-                self.used[usize::from(*low) | usize::from(high & 0x7f) << 8] = true;
+        let [a, b] = [a, b].map(|run| run.output[self.compared..until].chunks(COMPARED_BYTES));
+        for (low, high) in a.zip(b).filter(|(low, high)| low != high) {
+            for (low, high) in low.iter().zip(high).filter(|(low, high)| low != high) {
+                self.used.mark(usize::from(*low) | usize::from(high & 0x7f) << 8);
             }
         }
         self.compared = until;
@@ -94,10 +123,33 @@ impl Run {
     }
 }
 
-fn marker_windows() -> [[u8; WINDOW_BYTES]; 2] {
-    let low = std::array::from_fn(|place| place as u8);
-    let high = std::array::from_fn(|place| (place >> 8) as u8 & 0x7f | !(place as u8) & 0x80);
-    [low, high]
+impl UsedPlaces {
+    fn mark(&mut self, place: usize) {
+        if self.marks[place] {
+            return;
+        }
+        self.marks[place] = true;
+        self.bytes += 1;
+        let before = place > 0 && self.marks[place - 1];
+        let after = self.marks.get(place + 1).is_some_and(|used| *used);
+        self.pieces = self.pieces + 1 - usize::from(before) - usize::from(after);
+    }
+
+    fn clear(&mut self) {
+        self.marks.fill(false);
+        (self.bytes, self.pieces) = (0, 0);
+    }
+}
+
+const fn markers() -> [[u8; WINDOW_BYTES]; 2] {
+    let mut markers = [[0; WINDOW_BYTES]; 2];
+    let mut place = 0;
+    while place < WINDOW_BYTES {
+        markers[0][place] = place as u8;
+        markers[1][place] = (place >> 8) as u8 & 0x7f | !(place as u8) & 0x80;
+        place += 1;
+    }
+    markers
 }
 
 #[cfg(test)]

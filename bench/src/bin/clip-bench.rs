@@ -26,6 +26,9 @@ struct Cli {
     /// Print JSON
     #[arg(long, global = true)]
     json: bool,
+    /// Print the table of docs/performance.md
+    #[arg(long, global = true, conflicts_with = "json")]
+    markdown: bool,
     /// What the image is made from
     #[arg(long, global = true, value_name = "N", default_value_t = 1)]
     seed: u64,
@@ -82,18 +85,20 @@ fn main() -> Result<()> {
     }
     let machine = Machine::now();
     let scale = if cli.tiny { Scale::Tiny } else { Scale::Full };
+    eprintln!("making the image");
     let setup = Setup::new(&Options { scale, seed: cli.seed, runs: cli.runs, clip_program: cli.clip_program })?;
     let mut findings = Findings::default();
     for (name, measure) in ALL {
         if cli.command.name().is_none_or(|wanted| wanted == name) {
+            eprintln!("measuring {name}, {} runs", setup.runs);
             findings.append(measure(&setup)?);
         }
     }
     let report = Report { machine, corpus: setup.corpus.summary(), figures: findings.figures, skipped: findings.skipped };
-    if cli.json {
-        println!("{}", serde_json::to_string_pretty(&report)?)
-    } else {
-        print!("{report}")
+    match (cli.json, cli.markdown) {
+        (true, _) => println!("{}", serde_json::to_string_pretty(&report)?),
+        (_, true) => print!("{}", report.markdown()),
+        _ => print!("{report}"),
     }
     Ok(())
 }

@@ -2,11 +2,11 @@
 
 use anyhow::Result;
 
-use super::{Findings, SameWork, timed};
+use super::{Findings, SameWork, costed};
 use crate::{
     corpus::{TAG_ALL, TAG_LARGE},
     floor,
-    report::{Figure, Unit, megabytes_per_second},
+    report::{Figure, Unit, megabytes_per_second, milliseconds},
     setup::{Setup, index, sections_hash},
 };
 
@@ -25,29 +25,54 @@ pub fn measure(setup: &Setup) -> Result<Findings> {
             ("layout", "from an oci: directory", setup.corpus.local_reference(tag)),
         ];
         for (source, place, reference) in sources {
-            let (mut rates, mut floors, mut registry) = (Vec::new(), Vec::new(), Vec::new());
+            let mut runs = Runs::default();
             for _ in 0..setup.runs {
-                floors.push(megabytes_per_second(setup.corpus.stream_bytes(tag), timed(|| inflate_layers(setup, tag))?.0));
-                let served = setup.registry.served();
-                let (took, indexed) = timed(|| index(&reference))?;
-                registry.push(setup.registry.served().since(served).cpu.as_secs_f64() / took.as_secs_f64());
-                anyhow::ensure!(
-                    indexed.summary.stream_bytes == setup.corpus.stream_bytes(tag),
-                    "indexed {} bytes",
-                    indexed.summary.stream_bytes
-                );
-                work.check(&reference, sections_hash(&indexed.clip)?)?;
-                rates.push(megabytes_per_second(indexed.summary.stream_bytes, took));
+                runs.add(setup, tag, &reference, &mut work)?;
             }
-            let (id, what) = (format!("index.{tag}.{source}"), format!("index rate of {image}, {place}, written to memory"));
-            findings.figures.push(Figure::new(&id, &what, Unit::MegabytesPerSecond, &rates).floor(FLOOR, &floors).work(&work.hash()));
+            let id = format!("index.{tag}.{source}");
+            let what = format!("index rate of {image}, {place}, the .clip in memory");
+            let rate = Figure::new(&id, &what, Unit::MegabytesPerSecond, &runs.rates).floor(FLOOR, &runs.floor_rates);
+            let what = "processor time of the same, all threads but the registry's";
+            let cpu = Figure::new(&format!("{id}.cpu"), what, Unit::Milliseconds, &runs.cpu).floor(FLOOR, &runs.floor_cpu);
+            findings.figures.extend([rate.work(&work.hash()), cpu.work(&work.hash())]);
             if source == "registry" {
-                let what = "of one core, taken by the registry itself meanwhile";
-                findings.figures.push(Figure::new(&format!("{id}.registry_cpu"), what, Unit::Count, &registry));
+                let what = "cores taken by the registry itself meanwhile";
+                findings.figures.push(Figure::new(&format!("{id}.registry_cpu"), what, Unit::Count, &runs.registry));
             }
         }
     }
     Ok(findings)
+}
+
+/// One value a run.
+#[derive(Default)]
+struct Runs {
+    /// MB/s.
+    rates: Vec<f64>,
+    floor_rates: Vec<f64>,
+    /// Milliseconds.
+    cpu: Vec<f64>,
+    floor_cpu: Vec<f64>,
+    /// Cores.
+    registry: Vec<f64>,
+}
+
+impl Runs {
+    fn add(&mut self, setup: &Setup, tag: &str, reference: &str, work: &mut SameWork) -> Result<()> {
+        let bytes = setup.corpus.stream_bytes(tag);
+        let (floor, ()) = costed(|| inflate_layers(setup, tag))?;
+        let served = setup.registry.served();
+        let (cost, indexed) = costed(|| index(reference))?;
+        let registry = setup.registry.served().since(served).cpu;
+        anyhow::ensure!(indexed.summary.stream_bytes == bytes, "expected {bytes} bytes, indexed {}", indexed.summary.stream_bytes);
+        work.check(reference, sections_hash(&indexed.clip)?)?;
+        self.rates.push(megabytes_per_second(bytes, cost.wall));
+        self.floor_rates.push(megabytes_per_second(bytes, floor.wall));
+        self.cpu.push(milliseconds(cost.cpu.saturating_sub(registry)));
+        self.floor_cpu.push(milliseconds(floor.cpu));
+        self.registry.push(registry.as_secs_f64() / cost.wall.as_secs_f64());
+        Ok(())
+    }
 }
 
 fn inflate_layers(setup: &Setup, tag: &str) -> Result<()> {

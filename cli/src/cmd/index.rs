@@ -39,9 +39,6 @@ pub fn run(args: &IndexArgs) -> Result<Outcome> {
         let _whole = interrupt::hold();
         write_clip(&args.output, &indexed.clip)?;
     }
-    for warning in &indexed.summary.warnings {
-        writeln!(std::io::stderr(), "clip: warning: {warning}")?;
-    }
     if !args.quiet {
         writeln!(std::io::stderr(), "{}", summary_text(args, &indexed.summary))?;
     }
@@ -135,7 +132,9 @@ struct Bars {
 
 impl Default for Bars {
     fn default() -> Self {
-        Self { all: MultiProgress::with_draw_target(ProgressDrawTarget::stderr_with_hz(8)), bars: OnceLock::new() }
+        let all = MultiProgress::with_draw_target(ProgressDrawTarget::stderr_with_hz(8));
+        crate::log::keep_above(&all);
+        Self { all, bars: OnceLock::new() }
     }
 }
 

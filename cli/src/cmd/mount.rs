@@ -1,11 +1,11 @@
 //! `clip mount`: returns when the mount answers.
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clip_engine::{Engine, EngineError};
 
 use crate::{
     args::MountArgs,
-    exit::Outcome,
+    exit::{Outcome, chain_text},
     owner::{client, protocol::MountRequest, server::Owner},
     resolve::{self, MountPlan, STOP_TIMEOUT_DEFAULT, Unknown},
 };
@@ -20,9 +20,9 @@ pub fn run(args: &MountArgs) -> Result<Outcome> {
 /// As `run`, for a plan.
 pub fn mount(plan: &MountPlan, foreground: bool) -> Result<()> {
     let mounted = if foreground { serve_here(plan) } else { client::hand_over(plan, false).map(drop) };
-    mounted.with_context(|| {
+    mounted.map_err(|error| {
         let (clip, dir) = (plan.clip.display(), plan.mountpoint.display());
-        format!("cannot mount {clip} at {dir} (clip doctor {clip} says what to check)")
+        anyhow::anyhow!("cannot mount {clip} at {dir}: {} (clip doctor {clip} checks machine and registry)", chain_text(&error))
     })
 }
 

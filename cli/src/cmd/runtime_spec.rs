@@ -39,7 +39,7 @@ pub fn run(args: &RuntimeSpecArgs) -> Result<Outcome> {
 }
 
 fn spec(args: &RuntimeSpecArgs) -> Result<Value> {
-    let opened = clip_input::open_image(&args.clip, &args.read, CacheChoice::Shared)?;
+    let opened = clip_input::open_image(&args.clip, &args.read, CacheChoice::SharedForLittle)?;
     let config = &opened.image.storage_info().config;
     let passwd = small_file(&opened, b"/etc/passwd", ACCOUNTS_BYTES_MAX)?.unwrap_or_default();
     let group = small_file(&opened, b"/etc/group", ACCOUNTS_BYTES_MAX)?.unwrap_or_default();

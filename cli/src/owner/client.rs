@@ -24,7 +24,9 @@ use crate::resolve::{Difference, MountPlan, STOP_TIMEOUT_DEFAULT};
 /// How long an owner that leaves, or a command that reads through the cache, is waited for. Source: leaving takes milliseconds;
 /// this is what a person waits before wanting to know why.
 const JOIN_MAX: Duration = Duration::from_secs(10);
-const RETRY_EVERY: Duration = Duration::from_millis(50);
+/// Between questions. Source: an owner takes 5-30 ms from its lock to its socket (strace of a start), so a mount that meets it there
+/// waits for one or two rounds.
+const RETRY_EVERY: Duration = Duration::from_millis(10);
 /// A log file over this is set aside as `.old` when an owner starts.
 const LOG_BYTES_MAX: u64 = 4 << 20;
 
@@ -58,11 +60,14 @@ enum Exchange {
 pub fn hand_over(plan: &MountPlan, wait: bool) -> Result<HandedOver> {
     create_cache_dir(&plan.cache_dir)?;
     let give_up = Instant::now() + JOIN_MAX;
+    let mut started = false;
     loop {
         let why = match exchange(plan, wait)? {
             Exchange::Taken(handed_over) => return Ok(handed_over),
             Exchange::Leaving(reason) => reason,
             Exchange::Nobody => match start_owner(plan)? {
+                // It listens: no pause before it is asked. One that ends at once is not started over and over without one.
+                Started::Ready if !std::mem::replace(&mut started, true) => continue,
                 Started::Ready => String::new(),
                 Started::Busy { message } => message,
                 Started::Failed { message } => bail!("{message}"),
@@ -83,11 +88,11 @@ pub fn owner_listens(cache_dir: &Path) -> bool {
 
 /// The cache directory exists; a new one is this user's alone.
 pub fn create_cache_dir(cache_dir: &Path) -> Result<()> {
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(cache_dir)
-        .with_context(|| format!("cache directory {} cannot be created; give another with --cache-dir", cache_dir.display()))
+    let created = DirBuilder::new().recursive(true).mode(0o700).create(cache_dir);
+    created.map_err(|error| {
+        let why = if cache_dir.exists() { "it is no directory".to_owned() } else { format!("it cannot be created: {error}") };
+        anyhow::anyhow!("cache directory {}: {why}; give another with --cache-dir", cache_dir.display())
+    })
 }
 
 fn connect(cache_dir: &Path) -> Result<Option<UnixStream>> {
@@ -166,7 +171,7 @@ fn open_log(path: &Path) -> Result<File> {
     }
     let mut options = OpenOptions::new();
     options.create(true).append(true).mode(0o600);
-    options.open(path).with_context(|| format!("log file {} (--log-file)", path.display()))
+    options.open(path).with_context(|| format!("log file {} cannot be written; give another --cache-dir or --log-file", path.display()))
 }
 
 #[cfg(test)]

@@ -182,7 +182,10 @@ impl Owner {
                 return protocol::send(to, &Reply::Refused { message });
             }
         };
-        protocol::send(to, &Reply::Mounted { pid: std::process::id() })?;
+        if let Err(error) = protocol::send(to, &Reply::Mounted { pid: std::process::id() }) {
+            self.detach(taken.id);
+            return Err(error.context(format!("{}: whoever asked for this mount is gone, so it is too", request.mountpoint.display())));
+        }
         if !request.wait {
             return Ok(());
         }
@@ -198,13 +201,17 @@ impl Owner {
         std::thread::Builder::new().name("waiter".to_owned()).spawn(move || {
             let mut byte = [0];
             let _ = std::io::Read::read(&mut &stream, &mut byte);
-            let Some(owner) = owner.upgrade() else { return };
-            let state = owner.state();
-            if let Some(Err(error)) = state.mounts.get(&id).map(|served| served.mounted.detach()) {
-                tracing::warn!("{error}");
+            if let Some(owner) = owner.upgrade() {
+                owner.detach(id);
             }
         })?;
         Ok(())
+    }
+
+    fn detach(&self, id: u64) {
+        if let Some(Err(error)) = self.state().mounts.get(&id).map(|served| served.mounted.detach()) {
+            tracing::warn!("{error}");
+        }
     }
 
     fn refusal(&self, request: &MountRequest) -> Option<Reply> {

@@ -2,14 +2,14 @@
 
 use std::{
     fs::File,
-    io::ErrorKind,
+    io::{self, ErrorKind},
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use clip_format::{checkpoints::SpanTable, digest::Digest, units::SpanIndex};
-use memmap2::Mmap;
+use memmap2::{Mmap, MmapOptions};
 
 use super::{
     create_dir, open_private,
@@ -22,11 +22,15 @@ pub(crate) fn layer_dir(cache_dir: &Path, layer: &Digest, table: &SpanTable) -> 
     cache_dir.join("layers").join(layer.algorithm()).join(layer.to_hex()).join(hex::encode(table.spans_digest()))
 }
 
+/// Bytes of a stream file behind the stream, never written: so that no write gives a file that was cut its whole length back.
+const GUARD_BYTES: u64 = 1;
+
 /// The sparse stream file, a read-only map of it, and the presence of its spans.
 pub(crate) struct LayerFile {
     dir: PathBuf,
     stream: Arc<File>,
-    stream_size: u64,
+    /// Length of the file: that of the stream and [`GUARD_BYTES`].
+    len: u64,
     /// `None` for an empty stream.
     map: Option<Mmap>,
     presence: Presence,
@@ -40,15 +44,17 @@ impl LayerFile {
     pub(crate) fn open(dir: PathBuf, table: &SpanTable) -> Result<Self, EngineError> {
         create_dir(&dir)?;
         let (stream_path, spans_path) = (dir.join("stream"), dir.join("spans"));
-        let lengths = [(&stream_path, table.stream_size()), (&spans_path, bitmap_bytes(table.len()) as u64)];
+        let too_long = || io::Error::from(ErrorKind::FileTooLarge);
+        let len = table.stream_size().checked_add(GUARD_BYTES).ok_or_else(|| EngineError::io("size", &stream_path, too_long()))?;
+        let lengths = [(&stream_path, len), (&spans_path, bitmap_bytes(table.len()) as u64)];
         if !lengths.iter().all(|(path, len)| is_file_of(path, *len)) {
             lengths.iter().try_for_each(|(path, _)| remove_anything(path))?;
         }
-        let stream = open_of_len(&stream_path, table.stream_size())?;
+        let stream = open_of_len(&stream_path, len)?;
         let spans = open_of_len(&spans_path, bitmap_bytes(table.len()) as u64)?;
         let presence = Presence::open(spans, table.len()).map_err(|error| EngineError::io("read", &spans_path, error))?;
         let map = map_stream(&stream, table.stream_size()).map_err(|error| EngineError::io("map", &stream_path, error))?;
-        Ok(Self { dir, stream: Arc::new(stream), stream_size: table.stream_size(), map, presence })
+        Ok(Self { dir, stream: Arc::new(stream), len, map, presence })
     }
 
     /// The bytes `start..end` of the map; `None` past its end. They may vanish: see `Image::present`.
@@ -66,12 +72,12 @@ impl LayerFile {
 
     /// True while the file has its length; when not, somebody cut or grew it. Cost: one fstat.
     pub(crate) fn is_intact(&self) -> bool {
-        rustix::fs::fstat(&*self.stream).is_ok_and(|stat| u64::try_from(stat.st_size) == Ok(self.stream_size))
+        rustix::fs::fstat(&*self.stream).is_ok_and(|stat| u64::try_from(stat.st_size) == Ok(self.len))
     }
 
     /// Gives the file its length back; what was cut off is zeros now.
     pub(crate) fn restore_length(&self) -> Result<(), EngineError> {
-        self.stream.set_len(self.stream_size).map_err(|error| EngineError::io("extend", self.dir.join("stream"), error))
+        self.stream.set_len(self.len).map_err(|error| EngineError::io("extend", self.dir.join("stream"), error))
     }
 
     pub(crate) fn presence(&self) -> &Presence {
@@ -107,9 +113,10 @@ fn map_stream(file: &File, len: u64) -> std::io::Result<Option<Mmap>> {
     if len == 0 {
         return Ok(None);
     }
+    let len = usize::try_from(len).map_err(|_| ErrorKind::FileTooLarge)?;
     // SAFETY: the map is only handed out as a slice that callers pass to system calls and never touch (`Image::present` says so), so
     // bytes that change or pages that vanish under it are the kernel's to see, not ours.
-    unsafe { Mmap::map(file) }.map(Some)
+    unsafe { MmapOptions::new().len(len).map(file) }.map(Some)
 }
 
 /// The bit of `span` in the file, after a failed write is worth one log line, no error: it costs a later owner a fetch or a hash.

@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    net::{IpAddr, SocketAddr, ToSocketAddrs},
     path::Path,
     pin::Pin,
     sync::{Arc, OnceLock},
@@ -116,7 +117,7 @@ fn tls_failure(failed: impl Fn(String) -> EngineError, error: &io::Error) -> Fai
 
 /// Tries each address in turn, each with an equal share of the time left.
 async fn connect_tcp(url: &Location, deadline: Instant) -> io::Result<TcpStream> {
-    let addresses: Vec<_> = tokio::net::lookup_host((url.origin.bare_host(), url.origin.port)).await?.collect();
+    let addresses = addresses(url.origin.bare_host(), url.origin.port).await?;
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
     for (at, address) in addresses.iter().enumerate() {
         let left = deadline.saturating_duration_since(Instant::now());
@@ -131,6 +132,19 @@ async fn connect_tcp(url: &Location, deadline: Instant) -> io::Result<TcpStream>
         }
     }
     Err(last)
+}
+
+/// The addresses of `host`, looked up on a thread of its own: on the runtime's blocking threads a resolver that hangs would hold up the
+/// writes of the cache, and the runtime's end. A thread outlives its caller by the resolver's own timeouts, 30 s or so.
+async fn addresses(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+    if let Ok(address) = host.parse::<IpAddr>() {
+        return Ok(vec![SocketAddr::new(address, port)]);
+    }
+    let (sender, receiver) = tokio::sync::oneshot::channel();
+    let name = (host.to_owned(), port);
+    let look_up = move || drop(sender.send(name.to_socket_addrs().map(Iterator::collect)));
+    std::thread::Builder::new().name("clip-resolve".to_owned()).spawn(look_up)?;
+    receiver.await.map_err(|_| io::Error::other("the thread that looked up the name ended"))?
 }
 
 impl AsyncRead for Stream {

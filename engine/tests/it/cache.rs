@@ -46,7 +46,7 @@ fn a_damaged_span_is_repaired() {
             read(&image, LayerIndex(1), 0, len).unwrap();
             wait_present(&image, LayerIndex(1), 0, len);
         }
-        for stream in node.cache_files("stream").iter().filter(|path| std::fs::metadata(path).unwrap().len() == len as u64) {
+        for stream in node.cache_files("stream").iter().filter(|path| std::fs::metadata(path).unwrap().len() == len as u64 + 1) {
             let file = std::fs::File::options().read(true).write(true).open(stream).unwrap();
             for at in [5, 300_000] {
                 file.write_all_at(&[node.layers[1].stream[at] ^ 1], at as u64).unwrap();
@@ -70,7 +70,7 @@ fn a_cache_file_cut_under_load_is_mended() {
         let stream = &node.layers[0].stream;
         read(&image, BASE, 0, stream.len()).unwrap();
         wait_present(&image, BASE, 0, stream.len());
-        let file = node.cache_files("stream").into_iter().find(|path| std::fs::metadata(path).unwrap().len() == stream.len() as u64);
+        let file = node.cache_files("stream").into_iter().find(|path| std::fs::metadata(path).unwrap().len() == stream.len() as u64 + 1);
         let file = std::fs::File::options().write(true).open(file.unwrap()).unwrap();
         let stop = AtomicBool::new(false);
         std::thread::scope(|scope| {
@@ -98,6 +98,23 @@ fn a_cache_file_cut_under_load_is_mended() {
         });
         assert!(engine.stats().spans_repaired > 0);
         assert_eq!(engine.stats().reads_failed, 0);
+    });
+}
+
+/// Claim: a file that was cut inside a page, where the map reads zeros and no fault, is noticed before its bytes are handed out.
+#[test]
+fn zeros_behind_a_cut_are_not_handed_out() {
+    each_disk_io(|disk_io| {
+        let node = Node::ordinary(disk_io);
+        let engine = node.start();
+        let (image, stream) = (node.open(&engine), &node.layers[0].stream);
+        read(&image, BASE, 0, stream.len()).unwrap();
+        wait_present(&image, BASE, 0, stream.len());
+        let file = node.cache_files("stream").into_iter().find(|path| std::fs::metadata(path).unwrap().len() == stream.len() as u64 + 1);
+        std::fs::File::options().write(true).open(file.unwrap()).unwrap().set_len(5000).unwrap();
+        assert!(image.present(BASE, 4096..8192).is_none());
+        assert!(read(&image, BASE, 4096, 4096).unwrap() == stream[4096..8192]);
+        assert!(read(&image, BASE, 0, stream.len()).unwrap() == *stream);
     });
 }
 
@@ -175,15 +192,8 @@ fn a_damaged_expanded_image_is_made_again() {
         let at = bytes.len() - 1;
         bytes[at] ^= 1;
         std::fs::write(&path, &bytes).unwrap();
-        for _ in 0..100 {
-            let engine = node.start();
-            let opened = engine.open_image(&node.clip(), &node.options());
-            drop((opened, engine));
-            std::thread::sleep(std::time::Duration::from_millis(10));
-            if std::fs::read(&path).is_ok_and(|now| now[at] != bytes[at]) {
-                break;
-            }
-        }
+        // A small one is hashed before the image is opened, so there is no moment in which damage could be read.
+        drop(node.start().open_image(&node.clip(), &node.options()).unwrap());
         assert!(std::fs::read(&path).unwrap()[at] != bytes[at], "{name}");
     }
     let engine = node.start();

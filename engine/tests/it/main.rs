@@ -3,7 +3,9 @@
 
 mod cache;
 mod chained;
+mod edges;
 mod failures;
 mod reads;
+mod registry;
 mod sample;
 mod sharing;

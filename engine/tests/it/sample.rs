@@ -120,7 +120,8 @@ impl Layer {
         Self::new(stream, blob, starts, Codec::Gzip)
     }
 
-    fn new(stream: Vec<u8>, blob: Vec<u8>, starts: Vec<(SpanStart, u64, usize)>, codec: Codec) -> Self {
+    /// With spans at `starts`: how each is entered, its place in the blob and its place in the stream.
+    pub fn new(stream: Vec<u8>, blob: Vec<u8>, starts: Vec<(SpanStart, u64, usize)>, codec: Codec) -> Self {
         let ends = starts.iter().skip(1).map(|start| start.2).chain([stream.len()]);
         let span = |(&(start, at, from), end): (&(SpanStart, u64, usize), usize)| Span {
             start,

@@ -17,6 +17,8 @@ use crate::error::MountError;
 
 /// The FUSE device.
 pub(super) const DEV_FUSE: &str = "/dev/fuse";
+/// Its major and minor number. Source: linux include/linux/miscdevice.h, `FUSE_MINOR`; include/uapi/linux/major.h, `MISC_MAJOR`.
+const DEV_FUSE_NUMBER: (u32, u32) = (10, 229);
 /// Where the kernel lists its FUSE connections, when somebody has mounted it.
 const CONNECTIONS: &str = "/sys/fs/fuse/connections";
 
@@ -33,6 +35,10 @@ pub(super) fn mount(mountpoint: &Path, options: &MountOptions) -> Result<OwnedFd
         };
         system("open", Path::new(DEV_FUSE), errno.into(), hint)
     })?;
+    if rustix::fs::fstat(&device).is_ok_and(|stat| (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev)) != DEV_FUSE_NUMBER) {
+        let hint = "; that is another device (as root: rm /dev/fuse; mknod -m 666 /dev/fuse c 10 229)";
+        return Err(system("open", Path::new(DEV_FUSE), Errno::NODEV.into(), hint));
+    }
     let data = CString::new(mount_data(&device, options))
         .map_err(|_| system("mount", mountpoint, io::ErrorKind::InvalidInput.into(), "; an option holds a NUL byte"))?;
     let source = if options.fsname.is_empty() { "clip" } else { &options.fsname };

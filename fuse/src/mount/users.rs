@@ -9,10 +9,10 @@ use super::mountinfo::{self, Device};
 /// Users that an error names; the rest is a number. Source: a screenful.
 const NAMED_MAX: usize = 20;
 
-/// `bash (pid 12), a mount at /mnt/x`, from what this process may see of others.
+/// `bash (pid 12), a mount at /mnt/x`, from what this process may see of others; `None` when it sees nobody.
 ///
 /// Never waits for the file system: attributes are asked for as the kernel has them cached (`AT_STATX_DONT_SYNC`).
-pub(super) fn users(device: Device) -> String {
+pub(super) fn users(device: Device) -> Option<String> {
     let mut users = mounts_inside(device);
     users.extend(processes(device));
     let more = users.len().saturating_sub(NAMED_MAX);
@@ -20,11 +20,7 @@ pub(super) fn users(device: Device) -> String {
     if more > 0 {
         users.push(format!("{more} more"));
     }
-    if users.is_empty() {
-        "something that this user may not see (another user's process, or one in another namespace)".into()
-    } else {
-        users.join(", ")
-    }
+    if users.is_empty() { None } else { Some(users.join(", ")) }
 }
 
 /// Mounts on directories of the file system.

@@ -5,7 +5,7 @@ use std::{
     ops::Range,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
 };
 
@@ -35,6 +35,7 @@ pub struct Shelf {
     pub supply: Mutex<Vec<Supply>>,
     held: Mutex<Vec<(LayerIndex, Range<u64>, ReadDone)>>,
     pub reads: AtomicUsize,
+    pub damaged: AtomicBool,
     pub notes: Mutex<Vec<(LayerIndex, Range<u64>, u64)>>,
 }
 
@@ -72,6 +73,10 @@ impl ByteSource for Source {
 
     fn index(&self) -> &Index {
         &self.0.index
+    }
+
+    fn is_sound(&self) -> bool {
+        !self.0.damaged.load(Ordering::SeqCst)
     }
 
     fn present(&self, layer: LayerIndex, range: Range<u64>) -> Option<&[u8]> {
@@ -242,6 +247,7 @@ pub fn over(index: Index, layers: Vec<Vec<u8>>) -> Source {
         layers,
         held: Mutex::default(),
         reads: AtomicUsize::new(0),
+        damaged: AtomicBool::new(false),
         notes: Mutex::default(),
     }))
 }

@@ -11,6 +11,7 @@ use clip_format::{
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<_> = std::env::args_os().skip(1).collect();
     let [golden, corpus] = arguments.as_slice() else { return Err("usage: seeds GOLDEN_DIR CORPUS_DIR".into()) };
+    put(Path::new(corpus), "tar_entries", "archive", &archive())?;
     for entry in fs::read_dir(golden)? {
         let path = entry?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -45,6 +46,43 @@ fn two_layers() -> Result<Vec<u8>, Box<dyn std::error::Error>> {
     ];
     let plain = vec![span(SpanStart::Plain, 0, 0), span(SpanStart::Plain, 1 << 20, 1 << 20)];
     Ok(Checkpoints::encode(&[gzip, plain])?)
+}
+
+/// Members of most kinds, behind the byte that asks the target for checksums and pieces of 126 bytes.
+fn archive() -> Vec<u8> {
+    let mut bytes = Vec::new();
+    member(&mut bytes, b'L', "././@LongLink", &[&[b'n'; 120][..], b"\0"].concat());
+    member(&mut bytes, b'0', "cut short", b"the file's bytes");
+    member(&mut bytes, b'x', "pax", b"22 mtime=1234567890.5\n21 path=from the pax\n25 SCHILY.xattr.user.a=b\n");
+    member(&mut bytes, b'2', "link", b"");
+    member(
+        &mut bytes,
+        b'x',
+        "pax",
+        b"22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n26 GNU.sparse.name=sparse\n28 GNU.sparse.realsize=4096\n",
+    );
+    let map: Vec<u8> = b"1\n512\n512\n".iter().copied().chain([0; 502]).chain([7; 512]).collect();
+    member(&mut bytes, b'0', "sparse", &map);
+    member(&mut bytes, b'5', "directory/", b"");
+    bytes.extend([0; 1024]);
+    [&[1 | 25 << 1], &bytes[..]].concat()
+}
+
+/// A ustar member; the target fills in checksums.
+fn member(archive: &mut Vec<u8>, kind: u8, name: &str, content: &[u8]) {
+    let mut header = [0; 512];
+    header[..name.len()].copy_from_slice(name.as_bytes());
+    header[100..107].copy_from_slice(b"0000644");
+    header[108..115].copy_from_slice(b"0000000");
+    header[116..123].copy_from_slice(b"0000000");
+    header[124..135].copy_from_slice(format!("{:011o}", content.len()).as_bytes());
+    header[136..147].copy_from_slice(b"14712345670");
+    header[156] = kind;
+    header[157..163].copy_from_slice(b"target");
+    header[257..265].copy_from_slice(b"ustar\x0000");
+    archive.extend(header);
+    archive.extend(content);
+    archive.resize(archive.len().next_multiple_of(512), 0);
 }
 
 fn put(corpus: &Path, target: &str, name: &str, bytes: &[u8]) -> std::io::Result<()> {

@@ -7,8 +7,8 @@ use crossbeam::channel::{Receiver, Sender};
 
 use super::{
     LayerInput,
+    blocks::{BLOCK_BYTES, StreamSink},
     hash::{BlockBytes, HashJob},
-    spans::{BLOCK_BYTES, StreamSink},
 };
 use crate::{
     error::IndexError,

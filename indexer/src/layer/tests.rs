@@ -10,8 +10,10 @@ use clip_format::{
 use flate2::{Compression, FlushCompress, write::GzEncoder};
 
 use super::{
+    blocks::{BLOCK_BYTES, StreamSink},
+    gzip::GzipSpans,
     hash::BlockBytes,
-    spans::{BLOCK_BYTES, GzipSpans, SpanDraft, StreamSink},
+    spans::SpanDraft,
     *,
 };
 
@@ -131,8 +133,9 @@ fn check_resumes(what: &str, blob: &[u8], plain: &[u8], windows: Windows) -> usi
             let window = kept.windows.iter().find(|(span, _)| *span == place).map(|(_, window)| &**window);
             let frame = window.map(|window| compress_window(window).unwrap()).unwrap_or_default();
             let range = WindowRange { offset: 0, len: frame.len() as u32 };
-            let stored = expand_window(&frame, range).unwrap();
-            assert!(resume(blob, draft, stored.as_deref()) == plain[draft.stream as usize..], "{what}: entry {place} of {}", drafts.len());
+            // A window that is stored as nothing is one of zeros: zlib takes no distance that reaches past its history.
+            let stored = expand_window(&frame, range).unwrap().unwrap_or_else(|| Box::new([0; WINDOW_BYTES]));
+            assert!(resume(blob, draft, Some(&stored)) == plain[draft.stream as usize..], "{what}: entry {place} of {}", drafts.len());
         }
     }
     cut(blob, blob.len(), windows).0.iter().filter(|draft| draft.start != SpanStart::Chained).count()
@@ -176,13 +179,18 @@ fn members_do_not_make_tiny_spans() {
 }
 
 fn flushed(plain: &[u8], flush: FlushCompress) -> Vec<u8> {
+    flushed_by_turns(plain, &[flush])
+}
+
+/// One member, flushed every 10,000 bytes, each time in the next of the ways `flushes`.
+fn flushed_by_turns(plain: &[u8], flushes: &[FlushCompress]) -> Vec<u8> {
     let mut compress = flate2::Compress::new(Compression::new(6), false);
     let mut raw = Vec::with_capacity(plain.len() + 100_000);
-    for piece in plain.chunks(10_000) {
+    for (piece, flush) in plain.chunks(10_000).zip(flushes.iter().cycle()) {
         let before = compress.total_in();
         let mut rest = piece;
         while !rest.is_empty() {
-            compress.compress_vec(rest, &mut raw, flush).unwrap();
+            compress.compress_vec(rest, &mut raw, *flush).unwrap();
             rest = &piece[(compress.total_in() - before) as usize..];
         }
     }
@@ -203,6 +211,63 @@ fn flushed_streams_resume() {
     assert!(check_resumes("full flushes, no windows", &full, &plain, Windows::None) >= 8);
     let (_, _, kept) = cut(&full, full.len(), Windows::None);
     assert!(kept.windows.is_empty(), "no windows were asked for");
+}
+
+/// A checkpoint whose data refers only to zeros before it has a window that is stored as nothing; given one of zeros, it resumes.
+/// Without any it does not: zlib refuses a distance that reaches past its history.
+#[test]
+fn a_checkpoint_after_zeros_resumes_with_a_window_of_zeros() {
+    let plain = vec![0; 1 << 20];
+    let blob = flushed(&plain, FlushCompress::Sync);
+    let (drafts, _, kept) = cut(&blob, blob.len(), Windows::Sparse);
+    assert!(!kept.windows.is_empty());
+    for (span, window) in &kept.windows {
+        assert!(compress_window(window).unwrap().is_empty(), "span {span}: a window of zeros takes no bytes");
+        let SpanStart::Deflate { bit_offset, .. } = drafts[*span].start else { panic!("span {span}: a window, but no checkpoint") };
+        let place = drafts[*span].compressed.get() as usize;
+        let mut bare = Inflate::raw(None, bit_offset, blob[place]);
+        bare.step(&blob[place + usize::from(bit_offset > 0)..], &mut [0; 1000], Until::Full).unwrap_err();
+        assert!(resume(&blob, &drafts[*span], Some(&[0; WINDOW_BYTES])) == plain[drafts[*span].stream as usize..]);
+    }
+    check_resumes("zeros", &blob, &plain, Windows::Sparse);
+}
+
+/// The pieces that a blob comes in change nothing: not the spans, not the windows.
+#[test]
+fn spans_do_not_depend_on_the_chunks() {
+    let plain = sample(700_000);
+    let members = plain.chunks(90_000).flat_map(|piece| gzip(piece, 6)).collect();
+    let flushes = [FlushCompress::Sync, FlushCompress::Full].map(|flush| flushed(&plain, flush));
+    let zeros = gzip(&vec![0; 2 << 20], 9);
+    let blobs: [(&str, Vec<u8>); 5] = [
+        ("one member", gzip(&sample(3 << 20), 6)),
+        ("members", members),
+        ("sync", flushes[0].clone()),
+        ("full", flushes[1].clone()),
+        ("zeros", zeros),
+    ];
+    for (what, blob) in blobs {
+        for windows in [Windows::Sparse, Windows::None] {
+            let (drafts, _, kept) = cut(&blob, blob.len(), windows);
+            for chunk in [1, 13, 300, 4096, 70_001] {
+                let (other_drafts, _, other) = cut(&blob, chunk, windows);
+                assert!(drafts == other_drafts && kept.windows == other.windows, "{what}, {windows:?}, chunks of {chunk}");
+            }
+        }
+    }
+}
+
+/// Of several boundaries the cheapest is taken: where every third needs no window, no span needs one.
+#[test]
+fn the_cheapest_boundary_is_taken() {
+    let plain = sample(2 << 20);
+    let blob = flushed_by_turns(&plain, &[FlushCompress::Sync, FlushCompress::Sync, FlushCompress::Full]);
+    for windows in [Windows::Sparse, Windows::None] {
+        let (drafts, _, kept) = cut(&blob, blob.len(), windows);
+        assert!(kept.windows.is_empty(), "{windows:?}: {} windows", kept.windows.len());
+        assert!(drafts.iter().all(|draft| draft.start != SpanStart::Chained) && drafts.len() >= 20, "{windows:?}: {} spans", drafts.len());
+        check_resumes("every third flush is full", &blob, &plain, windows);
+    }
 }
 
 /// Without windows an ordinary stream has one entry and chained spans.

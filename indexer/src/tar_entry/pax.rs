@@ -88,7 +88,8 @@ impl PaxRecords {
         Ok(())
     }
 
-    /// The extended attributes, sorted by name. An attribute in both spellings is taken from `SCHILY.xattr`, whose value is not encoded.
+    /// The extended attributes, sorted by name; one of an empty value says that there is none (POSIX.1-2017 pax, and so Go reads it).
+    /// An attribute in both spellings is taken from `SCHILY.xattr`, whose value is not encoded.
     #[must_use]
     pub fn xattrs(&self) -> Vec<(Vec<u8>, Vec<u8>)> {
         let mut found = BTreeMap::new();
@@ -101,6 +102,7 @@ impl PaxRecords {
             found.insert(key.to_vec(), value.to_vec());
         }
         found.remove(&b""[..]);
+        found.retain(|_, value: &mut Vec<u8>| !value.is_empty());
         found.into_iter().collect()
     }
 

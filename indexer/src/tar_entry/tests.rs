@@ -116,6 +116,7 @@ fn pax_records_apply() {
         ("mtime", b"-1.25"),
         ("uid", b"70000"),
         ("SCHILY.xattr.user.a", b"raw\0value"),
+        ("SCHILY.xattr.user.gone", b""),
         ("LIBARCHIVE.xattr.user.a", b"b3RoZXI"),
         ("LIBARCHIVE.xattr.user.b%3d", b"b3RoZXI="),
     ];

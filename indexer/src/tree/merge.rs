@@ -108,7 +108,7 @@ impl Tree {
 
     /// As in umoci a hard link is one more name for the inode, whatever attributes its own header has.
     fn add_link(&mut self, entry: Entry, dir: NodeId, name: &[u8], pending: &mut Vec<PendingLink>) {
-        match self.link_target(&entry, &Removed::new()) {
+        match self.link_target(&entry) {
             Some(target) if matches!(self.node(target).kind, NodeKind::Directory(_) | NodeKind::PendingLink) => {}
             Some(target) => return self.link(dir, name, target),
             None => {}
@@ -119,12 +119,19 @@ impl Tree {
     }
 
     /// The node that a hard link names: symbolic links in the parents are followed, a last one is not.
-    fn link_target(&self, entry: &Entry, removed: &Removed) -> Option<NodeId> {
+    fn link_target(&self, entry: &Entry) -> Option<NodeId> {
         let EntryKind::HardLink(target) = &entry.kind else { return None };
         let parts = cleaned(target);
         let Some((name, parents)) = parts.split_last() else { return Some(ROOT) };
         let dir = self.existing_dir(parents, &mut |_| false).ok().flatten()?;
-        self.child(dir, name).or_else(|| removed.get(&(dir, (*name).into())).copied())
+        self.child(dir, name)
+    }
+
+    /// What a hard link names in the tree as the layers below left it, where this layer took that file, or a directory above it, away.
+    fn removed_target(&self, entry: &Entry, removed: &Removed) -> Option<NodeId> {
+        let EntryKind::HardLink(target) = &entry.kind else { return None };
+        let lower = |dir: NodeId, name: &&[u8]| removed.get(&(dir, (*name).into())).copied().or_else(|| self.child(dir, name));
+        cleaned(target).iter().try_fold(ROOT, lower).filter(|target| self.children(*target).is_none())
     }
 
     /// Links whose targets came later, in any order and through each other. Cost: each is looked at once, and once more as it resolves.
@@ -134,7 +141,10 @@ impl Tree {
         let mut waits_for: BTreeMap<NodeId, Vec<usize>> = BTreeMap::new();
         let mut ready: Vec<(usize, NodeId)> = Vec::new();
         for (place, link) in alive.iter().enumerate() {
-            match self.link_target(&link.entry, removed) {
+            let now = self.link_target(&link.entry);
+            let is_file = now.is_some_and(|target| self.children(target).is_none());
+            let target = if is_file { now } else { self.removed_target(&link.entry, removed).or(now) };
+            match target {
                 None => return Err(missing_target(&link.entry, "nothing there")),
                 Some(target) => match self.node(target).kind {
                     NodeKind::Directory(_) => return Err(missing_target(&link.entry, "a directory")),

@@ -173,6 +173,13 @@ fn hard_links_without_a_file() {
     }
     let moved = vec![file(".wh.old", 0), hard("new", "old")];
     assert_eq!(listing(vec![vec![file("old", 4)], moved]), ["/new 4"]);
+    let deep = vec![file(".wh.d", 0), hard("new", "d/s/old"), dir("d"), hard("kept", "file"), file(".wh.file", 0), dir("file")];
+    let lower = vec![dir("d"), dir("d/s"), file("d/s/old", 4), file("file", 5)];
+    assert_eq!(
+        listing(vec![lower, deep]),
+        ["/d d750", "/file d750", "/kept 5", "/new 4"],
+        "below a removed directory, and under a new one"
+    );
     let replaced = vec![hard("a", "none"), file("a", 3)];
     assert_eq!(listing(vec![replaced]), ["/a 3"], "a later member takes the name");
 }

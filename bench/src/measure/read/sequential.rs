@@ -16,8 +16,8 @@ use crate::{
     corpus::{LARGE_LAYER, LARGE_PATH},
     floor::{self, PIECE_BYTES},
     machine,
-    measure::{Findings, SameWork, mount, timed},
-    report::{Figure, Temperature, Unit, megabytes_per_second},
+    measure::{Cost, Findings, SameWork, costed, mount},
+    report::{Figure, Temperature, Unit, megabytes_per_second, milliseconds},
     setup::Setup,
 };
 
@@ -40,7 +40,11 @@ struct Rates {
     fuse_unverified: Vec<f64>,
     fuse_warm: Vec<f64>,
     fuse_pages: Vec<f64>,
-    /// Of a core, while the mount was read cold.
+    /// Milliseconds of all threads but the registry's, while the mount was read cold.
+    fuse_cold_cpu: Vec<f64>,
+    /// Milliseconds.
+    inflate_cpu: Vec<f64>,
+    /// Cores, while the mount was read cold.
     registry_cpu: Vec<f64>,
 }
 
@@ -58,7 +62,9 @@ pub(super) fn measure(setup: &Setup, ways: &[Way], findings: &mut Findings) -> R
     let (mut rates, mut costs) = (Rates::default(), Vec::new());
     for _ in 0..setup.runs {
         let layer = &setup.corpus.layers[LARGE_LAYER];
-        rates.inflate.push(megabytes_per_second(layer.stream_bytes, timed(|| floor::inflate(&layer.blob))?.0));
+        let (inflate, _) = costed(|| floor::inflate(&layer.blob))?;
+        rates.inflate.push(megabytes_per_second(layer.stream_bytes, inflate.wall));
+        rates.inflate_cpu.push(milliseconds(inflate.cpu));
         rates.plain.push(reader.rate("ordinary file", |buffer| floor::read_file(&setup.corpus.plain_file(), buffer))?);
         let cache = setup.fresh_dir()?;
         costs = vec![(Way::Library, library(&mut reader, cache.path(), &mut rates)?)];
@@ -88,7 +94,10 @@ fn add_rates(setup: &Setup, ways: &[Way], rates: &Rates, work: &blake3::Hash, fi
         add("unverified", Way::Mount, Temperature::Unverified, &rates.fuse_unverified, PLAIN, &rates.plain);
         add("warm", Way::Mount, Temperature::Warm, &rates.fuse_warm, PLAIN, &rates.plain);
         add("page_cache", Way::Mount, Temperature::PageCache, &rates.fuse_pages, PLAIN, &rates.plain);
-        let what = "of one core, taken by the registry itself during the cold read through FUSE";
+        let what = "processor time of the cold read through FUSE, all threads but the registry's, kernel included";
+        let cpu = Figure::new("read.sequential.fuse.cold.cpu", what, Unit::Milliseconds, &rates.fuse_cold_cpu);
+        findings.figures.push(cpu.floor(INFLATE, &rates.inflate_cpu).temperature(Temperature::Cold).work(work));
+        let what = "cores taken by the registry itself during the cold read through FUSE";
         findings.figures.push(Figure::new("read.sequential.fuse.registry_cpu", what, Unit::Count, &rates.registry_cpu));
     }
 }
@@ -169,23 +178,28 @@ fn fuse_cold(reader: &mut Reader<'_>, rates: &mut Rates) -> Result<Stats> {
     let mounted = mount::mount(image, mountpoint.path())?;
     let file = mountpoint.path().join(LARGE_PATH);
     let before = setup.registry.served();
-    let rate = reader.rate("FUSE, cold", |buffer| floor::read_file(&file, buffer))?;
-    let seconds = setup.clip.large.len as f64 / 1e6 / rate;
-    rates.fuse_cold.push(rate);
-    rates.registry_cpu.push(setup.registry.served().since(before).cpu.as_secs_f64() / seconds);
+    let cost = reader.cost("FUSE, cold", |buffer| floor::read_file(&file, buffer))?;
+    let registry = setup.registry.served().since(before).cpu;
+    rates.fuse_cold.push(megabytes_per_second(setup.clip.large.len, cost.wall));
+    rates.fuse_cold_cpu.push(milliseconds(cost.cpu.saturating_sub(registry)));
+    rates.registry_cpu.push(registry.as_secs_f64() / cost.wall.as_secs_f64());
     mount::end(mounted)?;
     Ok(engine.stats())
 }
 
 impl Reader<'_> {
-    /// MB/s at which `read` fills the buffer with the large file; the hash is taken after the clock.
+    /// MB/s at which `read` fills the buffer with the large file.
     fn rate(&mut self, what: &str, read: impl FnOnce(&mut [u8]) -> Result<()>) -> Result<f64> {
-        let len = self.buffer.len();
+        Ok(megabytes_per_second(self.setup.clip.large.len, self.cost(what, read)?.wall))
+    }
+
+    /// What it costs when `read` fills the buffer with the large file; the hash is taken after the clock.
+    fn cost(&mut self, what: &str, read: impl FnOnce(&mut [u8]) -> Result<()>) -> Result<Cost> {
         // A read that does nothing must not find the last run's bytes.
         self.buffer.iter_mut().step_by(PIECE_BYTES).for_each(|byte| *byte = !*byte);
-        let (took, ()) = timed(|| read(&mut self.buffer))?;
+        let (cost, ()) = costed(|| read(&mut self.buffer))?;
         self.work.check(what, blake3::hash(&self.buffer)).with_context(|| self.first_difference())?;
-        Ok(megabytes_per_second(len as u64, took))
+        Ok(cost)
     }
 
     /// Where the buffer first differs from the file as the corpus has it.

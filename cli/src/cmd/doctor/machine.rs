@@ -32,6 +32,9 @@ pub fn examine(cache_dir: Result<PathBuf>) -> Vec<Finding> {
 fn device() -> Finding {
     const NAME: &str = "/dev/fuse";
     match OpenOptions::new().read(true).write(true).open(NAME) {
+        Ok(device) if device.metadata().is_ok_and(|metadata| metadata.rdev() != rustix::fs::makedev(10, 229)) => {
+            Finding::fail(NAME, "is another device", "as root: rm /dev/fuse; mknod -m 666 /dev/fuse c 10 229")
+        }
         Ok(_) => Finding::ok(NAME, "can be opened"),
         Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
             Finding::fail(NAME, error.to_string(), "chmod 666 /dev/fuse as root, or in a container allow the device: --device /dev/fuse")
@@ -71,7 +74,7 @@ fn user_allow_other(root: bool) -> Finding {
     let set = text.lines().any(|line| line.trim() == NAME);
     match (set, root) {
         (true, _) => Finding::ok(NAME, "set in /etc/fuse.conf"),
-        (false, true) => Finding::ok(NAME, "not set in /etc/fuse.conf; root needs it not"),
+        (false, true) => Finding::ok(NAME, "not set in /etc/fuse.conf; root does not need it"),
         (false, false) => Finding::warn(
             NAME,
             "not set in /etc/fuse.conf: other users, root too, cannot enter your mounts",

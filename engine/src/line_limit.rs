@@ -1,0 +1,58 @@
+//! How many log lines one cause of trouble may write: the first ones all, of a flood a few and a count.
+
+use std::{
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+/// Lines in one [`WINDOW`]. Source: more than a person reads of one failure; without it a reader that loops over a registry that refuses
+/// at once writes a line for each read.
+const LINES_MAX: u32 = 20;
+/// Source: two lines a second on average are too few to fill a disk in a night (20 MB).
+const WINDOW: Duration = Duration::from_secs(10);
+
+/// Counts lines.
+#[derive(Default)]
+pub(crate) struct LineLimit(Mutex<Count>);
+
+#[derive(Default)]
+struct Count {
+    began: Option<Instant>,
+    lines: u32,
+    unsaid: u64,
+}
+
+impl LineLimit {
+    /// `Some` when a line may be written now: inside it how many were not since the last that was, if any, for the line to say.
+    pub(crate) fn next(&self) -> Option<Option<u64>> {
+        self.next_at(Instant::now())
+    }
+
+    fn next_at(&self, now: Instant) -> Option<Option<u64>> {
+        let mut count = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if count.began.is_none_or(|began| now.saturating_duration_since(began) >= WINDOW) {
+            (count.began, count.lines) = (Some(now), 0);
+        }
+        if count.lines == LINES_MAX {
+            count.unsaid += 1;
+            return None;
+        }
+        count.lines += 1;
+        Some(Some(std::mem::take(&mut count.unsaid)).filter(|&unsaid| unsaid > 0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Claim: the first lines are written, a flood is counted, and the next line after it says the count.
+    #[test]
+    fn a_flood_becomes_a_count() {
+        let (limit, start) = (LineLimit::default(), Instant::now());
+        let written = (0..1000).filter(|_| limit.next_at(start).is_some()).count();
+        assert_eq!(written, LINES_MAX as usize);
+        assert_eq!(limit.next_at(start + WINDOW), Some(Some(1000 - u64::from(LINES_MAX))));
+        assert_eq!(limit.next_at(start + WINDOW), Some(None));
+    }
+}
