@@ -307,7 +307,7 @@ fn a_full_disk_passes_through() {
     let cache = served.clip.cache_dir();
     std::fs::create_dir(&cache).unwrap();
     // 4 MiB for 10 MB of layers; the temporary directory's guard takes it down with the mounts below it.
-    let options = c"size=4m";
+    let options = c"size=4m,mode=0700";
     rustix::mount::mount("none", &cache, "tmpfs", rustix::mount::MountFlags::empty(), Some(options)).unwrap();
     let stats = served.clip.path("stats.json");
     let mount = served.clip.mount(&served.file, &["--stats", text(&stats).unwrap()]).unwrap();
