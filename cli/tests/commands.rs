@@ -9,7 +9,7 @@ use std::{
     process::Command,
 };
 
-use image::{failure, indexed, ok};
+use image::{clip, failure, indexed, ok};
 use serde_json::json;
 
 /// An index says what it holds, checks itself, and lists names that cannot harm a terminal.
@@ -77,6 +77,81 @@ fn failed_index_leaves_nothing() {
     failure(dir.path(), &["index", "oci:nowhere", "-o", "b.clip"], 1);
     assert_eq!(std::fs::read(dir.path().join("a.clip")).unwrap(), b"old");
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+}
+
+const INDEX: [&str; 4] = ["index", "--platform", "linux/amd64", "oci:image:latest"];
+
+/// What `clip index` with `more` printed: standard output and standard error, neither of them a terminal.
+fn index(dir: &Path, more: &[&str]) -> (String, String) {
+    let output = clip(dir, &[&INDEX, more].concat());
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{said}");
+    (String::from_utf8(output.stdout).unwrap(), said)
+}
+
+/// Without a terminal indexing says one line a layer and one for the whole; `--quiet` says nothing.
+#[test]
+fn index_says_a_line_a_layer() {
+    let dir = indexed();
+    let (printed, said) = index(dir.path(), &["-o", "b.clip"]);
+    assert_eq!(printed, "");
+    let lines: Vec<&str> = said.lines().collect();
+    assert_eq!(lines.len(), 2, "{said}");
+    assert!(lines[0].starts_with("layer 1/1 ") && lines[0].contains(" 6 members, "), "{said}");
+    assert!(lines[1].starts_with("b.clip: ") && lines[1].contains(" in 1 layers "), "{said}");
+    assert!(!said.contains('\x1b'), "no terminal: {said}");
+    assert_eq!(index(dir.path(), &["-o", "c.clip", "--quiet"]), (String::new(), String::new()));
+    assert_eq!(std::fs::read(dir.path().join("b.clip")).unwrap(), std::fs::read(dir.path().join("c.clip")).unwrap());
+}
+
+/// The summary of `--json` is one document, and what it says is so.
+#[test]
+fn index_summary_is_true() {
+    let dir = indexed();
+    let (printed, said) = index(dir.path(), &["-o", "b.clip", "--quiet", "--json"]);
+    assert_eq!(said, "");
+    let summary: serde_json::Value = serde_json::from_str(&printed).unwrap();
+    let manifest: serde_json::Value = serde_json::from_slice(&std::fs::read(dir.path().join("image/index.json")).unwrap()).unwrap();
+    assert_eq!(summary["manifest_digest"], manifest["manifests"][0]["digest"]);
+    assert_eq!(summary["platform"], "linux/amd64");
+    assert_eq!(summary["clip_bytes"], std::fs::metadata(dir.path().join("b.clip")).unwrap().len());
+    // The root, etc, passwd, run with its second name, link, and the name with a newline.
+    assert_eq!(summary["files"], 6);
+    assert_eq!(summary["warnings"], json!([]));
+    let [layer] = &summary["layers"].as_array().unwrap()[..] else { panic!("one layer: {printed}") };
+    let blob = layer["digest"].as_str().unwrap().strip_prefix("sha256:").unwrap();
+    let blob = std::fs::read(dir.path().join("image/blobs/sha256").join(blob)).unwrap();
+    let mut stream = Vec::new();
+    std::io::Read::read_to_end(&mut flate2::read::GzDecoder::new(&blob[..]), &mut stream).unwrap();
+    assert_eq!((&layer["compressed_size"], &layer["stream_size"]), (&json!(blob.len()), &json!(stream.len())));
+    assert_eq!((&summary["compressed_bytes"], &summary["stream_bytes"]), (&json!(blob.len()), &json!(stream.len())));
+    assert_eq!((&layer["members"], &layer["spans"], &layer["entries"]), (&json!(6), &json!(1), &json!(1)));
+}
+
+/// An output directory that is missing is named before the image is asked for.
+#[test]
+fn index_into_a_missing_directory_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = failure(dir.path(), &["index", "oci:nowhere", "-o", "missing/a.clip"], 1);
+    assert!(text.contains("output directory missing: ") && !text.contains("nowhere"), "{text}");
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+/// SIGINT while a registry keeps indexing waiting: exit status 130, and no file of any name.
+#[test]
+fn interrupted_index_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let registry = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let image = format!("{}/a:b", registry.local_addr().unwrap());
+    let mut command = Command::new(env!("CARGO_BIN_EXE_clip"));
+    command.current_dir(dir.path()).args(["index", &image, "-o", "a.clip"]).env("TMPDIR", dir.path()).env("DOCKER_CONFIG", dir.path());
+    let mut child = command.stderr(std::process::Stdio::null()).spawn().unwrap();
+    let connection = registry.accept().unwrap();
+    let pid = rustix::process::Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    drop(connection);
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
 }
 
 /// A damaged `.clip` is named by every command, with what was expected and found, and never panics.

@@ -108,6 +108,12 @@ impl Server {
         format!("127.0.0.1:{}/test/{name}:{tag}", self.port)
     }
 
+    /// Its port on 127.0.0.1.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
     /// From now on `script` decides.
     pub fn script(&self, script: impl Fn(u64, &Seen) -> Fault + Send + Sync + 'static) {
         *lock(&self.state.script) = Box::new(script);

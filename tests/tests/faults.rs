@@ -115,6 +115,25 @@ fn a_dead_registry_comes_back() {
     served.assert_all_right(mount.dir());
 }
 
+/// One failed read of a dead registry is one line in the log when nothing reads ahead.
+#[test]
+fn one_failed_read_is_one_line() {
+    if lacks(NEEDS) {
+        return;
+    }
+    let mut served = Served::new();
+    let options = ["--read-timeout", READ_TIMEOUT, "--read-ahead", "0", "--kernel-read-ahead", "0"];
+    let mount = served.clip.mount(&served.file, &options).unwrap();
+    served.server.die();
+    let file = std::fs::File::open(mount.path(sample::NOISE)).unwrap();
+    let error = file.read_exact_at(&mut [0; 4096], 0).expect_err("a dead registry");
+    assert_eq!(error.raw_os_error(), Some(libc::EIO));
+    let log = served.clip.log();
+    let lines: Vec<&str> = log.lines().filter(|line| line.contains("ERROR") || line.contains("WARN")).collect();
+    assert_eq!(lines.len(), 1, "{log}");
+    assert!(lines[0].contains("sha256:") && lines[0].contains("127.0.0.1"), "{}", lines[0]);
+}
+
 /// Faults that retries mend cost the reader nothing but time: every third answer a 503, bodies cut short after some progress, ranges
 /// ignored, answers late.
 #[test]
@@ -148,6 +167,66 @@ fn a_flaky_registry_is_read_right() {
         }
         served.assert_all_right(mount.dir());
     }
+}
+
+/// Indexing from a registry that cuts every body after 100,000 bytes resumes each and gives the bytes that a well registry gives.
+#[test]
+fn indexing_resumes_cut_bodies() {
+    let sample = Sample::new().unwrap();
+    let server = Server::start(&sample.layout).unwrap();
+    let clip = Clip::new();
+    let reference = server.reference("sample", sample::TAG);
+    let expected = clip.index(&reference, "well", &[]).unwrap();
+    server.forget();
+    server.fault(Fault::CutAfter(100_000));
+    let found = clip.index(&reference, "cut", &[]).unwrap();
+    assert!(std::fs::read(expected).unwrap() == std::fs::read(found).unwrap(), "the fault shows in the .clip");
+    let resumed = server.seen().iter().filter(|seen| seen.range.is_some_and(|(first, _)| first > 0)).count();
+    assert!(resumed > 10, "{resumed} requests in the middle of a blob");
+}
+
+/// Indexing what no retry mends fails with a message that names the layer, and leaves no output, no temporary file and an older output
+/// as it was.
+#[test]
+fn indexing_from_a_bad_registry_names_the_layer_and_leaves_nothing() {
+    let cases = [
+        ("wrong bytes", Fault::WrongBytes),
+        ("no bytes", Fault::CutAfter(0)),
+        ("not found", Fault::Status(404)),
+        ("server error", Fault::Status(500)),
+        // Three tries of 30 s each (`ClientConfig::progress_timeout`): the other cases are over in seconds.
+        ("silent", Fault::SilentAfter(0)),
+    ];
+    std::thread::scope(|scope| {
+        for (claim, fault) in cases {
+            scope.spawn(move || assert_indexing_fails(claim, fault));
+        }
+    });
+}
+
+fn assert_indexing_fails(claim: &str, fault: Fault) {
+    let sample = Sample::new().unwrap();
+    let server = Server::start(&sample.layout).unwrap();
+    let (work, scratch) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let clip = Clip::new().with_variable("TMPDIR", scratch.path());
+    let digest = sample.layout.layer_digests(sample::TAG).unwrap().remove(0);
+    let bad = digest.clone();
+    server.script(move |_, seen| if seen.path.ends_with(&bad) { fault } else { Fault::None });
+    let reference = server.reference("sample", sample::TAG);
+    let (old, new) = (work.path().join("old.clip"), work.path().join("new.clip"));
+    std::fs::write(&old, "old").unwrap();
+    for output in [&old, &new] {
+        // Once is enough of waiting.
+        if output == &new && claim == "silent" {
+            continue;
+        }
+        let message = clip.fails(&["index", &reference, "-o", text(output).unwrap(), "--quiet"]).unwrap();
+        assert!(message.contains(&digest), "{claim}: the layer {digest} is not named: {message}");
+    }
+    assert_eq!(std::fs::read(&old).unwrap(), b"old", "{claim}");
+    let left = |dir: &Path| -> Vec<_> { std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name()).collect() };
+    assert_eq!(left(work.path()), ["old.clip"], "{claim}");
+    assert_eq!(left(scratch.path()), [""; 0], "{claim}");
 }
 
 /// The stream files of the cache.
@@ -228,7 +307,7 @@ fn a_full_disk_passes_through() {
     let cache = served.clip.cache_dir();
     std::fs::create_dir(&cache).unwrap();
     // 4 MiB for 10 MB of layers; the temporary directory's guard takes it down with the mounts below it.
-    let options = c"size=4m";
+    let options = c"size=4m,mode=0700";
     rustix::mount::mount("none", &cache, "tmpfs", rustix::mount::MountFlags::empty(), Some(options)).unwrap();
     let stats = served.clip.path("stats.json");
     let mount = served.clip.mount(&served.file, &["--stats", text(&stats).unwrap()]).unwrap();

@@ -76,6 +76,25 @@ fn debian_image_is_what_umoci_unpacks() {
     assert_eq!(found, "", "a deleted secret can be read");
 }
 
+/// An image whose layers buildah wrote: a program ran in a container of it, deleted, replaced and linked, and the tars and the gzip are
+/// buildah's own.
+#[test]
+fn buildah_image_is_what_umoci_unpacks() {
+    if lacks(MOUNT_AND_UMOCI) || lacks(debian::NEEDS) || lacks(&[Need::Tool("buildah")]) {
+        return;
+    }
+    let Some(layout) = debian::built().unwrap() else { return };
+    let server = Server::start(&layout).unwrap();
+    let clip = Clip::new();
+    let scratch = TempDir::new().unwrap();
+    let expected = umoci_tree(&layout, debian::BUILT, &scratch.path().join("bundle")).unwrap();
+    let file = clip.index(&server.reference("debian", debian::BUILT), "built", &[]).unwrap();
+    let mount = clip.mount(&file, &[]).unwrap();
+    compare(&expected, mount.dir(), &Exclusions::default()).unwrap().assert_same("image by buildah");
+    assert_eq!(std::fs::read(mount.path("opt/by-buildah")).unwrap(), b"built\n");
+    assert!(mount.path("usr/bin/env").symlink_metadata().is_err(), "deleted in the container");
+}
+
 /// Every kind of entry, name and attribute that a tar can hold, in PAX headers; and a directory of ten thousand names above it.
 #[test]
 fn every_kind_of_entry_is_what_umoci_unpacks() {

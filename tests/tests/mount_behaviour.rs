@@ -20,6 +20,7 @@ use clip_tests::{
     process::{Running, run, run_ok, shell, wait_until},
 };
 use rustix::process::{Pid, Signal, kill_process};
+use sha2::{Digest, Sha256};
 
 const NEEDS: &[Need] = &[Need::Root, Need::Fuse];
 const SOON: Duration = Duration::from_secs(10);
@@ -71,6 +72,21 @@ fn mount_returns_ready_and_leaves_nothing_behind() {
     served.owner();
     mount.umount().unwrap();
     served.clip.wait_for_servers().unwrap();
+}
+
+/// The owner's log says that nothing limits the cache, and how much room there is.
+#[test]
+fn the_log_says_that_the_cache_has_no_limit() {
+    if lacks(NEEDS) {
+        return;
+    }
+    let served = Served::new();
+    let _mount = served.clip.mount(&served.file, &[]).unwrap();
+    let log = served.clip.log();
+    let line = log.lines().find(|line| line.contains("no size limit")).unwrap_or_else(|| panic!("not said:\n{log}"));
+    let free = line.split_whitespace().rev().skip_while(|word| !["KiB", "MiB", "GiB", "TiB"].contains(word)).nth(1);
+    let free: f64 = free.unwrap_or_else(|| panic!("no free space: {line}")).parse().unwrap();
+    assert!(line.contains("free") && line.contains(text(&served.clip.cache_dir()).unwrap()) && free > 0.0, "{line}");
 }
 
 /// A second mount of a cache directory is served by the first one's process, which leaves after the last umount only; the same image
@@ -422,4 +438,48 @@ fn many_readers_fetch_once() {
     let blob = std::fs::metadata(served.sample.layout.blob_path(&served.sample.layout.layer_digests(sample::TAG).unwrap()[0]).unwrap());
     let limit = blob.unwrap().len() + (64 << 10);
     assert!(bytes <= limit, "{bytes} bytes were fetched of a blob of {limit}");
+}
+
+/// A user mounts, reads and unmounts through fusermount3 with nothing of root's: a cache directory and an owner of their own; and nobody
+/// else may look into the mount.
+#[test]
+fn a_user_mounts_through_fusermount3() {
+    if lacks(NEEDS) || lacks(&[Need::Tool("fusermount3"), Need::Tool("setpriv"), Need::Tool("unshare")]) {
+        return;
+    }
+    let served = Served::new();
+    let home = served.new_dir("home");
+    std::fs::copy(binary(), home.join("clip")).unwrap();
+    std::fs::copy(&served.file, home.join("sample.clip")).unwrap();
+    // In a mount namespace of its own a device that users may open stands in for /dev/fuse, which is root's alone on some machines.
+    let script = r#"
+        cd "$1"; mkdir m; mkdir "$2/device"
+        mount -t tmpfs -o dev none "$2/device"
+        mknod "$2/device/fuse" c 10 229 && chmod 666 "$2/device/fuse" && mount --bind "$2/device/fuse" /dev/fuse
+        chown -R 1000:1000 .
+        as() { setpriv --reuid="$1" --regid="$1" --clear-groups env -i PATH=/usr/bin:/bin HOME="$PWD" CLIP_CACHE_DIR="$PWD/cache" "${@:2}"; }
+        as 1000 true < /dev/fuse || { echo barred; exit 0; }
+        as 1000 ./clip mount sample.clip m || { cat cache/owner.log; exit 1; }
+        as 1000 cat m/etc/motd
+        as 1000 sh -c 'sha256sum m/lib/prose | cut -c1-64'
+        ! as 1001 cat m/etc/motd 2>/dev/null
+        ! cat m/etc/motd 2>/dev/null
+        grep " $PWD/m " /proc/self/mounts
+        stat -c '%u %a' cache
+        as 1000 ./clip umount m
+        ! grep " $PWD/m " /proc/self/mounts
+        for i in $(seq 100); do [ -e cache/owner.sock ] || break; sleep 0.1; done
+        [ ! -e cache/owner.sock ] && echo left"#;
+    let mut command = Command::new("unshare");
+    command.args(["-m", "bash", "-euc", script, "test"]).arg(&home).arg(served.new_dir("scratch"));
+    let said = run_ok(&mut command).unwrap().text();
+    if said == "barred\n" {
+        eprintln!("skipped: users may not open /dev/fuse here");
+        return;
+    }
+    let digest = hex::encode(Sha256::digest(served.sample.contents(sample::PROSE)));
+    let lines: Vec<&str> = said.lines().collect();
+    assert_eq!(lines[..2], ["welcome to the sample", &digest], "{said}");
+    assert!(lines[2].contains("fuse.clip") && lines[2].contains("nosuid,nodev") && lines[2].contains("user_id=1000"), "{said}");
+    assert_eq!(lines[3..], ["1000 700", "left"], "{said}");
 }

@@ -1,6 +1,7 @@
 //! `clip inspect`, `ls`, `cat`, `extract` and `verify` read a `.clip` without a mount, and say what the image really holds.
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
+use clip_format::units::SpanIndex;
 use clip_tests::{
     clip::{Clip, text},
     faults::{Fault, Server},
@@ -12,6 +13,7 @@ use clip_tests::{
     },
     machine::{Need, lacks},
     oracle::{Exclusions, compare, parents_not_named},
+    spans::{Parts, is_entry},
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -52,6 +54,33 @@ fn extract_writes_every_kind() {
     let named = members.iter().map(Member::path).collect();
     let exclusions = Exclusions { unnamed_parents: parents_not_named(&named), ..Exclusions::default() };
     compare(&expected, &tree, &exclusions).unwrap().assert_same("clip extract of every kind");
+}
+
+/// Without windows most spans can only be reached by decoding from the layer's start: reads give the same bytes, and every span verifies.
+#[test]
+fn an_index_without_windows_is_read_through_chained_spans() {
+    let sample = Sample::new().unwrap();
+    let server = Server::start(&sample.layout).unwrap();
+    let clip = Clip::new();
+    let file = clip.index(&server.reference("sample", sample::TAG), "none", &["--windows", "none"]).unwrap();
+    let parts = Parts::read(&file).unwrap();
+    let table = &parts.checkpoints.layers()[0];
+    let chained = (0..table.len()).filter(|span| !is_entry(&table.span(SpanIndex(*span)).start)).count();
+    assert!(chained > 3, "{chained} chained spans of {}", table.len());
+    // The last file of the layer first: nothing before it is cached then.
+    for (path, contents) in sample.files.iter().rev() {
+        let found = clip.ok(&["cat", text(&file).unwrap(), path]).unwrap().stdout;
+        assert!(found == *contents, "{path}: {} bytes of {}", found.len(), contents.len());
+    }
+    clip.ok(&["verify", "--remote", text(&file).unwrap()]).unwrap();
+    if lacks(&[Need::Root, Need::Fuse]) {
+        return;
+    }
+    let fresh = Clip::new();
+    let mount = fresh.mount(&file, &[]).unwrap();
+    for (path, contents) in sample.files.iter().rev() {
+        assert!(std::fs::read(mount.path(path)).unwrap() == *contents, "{path}, mounted");
+    }
 }
 
 /// `clip cat` gives every file's bytes, follows links, and takes several paths.

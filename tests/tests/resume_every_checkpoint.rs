@@ -129,7 +129,7 @@ fn every_compressor_can_be_resumed() {
         let clip = Clip::new();
         let file = clip.index(&layout.reference(&tag), "one", &["--span-size", "256KiB"]).unwrap();
         let entries = check_every_entry(name, &file, |digest| std::fs::read(layout.blob_path(digest).unwrap()).unwrap());
-        // The engine's own decoder too: it once took an absent window, which is one of zeros, for no window.
+        // The engine's own decoder too: an absent window is one of zeros, not none.
         clip.ok(&["verify", "--remote", clip_tests::clip::text(&file).unwrap()]).unwrap();
         // zlib-rs's fastest level writes one block however long the stream is; all others must offer places to enter.
         assert!(
@@ -137,6 +137,30 @@ fn every_compressor_can_be_resumed() {
             "{name}: only {entries} entries in {} bytes",
             stream.len()
         );
+    }
+}
+
+/// A real layer (a Debian base), compressed again by gzip at its three kinds of level and by pigz, at every entry of 1 MiB spans.
+#[test]
+fn a_real_layer_by_every_program_can_be_resumed() {
+    if lacks(debian::NEEDS) || lacks(&[Need::Tool("gzip"), Need::Tool("pigz")]) {
+        return;
+    }
+    let debian = debian::layout().unwrap();
+    let blob = std::fs::read(debian.blob_path(&debian.layer_digests(debian::BASE).unwrap()[0]).unwrap()).unwrap();
+    let mut stream = Vec::new();
+    flate2::read::MultiGzDecoder::new(&blob[..]).read_to_end(&mut stream).unwrap();
+    let programs: [(&str, &'static [&'static str]); 4] =
+        [("gzip-1", &["gzip", "-1"]), ("gzip-6", &["gzip", "-6"]), ("gzip-9", &["gzip", "-9"]), ("pigz", &["pigz"])];
+    for (name, program) in programs {
+        let scratch = TempDir::new().unwrap();
+        let layout = Layout::create(scratch.path()).unwrap();
+        let layer = layout.layer(&stream, &Compression::Program(program)).unwrap();
+        layout.image(name, &[layer], json!({})).unwrap();
+        let clip = Clip::new();
+        let file = clip.index(&layout.reference(name), name, &[]).unwrap();
+        let entries = check_every_entry(name, &file, |digest| std::fs::read(layout.blob_path(digest).unwrap()).unwrap());
+        assert!(entries * (2 << 20) >= stream.len(), "{name}: only {entries} entries in {} bytes", stream.len());
     }
 }
 

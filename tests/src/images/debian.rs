@@ -23,6 +23,8 @@ pub const CHANGED: &str = "changed";
 pub const APP: &str = "app";
 /// Tag of another image over the same base layer.
 pub const SIBLING: &str = "sibling";
+/// Tag of the image that buildah made of [`CHANGED`], in the layout of [`built`].
+pub const BUILT: &str = "built";
 /// Contents of a file that layer 1 adds and layer 2 deletes.
 pub const SECRET: &str = "clip-test-secret-that-was-deleted";
 
@@ -90,6 +92,42 @@ umoci unpack --image layout:base bundle
 printf 'sibling\n' > bundle/rootfs/opt/sibling
 umoci repack --image layout:sibling bundle && rm -rf bundle
 "#;
+
+/// buildah takes the changed image, runs a shell in it and commits: every layer is written and compressed anew by its own tar and gzip.
+const BUILT_RECIPE: &str = r#"
+cd "$1"
+cp -al "$2" layout
+tool() { buildah --root "$PWD/storage" --runroot "$PWD/run" --storage-driver vfs --log-level error "$@"; }
+export BUILDAH_ISOLATION=chroot
+container=$(tool from --quiet --pull-never oci:layout:changed)
+tool run "$container" -- /bin/sh -c 'echo built > /opt/by-buildah; rm /usr/bin/env; rm -rf /usr/share/perl5
+    mkdir /usr/share/perl5; chmod 4755 /usr/bin/cmp; ln /usr/bin/cmp /opt/cmp; mkfifo /opt/fifo; ln -s ../etc /opt/link'
+tool config --label made=buildah "$container"
+tool commit --quiet --rm "$container" oci:layout:built >/dev/null
+rm -rf storage run
+"#;
+
+/// A layout with [`BUILT`] beside the four images, made on the first call of this machine. `None`, after saying why, where buildah
+/// cannot work: it needs namespaces and mounts that some containers bar.
+///
+/// # Errors
+/// When the base images cannot be made.
+pub fn built() -> Result<Option<Layout>> {
+    let base = layout()?;
+    let home = target_dir()?.join("test-images");
+    let finished = home.join(format!("{VERSION}-built-1"));
+    let lock = std::fs::File::create(home.join("lock"))?;
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).context("lock the test images")?;
+    if !finished.exists() {
+        let work = tempfile::Builder::new().prefix("building-").tempdir_in(&home)?;
+        if let Err(error) = shell(BUILT_RECIPE, &[work.path().as_os_str(), base.dir().as_os_str()]) {
+            eprintln!("skipped: buildah does not work here: {error:#}");
+            return Ok(None);
+        }
+        std::fs::rename(work.path().join("layout"), &finished)?;
+    }
+    Ok(Some(Layout::open(&finished)))
+}
 
 /// The layout with the four images, made on the first call of this machine.
 ///
