@@ -72,8 +72,13 @@ pub enum Command {
         #[arg(long)]
         cache_dir: Option<PathBuf>,
     },
-    /// What mount(8) calls for file system type clip; also as argv[0] `mount.clip`
-    #[command(hide = true, name = "mount.clip", disable_help_flag = true)]
+    /// What mount(8) calls.
+    #[command(
+        hide = true,
+        name = "mount.clip",
+        disable_help_flag = true,
+        about = "What mount(8) calls for file system type clip; also as argv[0] `mount.clip`"
+    )]
     MountHelper {
         /// As mount(8) gives them.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -114,8 +119,11 @@ Examples:
   clip index oci:layout:latest --store-ref registry.example/image:1 -o image.clip
   clip index --json --quiet localhost:5000/torch -o torch.clip")]
 pub struct IndexArgs {
-    /// NAME[:TAG][@DIGEST] as docker takes it, oci:DIR[:TAG], oci-archive:FILE[:TAG] or docker-archive:FILE[:TAG]
-    #[arg(value_name = "REF")]
+    /// The image: in a registry, a layout or an archive.
+    #[arg(
+        value_name = "REF",
+        help = "NAME[:TAG][@DIGEST] as docker takes it, oci:DIR[:TAG], oci-archive:FILE[:TAG] or docker-archive:FILE[:TAG]"
+    )]
     pub image: ImageRef,
     /// The .clip to write; replaced at once when it is whole, untouched on failure
     #[arg(short, long, value_name = "FILE")]
@@ -407,8 +415,8 @@ pub struct RuntimeSpecArgs {
     /// Add or replace an environment variable
     #[arg(short, long, value_name = "NAME=VALUE")]
     pub env: Vec<String>,
-    /// Run as this user instead of the image's: USER[:GROUP], names or numbers
-    #[arg(short, long)]
+    /// Run as this user, and group, instead of the image's.
+    #[arg(short, long, help = "Run as this user instead of the image's: USER[:GROUP], names or numbers")]
     pub user: Option<String>,
     /// Working directory instead of the image's
     #[arg(short, long, value_name = "DIR")]
