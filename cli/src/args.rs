@@ -8,6 +8,7 @@ use clip_format::storage_info::Platform;
 use clip_indexer::ImageRef;
 
 use crate::log::Times;
+use crate::owner::settings::LOG_LEVEL_DEFAULT;
 use crate::values::{parse_count, parse_duration, parse_size, parse_span_size, parse_timeout};
 
 const EXIT_CODES: &str = "\
@@ -32,7 +33,7 @@ Start here:
 #[derive(Debug, Parser)]
 #[command(name = "clip", version, after_help = EXIT_CODES, max_term_width = 110)]
 pub struct Cli {
-    /// Log level or filter (error, warn, info, debug, trace); wins over CLIP_LOG
+    /// Log level or filter (error, warn, info, debug, trace), also of the background process that a mount starts; wins over CLIP_LOG
     #[arg(long, global = true, value_name = "LEVEL")]
     pub log_level: Option<String>,
     /// What to do.
@@ -99,8 +100,8 @@ impl Command {
     /// The log level when neither --log-level nor CLIP_LOG is given.
     pub fn log_level(&self) -> &'static str {
         match self {
-            Command::Owner { .. } => "info",
-            Command::Mount(args) if args.foreground => "info",
+            Command::Owner { .. } => LOG_LEVEL_DEFAULT,
+            Command::Mount(args) if args.foreground => LOG_LEVEL_DEFAULT,
             // These print every error themselves.
             Command::Cat(_) | Command::Extract(_) | Command::Verify(_) | Command::RuntimeSpec(_) => {
                 "warn,clip_engine::job=error,clip_engine::fetch=error"
@@ -214,8 +215,8 @@ pub struct ReadArgs {
 #[derive(Clone, Debug, Args)]
 #[command(after_help = "\
 The first mount of a cache directory starts a background process that serves it and every later one of that directory; it leaves \
-after the last umount. Options of reading (--shards, --read-timeout ...) belong to that process: a later mount that gives \
-another value is refused, one that gives none joins with the values in force.
+after the last umount. Options of reading (--shards, --read-timeout ...), --stop-timeout, --log-file and --log-level belong to that process: \
+a later mount that gives another value is refused, one that gives none joins with the values in force.
 
 Signals to that process: SIGTERM or SIGINT once: detach every mount, serve open files until idle or --stop-timeout; twice: end \
 all connections. SIGUSR1: write --stats.

@@ -18,11 +18,11 @@ use anyhow::Result;
 
 use crate::{args::Command, exit::Outcome};
 
-/// Runs one command.
-pub fn run(command: Command) -> Result<Outcome> {
+/// Runs one command. `log_level` as typed: for a background process that the command starts.
+pub fn run(command: Command, log_level: Option<String>) -> Result<Outcome> {
     match command {
         Command::Index(args) => index::run(&args),
-        Command::Mount(args) => mount::run(&args),
+        Command::Mount(args) => mount::run(&args, log_level),
         Command::Umount(args) => umount::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Ls(args) => ls::run(&args),

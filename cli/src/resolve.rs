@@ -17,11 +17,9 @@ use serde::{Deserialize, Serialize};
 use crate::{
     args::{ClientArgs, MountArgs, ReadArgs, parse_disk_io},
     exit::UsageError,
+    owner::settings::OwnerWish,
     values::{parse_count, parse_duration, parse_size, parse_timeout, typed_time},
 };
-
-/// How long open files are served after the first SIGTERM.
-pub const STOP_TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
 
 /// How registries are spoken to. Relative paths become absolute, since an owner works in `/`.
 pub fn client_config(args: &ClientArgs) -> Result<ClientConfig> {
@@ -197,10 +195,10 @@ pub struct MountPlan {
     pub options: MountOptions,
     /// Where counters go.
     pub stats: Option<PathBuf>,
-    /// Where a new owner logs.
-    pub log_file: PathBuf,
-    /// `--stop-timeout`
-    pub stop_timeout: Option<Duration>,
+    /// What was typed about the rest of the owner; `--log-level` is no option of the mount and is added by its command.
+    pub owner_wish: OwnerWish,
+    /// Serve from this process.
+    pub foreground: bool,
 }
 
 /// What to do with an option that nobody knows.
@@ -240,7 +238,10 @@ pub fn mount_plan(args: &MountArgs, unknown: Unknown) -> Result<MountPlan> {
         options.read_ahead_kb = u32::try_from(bytes >> 10).unwrap_or(u32::MAX);
     }
     let cache_dir = cache_dir(args.read.cache_dir.as_deref())?;
-    let log_file = args.log_file.as_deref().map_or_else(|| Ok(cache_dir.join("owner.log")), absolute)?;
+    if args.foreground && args.log_file.is_some() {
+        return Err(UsageError("--log-file is for the background process; a foreground mount logs to standard error".to_owned()).into());
+    }
+    let log_file = args.log_file.as_deref().map(absolute).transpose()?;
     Ok(MountPlan {
         clip,
         mountpoint,
@@ -248,8 +249,8 @@ pub fn mount_plan(args: &MountArgs, unknown: Unknown) -> Result<MountPlan> {
         whence: whence(&args.read)?,
         options,
         stats: args.stats.as_deref().map(stats_file).transpose()?,
-        log_file,
-        stop_timeout: args.stop_timeout,
+        owner_wish: OwnerWish { stop_timeout: args.stop_timeout, log_file, log_level: None },
+        foreground: args.foreground,
         cache_dir,
     })
 }

@@ -43,7 +43,7 @@ pub fn run(argv: &[OsString]) -> u8 {
     if helper.fake {
         return 0;
     }
-    match super::mount::mount(&plan, false) {
+    match super::mount::mount(&plan) {
         Ok(()) => 0,
         Err(error) => {
             exit::report(&error);

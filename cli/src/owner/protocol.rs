@@ -5,18 +5,20 @@ use std::{
     io::{BufRead, Read as _, Write},
     os::unix::ffi::{OsStrExt as _, OsStringExt as _},
     path::{Path, PathBuf},
-    time::Duration,
 };
 
 use anyhow::{Context, Result, bail};
 use clip_fuse::MountOptions;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::DeserializeOwned};
 
-use super::report::Report;
+use super::{
+    report::Report,
+    settings::{OwnerSettings, OwnerWish},
+};
 use crate::resolve::{Difference, EngineWish, MountPlan, Whence};
 
 /// Raised when a message changes its meaning.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 /// Bytes of one message at most.
 const LINE_BYTES_MAX: u64 = 1 << 20;
 
@@ -30,8 +32,8 @@ pub struct Start {
     pub cache_dir: PathBuf,
     /// The engine.
     pub wish: EngineWish,
-    /// `--stop-timeout`
-    pub stop_timeout: Duration,
+    /// Everything else.
+    pub settings: OwnerSettings,
 }
 
 /// How the start went, on its standard output.
@@ -80,6 +82,9 @@ pub struct MountRequest {
     pub mount_namespace: u64,
     /// What was typed about the engine.
     pub wish: EngineWish,
+    /// What was typed about the rest of the owner. Protocol 1 had none; the version is looked at first.
+    #[serde(default)]
+    pub owner_wish: OwnerWish,
     /// `--source`
     #[serde(with = "optional_path")]
     pub source: Option<PathBuf>,
@@ -145,6 +150,7 @@ impl MountRequest {
             mountpoint: plan.mountpoint.clone(),
             mount_namespace: super::mount_namespace(),
             wish: plan.wish.clone(),
+            owner_wish: plan.owner_wish.clone(),
             source: plan.whence.source.clone(),
             store_ref: plan.whence.store_ref.as_ref().map(ToString::to_string),
             options: MountWire::from(&plan.options),
@@ -266,6 +272,7 @@ pub mod optional_path {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use std::time::Duration;
 
     fn request() -> MountRequest {
         MountRequest {
@@ -274,6 +281,11 @@ mod tests {
             mountpoint: PathBuf::from(OsString::from_vec(b"/mnt/\xff\xfe".to_vec())),
             mount_namespace: 7,
             wish: EngineWish { read_timeout: Some(Duration::from_millis(1500)), ca: Some("/ca.pem".into()), ..EngineWish::default() },
+            owner_wish: OwnerWish {
+                stop_timeout: Some(Duration::ZERO),
+                log_level: Some("clip_fuse=debug".to_owned()),
+                ..OwnerWish::default()
+            },
             source: Some("/src".into()),
             store_ref: None,
             options: MountWire {
