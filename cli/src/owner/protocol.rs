@@ -11,10 +11,7 @@ use anyhow::{Context, Result, bail};
 use clip_fuse::MountOptions;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::DeserializeOwned};
 
-use super::{
-    report::Report,
-    settings::{OwnerSettings, OwnerWish},
-};
+use super::settings::{OwnerSettings, OwnerWish};
 use crate::resolve::{Difference, EngineWish, MountPlan, Whence};
 
 /// Raised when a message changes its meaning.
@@ -60,11 +57,6 @@ pub enum Started {
 pub enum Request {
     /// Serve this mount.
     Mount(Box<MountRequest>),
-    /// Counters.
-    Stats {
-        /// Of the asking program.
-        protocol: u32,
-    },
 }
 
 /// One mount, complete: all paths absolute.
@@ -167,7 +159,7 @@ impl MountRequest {
 }
 
 /// What an owner answers.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "reply")]
 pub enum Reply {
     /// The mount answers.
@@ -192,8 +184,6 @@ pub enum Reply {
         /// Why, when that may take a while.
         reason: String,
     },
-    /// Counters.
-    Stats(Box<Report>),
 }
 
 /// Writes `message` as one line.

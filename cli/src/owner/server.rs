@@ -169,7 +169,6 @@ impl Owner {
         let mut to = stream;
         match protocol::receive(&mut from).context("read a request")? {
             None => Ok(()),
-            Some(Request::Stats { .. }) => protocol::send(&mut to, &Reply::Stats(Box::new(self.report()))),
             Some(Request::Mount(request)) => self.handle_mount(&request, &mut from, &mut to),
         }
     }
