@@ -1,4 +1,5 @@
-//! The command line as typed; the options of each command are in the file of its name. Defaults that depend on the machine or the user are filled in by `resolve`.
+//! The command line as typed; the options of each command are in the file of its name. Defaults that depend on the machine or the
+//! user are filled in by `resolve`.
 
 mod cat;
 mod demo;
@@ -37,9 +38,11 @@ pub use verify::VerifyArgs;
 
 const EXIT_CODES: &str = "\
 Exit codes:
-  0  done
-  1  failed; the reason is on stderr
-  2  the command line cannot be used
+  0      done; also a foreground mount that was told to stop by a signal
+  1      failed, in whole or in part; the reason is on stderr
+  2      the command line cannot be used
+  141    whoever read the output closed it before its end, as if ended by SIGPIPE
+  128+N  ended by signal N: 129 SIGHUP, 130 SIGINT, 143 SIGTERM
   mount.clip follows mount(8): 0 mounted, 1 command line, 32 mount failed
 
 Environment:
@@ -116,7 +119,7 @@ impl Command {
     pub fn log_times(&self) -> Times {
         match self {
             Command::Owner { .. } => Times::Shown,
-            Command::Mount(args) if args.foreground => Times::Shown,
+            Command::Mount(args) if args.in_foreground() => Times::Shown,
             _ => Times::Hidden,
         }
     }
@@ -125,7 +128,7 @@ impl Command {
     pub fn log_level(&self) -> &'static str {
         match self {
             Command::Owner { .. } => LOG_LEVEL_DEFAULT,
-            Command::Mount(args) if args.foreground => LOG_LEVEL_DEFAULT,
+            Command::Mount(args) if args.in_foreground() => LOG_LEVEL_DEFAULT,
             // These print every error themselves.
             Command::Cat(_) | Command::Extract(_) | Command::Verify(_) | Command::RuntimeSpec(_) => {
                 "warn,clip_engine::job=error,clip_engine::fetch=error"

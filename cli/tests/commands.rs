@@ -110,6 +110,9 @@ fn exit_codes() {
         failure(dir.path(), &["mount", "-o", list, "any", "."], 2);
         failure(dir.path(), &["mount.clip", "any", ".", "-o", &format!("{list},suid")], if list == "rw" { 32 } else { 1 });
     }
+    assert!(failure(dir.path(), &["mount.clip", "any", ".", "-o", "foreground"], 1).contains("clip mount --foreground"));
+    failure(dir.path(), &["mount", "-o", "foreground,log-file=x", "any", "."], 2);
+    failure(dir.path(), &["mount", "-o", "foreground,log-level=debug", "any", "."], 2);
     let text = failure(dir.path(), &["inspect", "nope.clip"], 1);
     assert_eq!(text.trim_end(), "clip: nope.clip: cannot be read: No such file or directory (os error 2)");
     for command in ["index", "mount", "umount", "inspect", "ls", "cat", "extract", "verify", "runtime-spec", "doctor", "demo"] {

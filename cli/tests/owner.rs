@@ -121,7 +121,7 @@ fn settings_of_the_owner_are_kept_or_refused() {
         let found = failure(place.path(), &["mount", option, value, "a.clip", "m2"], 1);
         assert!(found.contains(text), "{found}");
     }
-    ok(place.path(), &["mount", "--log-level", "debug", "--log-file", "./x.log", "--stop-timeout", "5s", "a.clip", "m2"]);
+    ok(place.path(), &["mount", "-o", "log-level=debug,stop-timeout=5000ms", "--log-file", "./x.log", "a.clip", "m2"]);
     ok(place.path(), &["umount", "m1", "m2"]);
     eventually("the owner leaves", || socket_is_gone(&place));
     let text = failure(place.path(), &["mount", "--foreground", "--log-file", "x.log", "a.clip", "m1"], 2);

@@ -11,10 +11,8 @@ use crate::{
 };
 
 /// The mount of `args` is served, by the owner of its cache directory; with `--foreground` it has ended.
-pub fn run(args: &MountArgs, log_level: Option<String>) -> Result<Outcome> {
-    let mut plan = resolve::mount_plan(args, Unknown::Refuse)?;
-    plan.owner_wish.log_level = log_level;
-    mount(&plan)?;
+pub fn run(args: &MountArgs) -> Result<Outcome> {
+    mount(&resolve::mount_plan(args, Unknown::Refuse)?)?;
     Ok(Outcome::Good)
 }
 
