@@ -16,13 +16,16 @@ pub mod verify;
 
 use anyhow::Result;
 
-use crate::{args::Command, exit::Outcome};
+use crate::{
+    args::{Command, MountArgs},
+    exit::Outcome,
+};
 
-/// Runs one command.
-pub fn run(command: Command) -> Result<Outcome> {
+/// Runs one command. `log_level` as typed: for a background process that the command starts.
+pub fn run(command: Command, log_level: Option<String>) -> Result<Outcome> {
     match command {
         Command::Index(args) => index::run(&args),
-        Command::Mount(args) => mount::run(&args),
+        Command::Mount(args) => mount::run(&MountArgs { log_level, ..args }),
         Command::Umount(args) => umount::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Ls(args) => ls::run(&args),

@@ -31,11 +31,13 @@ pub fn watch() -> std::io::Result<()> {
 }
 
 /// While this lives an interruption waits: for steps that must happen whole or not at all.
-pub struct Hold(#[allow(dead_code)] MutexGuard<'static, Vec<(u64, Undo)>>);
+pub struct Hold {
+    _guard: MutexGuard<'static, Vec<(u64, Undo)>>,
+}
 
 /// Makes interruptions wait until the result is dropped.
 pub fn hold() -> Hold {
-    Hold(undo_list())
+    Hold { _guard: undo_list() }
 }
 
 /// A registration; dropping it withdraws it.

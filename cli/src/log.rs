@@ -45,9 +45,18 @@ impl Write for AboveBars {
     }
 }
 
-/// From here on `tracing` events go to stderr: `--log-level` wins over `CLIP_LOG`, which wins over `default`.
+fn from_env() -> Option<String> {
+    std::env::var("CLIP_LOG").ok()
+}
+
+/// The level or filter in force: `--log-level` wins over `CLIP_LOG`, which wins over `default`.
+pub fn level(typed: Option<&str>, default: &str) -> String {
+    typed.map(str::to_owned).or_else(from_env).unwrap_or_else(|| default.to_owned())
+}
+
+/// From here on `tracing` events go to stderr, those of [`level`].
 pub fn start(typed: Option<&str>, default: &str, times: Times) {
-    let from_env = std::env::var("CLIP_LOG").ok();
+    let from_env = from_env();
     let asked = typed.or(from_env.as_deref());
     let quiet = |level: &str| format!("{QUIET},{level}");
     let (filter, bad) = match asked.map(|asked| EnvFilter::try_new(quiet(asked))) {

@@ -32,5 +32,5 @@ fn main() -> ExitCode {
         Err(error) => return exit::usage(&error),
     };
     log::start(args.log_level.as_deref(), args.command.log_level(), args.command.log_times());
-    exit::finish(cmd::run(args.command))
+    exit::finish(cmd::run(args.command, args.log_level))
 }

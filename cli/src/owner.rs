@@ -8,6 +8,7 @@ pub mod client;
 pub mod protocol;
 pub mod report;
 pub mod server;
+pub mod settings;
 
 use std::{
     os::fd::{AsRawFd as _, OwnedFd},

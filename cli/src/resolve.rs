@@ -17,11 +17,9 @@ use serde::{Deserialize, Serialize};
 use crate::{
     args::{ClientArgs, MountArgs, ReadArgs, parse_disk_io},
     exit::UsageError,
+    owner::settings::OwnerWish,
     values::{parse_count, parse_duration, parse_size, parse_timeout, typed_time},
 };
-
-/// How long open files are served after the first SIGTERM.
-pub const STOP_TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
 
 /// How registries are spoken to. Relative paths become absolute, since an owner works in `/`.
 pub fn client_config(args: &ClientArgs) -> Result<ClientConfig> {
@@ -197,10 +195,10 @@ pub struct MountPlan {
     pub options: MountOptions,
     /// Where counters go.
     pub stats: Option<PathBuf>,
-    /// Where a new owner logs.
-    pub log_file: PathBuf,
-    /// `--stop-timeout`
-    pub stop_timeout: Option<Duration>,
+    /// What was typed about the rest of the owner.
+    pub owner_wish: OwnerWish,
+    /// Serve from this process.
+    pub foreground: bool,
 }
 
 /// What to do with an option that nobody knows.
@@ -220,6 +218,7 @@ pub fn mount_plan(args: &MountArgs, unknown: Unknown) -> Result<MountPlan> {
         _ => error,
     })?;
     let mut args = args.clone();
+    let log_level = args.log_level.clone();
     let mut options = MountOptions::new(clip.display().to_string());
     for list in std::mem::take(&mut args.options) {
         for rest in options.apply(&list).map_err(|error| UsageError(error.to_string()))? {
@@ -240,7 +239,9 @@ pub fn mount_plan(args: &MountArgs, unknown: Unknown) -> Result<MountPlan> {
         options.read_ahead_kb = u32::try_from(bytes >> 10).unwrap_or(u32::MAX);
     }
     let cache_dir = cache_dir(args.read.cache_dir.as_deref())?;
-    let log_file = args.log_file.as_deref().map_or_else(|| Ok(cache_dir.join("owner.log")), absolute)?;
+    if args.foreground && args.log_level != log_level {
+        return Err(UsageError("log-level within -o is for the background process; give a foreground mount --log-level".to_owned()).into());
+    }
     Ok(MountPlan {
         clip,
         mountpoint,
@@ -248,10 +249,18 @@ pub fn mount_plan(args: &MountArgs, unknown: Unknown) -> Result<MountPlan> {
         whence: whence(&args.read)?,
         options,
         stats: args.stats.as_deref().map(stats_file).transpose()?,
-        log_file,
-        stop_timeout: args.stop_timeout,
+        owner_wish: owner_wish(&args)?,
+        foreground: args.foreground,
         cache_dir,
     })
+}
+
+fn owner_wish(args: &MountArgs) -> Result<OwnerWish> {
+    if args.foreground && args.log_file.is_some() {
+        return Err(UsageError("--log-file is for the background process; a foreground mount logs to standard error".to_owned()).into());
+    }
+    let log_file = args.log_file.as_deref().map(absolute).transpose()?;
+    Ok(OwnerWish { stop_timeout: args.stop_timeout, log_file, log_level: args.log_level.clone() })
 }
 
 /// `dir` with links resolved. A dead mount cannot be looked at: then its parent is.
@@ -302,6 +311,8 @@ fn apply_ours(args: &mut MountArgs, option: &str) -> Result<bool, String> {
         "stop-timeout" => args.stop_timeout = Some(parse_duration(value()?)?),
         "stats" => args.stats = path()?,
         "log-file" => args.log_file = path()?,
+        // A filter with commas is quoted, so that the list is not split there.
+        "log-level" => args.log_level = Some(value()?.trim_matches('"').to_owned()),
         "session-threads" => args.session_threads = Some(parse_count(value()?)?),
         "kernel-read-ahead" => args.kernel_read_ahead = Some(parse_size(value()?)?),
         "allow-other" => args.allow_other = true,
@@ -350,6 +361,20 @@ mod tests {
         assert_eq!(apply_ours(&mut args, "frobnicate"), Ok(false));
         assert!(apply_ours(&mut args, "cache-dir").is_err());
         assert!(apply_ours(&mut args, "shards=0").is_err());
+    }
+
+    /// Every long option of `clip mount` can be given inside -o.
+    #[test]
+    fn every_long_option_is_one_inside_o() {
+        use clap::CommandFactory as _;
+        let mut command = crate::args::Cli::command();
+        command.build();
+        let mount = command.find_subcommand("mount").unwrap();
+        let names: Vec<_> = mount.get_arguments().filter_map(|argument| argument.get_long()).collect();
+        assert!(names.contains(&"log-level") && names.contains(&"shards"), "{names:?}");
+        for name in names.into_iter().filter(|name| !["help", "version"].contains(name)) {
+            assert_ne!(apply_ours(&mut mount_args(&[]), name), Ok(false), "{name}");
+        }
     }
 
     /// A later mount that asks for nothing fits any owner; each wish that differs is named with both values.

@@ -6,7 +6,7 @@ mod image;
 use std::{
     os::unix::fs::{MetadataExt as _, PermissionsExt as _},
     path::Path,
-    process::Command,
+    process::{Command, Stdio},
 };
 
 use image::{clip, failure, indexed, ok};
@@ -33,6 +33,49 @@ fn cat_follows_links() {
     let dir = indexed();
     assert_eq!(ok(dir.path(), &["cat", "a.clip", "link", "run"]), "root:x:0:0::/root:/bin/sh\nweb:x:33:44::/srv:/bin/sh\n#!/x");
     assert!(failure(dir.path(), &["cat", "a.clip", "/etc"], 1).contains("is a directory"));
+}
+
+/// `cat` reports a path that is not there, goes on to the next, and exits 1 at the end.
+#[test]
+fn cat_goes_on_after_a_missing_path() {
+    let dir = indexed();
+    let output = image::clip(dir.path(), &["cat", "a.clip", "nope", "run", "/etc", "run"]);
+    assert_eq!(output.stdout, b"#!/x#!/x");
+    assert_eq!(output.status.code(), Some(1));
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(text.contains("nope: no such file") && text.contains("/etc: is a directory"), "{text}");
+}
+
+/// An extraction that ends before its end, here because a directory that is not empty stands where a file belongs, says that the tree is partial.
+#[test]
+fn failed_extract_says_that_the_tree_is_partial() {
+    let dir = indexed();
+    std::fs::create_dir_all(dir.path().join("out/run")).unwrap();
+    std::fs::write(dir.path().join("out/run/mine"), "").unwrap();
+    let text = failure(dir.path(), &["extract", "--force", "a.clip", "out"], 1);
+    assert!(text.starts_with("clip: out holds a partial tree: out/run"), "{text}");
+}
+
+/// An interrupted extraction says that the tree is partial, and its exit code names the signal.
+#[test]
+fn interrupted_extract_says_that_the_tree_is_partial() {
+    let dir = indexed();
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let store = format!("{}/image", silent.local_addr().unwrap());
+    let mut command = Command::new(env!("CARGO_BIN_EXE_clip"));
+    command.current_dir(dir.path()).env("CLIP_CACHE_DIR", dir.path().join("cache")).env("DOCKER_CONFIG", dir.path());
+    let child = command.args(["extract", "--store-ref", &store, "a.clip", "out"]).stderr(Stdio::piped()).spawn().unwrap();
+    // The registry takes the connection and says nothing: by now the tree has been begun.
+    let _connection = silent.accept().unwrap();
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130));
+    assert_eq!(
+        String::from_utf8_lossy(&output.stderr),
+        "clip: interrupted: out holds a partial tree
+"
+    );
 }
 
 /// Modes, times, links and hard links come out as they went in; a directory with something in it is left alone.
@@ -185,6 +228,9 @@ fn exit_codes() {
         failure(dir.path(), &["mount", "-o", list, "any", "."], 2);
         failure(dir.path(), &["mount.clip", "any", ".", "-o", &format!("{list},suid")], if list == "rw" { 32 } else { 1 });
     }
+    assert!(failure(dir.path(), &["mount.clip", "any", ".", "-o", "foreground"], 1).contains("clip mount --foreground"));
+    failure(dir.path(), &["mount", "-o", "foreground,log-file=x", "any", "."], 2);
+    failure(dir.path(), &["mount", "-o", "foreground,log-level=debug", "any", "."], 2);
     let text = failure(dir.path(), &["inspect", "nope.clip"], 1);
     assert_eq!(text.trim_end(), "clip: nope.clip: cannot be read: No such file or directory (os error 2)");
     for command in ["index", "mount", "umount", "inspect", "ls", "cat", "extract", "verify", "runtime-spec", "doctor", "demo"] {

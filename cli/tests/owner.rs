@@ -103,6 +103,31 @@ fn mounts_share_one_owner_that_leaves() {
     eventually("the owner leaves", || socket_is_gone(&place));
 }
 
+/// What the first mount sets for the whole owner reaches it, and a later mount that wants another value is refused by name.
+#[test]
+fn settings_of_the_owner_are_kept_or_refused() {
+    if !can_mount() {
+        return;
+    }
+    let place = Place::new();
+    ok(place.path(), &["mount", "--log-level", "debug", "--log-file", "x.log", "--stop-timeout", "5s", "a.clip", "m1"]);
+    let log = std::fs::read_to_string(place.path().join("x.log")).unwrap();
+    assert!(log.contains("DEBUG"), "{log}");
+    for (option, value, text) in [
+        ("--stop-timeout", "7s", "--stop-timeout is 5s there, 7s was asked for"),
+        ("--log-file", "y.log", "x.log there, "),
+        ("--log-level", "warn", "--log-level is debug there, warn was asked for"),
+    ] {
+        let found = failure(place.path(), &["mount", option, value, "a.clip", "m2"], 1);
+        assert!(found.contains(text), "{found}");
+    }
+    ok(place.path(), &["mount", "-o", "log-level=debug,stop-timeout=5000ms", "--log-file", "./x.log", "a.clip", "m2"]);
+    ok(place.path(), &["umount", "m1", "m2"]);
+    eventually("the owner leaves", || socket_is_gone(&place));
+    let text = failure(place.path(), &["mount", "--foreground", "--log-file", "x.log", "a.clip", "m1"], 2);
+    assert!(text.contains("standard error"), "{text}");
+}
+
 /// Whoever asked for a mount and went away before the answer leaves no mount behind.
 #[test]
 fn interrupted_mount_leaves_none() {
@@ -113,7 +138,7 @@ fn interrupted_mount_leaves_none() {
     ok(place.path(), &["mount", "a.clip", "m2"]);
     let namespace = std::fs::metadata("/proc/self/ns/mnt").unwrap().ino();
     let request = serde_json::json!({
-        "request": "mount", "protocol": 1, "clip": place.path().join("a.clip"), "mountpoint": place.path().join("m1"),
+        "request": "mount", "protocol": 2, "clip": place.path().join("a.clip"), "mountpoint": place.path().join("m1"),
         "mount_namespace": namespace, "wish": { "plain_http": false, "ca": null, "docker_config": null },
         "source": null, "store_ref": null, "stats": null, "wait": false,
         "options": { "fsname": "a", "suid": true, "dev": true, "exec": true, "allow_other": true, "contexts": [],

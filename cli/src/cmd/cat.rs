@@ -9,20 +9,49 @@ use crate::{
     args::CatArgs,
     clip_input::{self, CacheChoice, OpenedImage},
     display::escaped,
-    exit::Outcome,
+    exit::{self, Outcome},
     pieces::{Pieces, cut, file_extents},
 };
 
-/// The contents of every path, in order, are on standard output.
+/// The contents of every path, in order, are on standard output. A path that cannot be read is reported and the next one follows,
+/// as with cat(1); a standard output that cannot be written ends it.
 pub fn run(args: &CatArgs) -> Result<Outcome> {
     let opened = clip_input::open_image(&args.clip, &args.read, CacheChoice::Shared)?;
-    let mut out = std::io::stdout().lock();
+    let mut out = Output { to: std::io::stdout().lock(), failed: false };
+    let mut outcome = Outcome::Good;
     for path in &args.paths {
-        let file = find_file(&opened, path)?;
-        copy(&opened, &file, &mut out).with_context(|| escaped(path.as_bytes()))?;
+        let copied = find_file(&opened, path)
+            .and_then(|file| copy(&opened, &file, &mut out).with_context(|| escaped(path.as_bytes())))
+            .and_then(|()| Ok(out.flush()?));
+        match copied {
+            Err(error) if !out.failed => {
+                exit::report(&error);
+                outcome = Outcome::Bad;
+            }
+            other => other?,
+        }
     }
-    out.flush()?;
-    Ok(Outcome::Good)
+    Ok(outcome)
+}
+
+/// A writer that knows whether the failure of a copy was its own.
+struct Output<W> {
+    to: W,
+    failed: bool,
+}
+
+impl<W: Write> Write for Output<W> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let written = self.to.write(bytes);
+        self.failed |= written.as_ref().is_err_and(|error| error.kind() != std::io::ErrorKind::Interrupted);
+        written
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        let flushed = self.to.flush();
+        self.failed |= flushed.is_err();
+        flushed
+    }
 }
 
 fn find_file(opened: &OpenedImage, path: &OsStr) -> Result<Inode> {

@@ -17,27 +17,36 @@ use crate::{
     args::ExtractArgs,
     clip_input::{self, CacheChoice, OpenedImage},
     display::escaped,
-    exit::Outcome,
+    exit::{self, Outcome},
+    interrupt,
     pieces::{Pieces, cut, file_extents},
 };
 use place::{DirId, Place, Skipped};
 
-/// The tree, or the path asked for, is below `DIR`.
+/// The tree, or the path asked for, is below `DIR`. A failure or an interruption after the first step says that a part of it is.
 pub fn run(args: &ExtractArgs) -> Result<Outcome> {
     let opened = clip_input::open_image(&args.clip, &args.read, CacheChoice::Shared)?;
     let path = args.path.as_ref().map_or(&b"/"[..], |path| path.as_bytes());
     let index = opened.image.index();
     let (top, found) = clip_input::resolve_following(index, path)?;
+    interrupt::watch()?;
     let mut place = Place::open(&args.dir, args.force)?;
-    let files = if top.file_type == FileType::Directory {
-        Walk::new(index, &mut place).tree(&top)?
-    } else {
-        Walk::new(index, &mut place).one(&top, &found)?
-    };
-    write_files(&opened, &mut place, files)?;
-    place.finish(&top, top.file_type == FileType::Directory, index)?;
+    let partial = format!("{} holds a partial tree", args.dir.display());
+    let said = partial.clone();
+    let interrupted = interrupt::on_interrupt(move || exit::report(&anyhow::anyhow!("interrupted: {said}")));
+    fill(&opened, &mut place, &top, &found).context(partial)?;
+    drop(interrupted);
     report_skipped(&place.skipped);
     Ok(Outcome::Good)
+}
+
+/// `top`, found as `found` in the image, is in `place`, with all below it.
+fn fill(opened: &OpenedImage, place: &mut Place, top: &Inode, found: &[u8]) -> Result<()> {
+    let index = opened.image.index();
+    let files =
+        if top.file_type == FileType::Directory { Walk::new(index, place).tree(top)? } else { Walk::new(index, place).one(top, found)? };
+    write_files(opened, place, files)?;
+    place.finish(top, top.file_type == FileType::Directory, index)
 }
 
 /// A regular file whose name exists already and whose data is still to come.

@@ -7,19 +7,18 @@ use crate::{
     args::MountArgs,
     exit::{Outcome, chain_text},
     owner::{client, protocol::MountRequest, server::Owner},
-    resolve::{self, MountPlan, STOP_TIMEOUT_DEFAULT, Unknown},
+    resolve::{self, MountPlan, Unknown},
 };
 
 /// The mount of `args` is served, by the owner of its cache directory; with `--foreground` it has ended.
 pub fn run(args: &MountArgs) -> Result<Outcome> {
-    let plan = resolve::mount_plan(args, Unknown::Refuse)?;
-    mount(&plan, args.foreground || args.options.iter().any(|list| list.split(',').any(|option| option == "foreground")))?;
+    mount(&resolve::mount_plan(args, Unknown::Refuse)?)?;
     Ok(Outcome::Good)
 }
 
 /// As `run`, for a plan.
-pub fn mount(plan: &MountPlan, foreground: bool) -> Result<()> {
-    let mounted = if foreground { serve_here(plan) } else { client::hand_over(plan, false).map(drop) };
+pub fn mount(plan: &MountPlan) -> Result<()> {
+    let mounted = if plan.foreground { serve_here(plan) } else { client::hand_over(plan, false).map(drop) };
     mounted.map_err(|error| {
         let (clip, dir) = (plan.clip.display(), plan.mountpoint.display());
         anyhow::anyhow!("cannot mount {clip} at {dir}: {} (clip doctor {clip} checks machine and registry)", chain_text(&error))
@@ -38,7 +37,7 @@ fn serve_here(plan: &MountPlan) -> Result<()> {
         Err(error) => return Err(error.into()),
     };
     std::env::set_current_dir("/")?;
-    let (owner, events) = Owner::new(engine, plan.stop_timeout.unwrap_or(STOP_TIMEOUT_DEFAULT));
+    let (owner, events) = Owner::new(engine, plan.owner_wish.in_foreground());
     owner.log_cache_room();
     owner.mount(&MountRequest::from_plan(plan, false))?;
     owner.listen()?;

@@ -40,10 +40,14 @@ pub fn run(argv: &[OsString]) -> u8 {
             return if error.is::<exit::UsageError>() { USAGE } else { exit::MOUNT_FAILED };
         }
     };
+    if plan.foreground {
+        exit::report(&anyhow::anyhow!("mount option \"foreground\": mount(8) waits until its helper returns; use clip mount --foreground"));
+        return USAGE;
+    }
     if helper.fake {
         return 0;
     }
-    match super::mount::mount(&plan, false) {
+    match super::mount::mount(&plan) {
         Ok(()) => 0,
         Err(error) => {
             exit::report(&error);
@@ -80,6 +84,7 @@ fn mount_args(source: std::path::PathBuf, dir: std::path::PathBuf, options: Vec<
             log_file: None,
             session_threads: None,
             kernel_read_ahead: None,
+            log_level: None,
         },
     };
     args.options = options.iter().map(|list| without_rw(list)).collect();

@@ -1,9 +1,6 @@
 //! `clip owner`, hidden: the background process of one cache directory, started by `clip mount`.
 
-use std::{
-    io::{BufReader, Write},
-    time::Duration,
-};
+use std::io::{BufReader, Write};
 
 use anyhow::{Context, Result};
 use clip_engine::{Engine, EngineError};
@@ -55,7 +52,7 @@ fn begin(start: &Start) -> Result<(std::sync::Arc<Owner>, Events), Started> {
         Err(error) => return Err(failed(error.into())),
     };
     tracing::info!("clip {} owns {} as process {}", env!("CARGO_PKG_VERSION"), start.cache_dir.display(), std::process::id());
-    let (owner, events) = Owner::new(engine, start.stop_timeout.min(Duration::from_secs(u64::from(u32::MAX))));
+    let (owner, events) = Owner::new(engine, start.settings.clone());
     owner.listen().map_err(failed)?;
     Ok((owner, events))
 }

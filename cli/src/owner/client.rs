@@ -19,7 +19,7 @@ use super::{
     SocketPath,
     protocol::{self, MountRequest, PROTOCOL, Reply, Request, Start, Started},
 };
-use crate::resolve::{Difference, MountPlan, STOP_TIMEOUT_DEFAULT};
+use crate::resolve::{Difference, MountPlan};
 
 /// How long an owner that leaves, or a command that reads through the cache, is waited for. Source: leaving takes milliseconds;
 /// this is what a person waits before wanting to know why.
@@ -139,19 +139,21 @@ fn differences_text(cache_dir: &Path, differences: &[Difference]) -> String {
 /// Starts an owner: this program again, with a readiness pipe, nothing of the caller's terminal, and the log file as stderr.
 fn start_owner(plan: &MountPlan) -> Result<Started> {
     let program = std::env::current_exe().ok().filter(|path| path.exists()).unwrap_or_else(|| PathBuf::from("/proc/self/exe"));
+    let log_file = plan.owner_wish.log_file(&plan.cache_dir);
     let mut child = Command::new(program)
         .arg0("clip")
+        .args(plan.owner_wish.log_level.iter().map(|level| format!("--log-level={level}")))
         .args(["owner", &format!("--cache-dir={}", plan.cache_dir.display())])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
-        .stderr(open_log(&plan.log_file)?)
+        .stderr(open_log(&log_file)?)
         .spawn()
         .context("start the background process")?;
     let start = Start {
         protocol: PROTOCOL,
         cache_dir: plan.cache_dir.clone(),
         wish: plan.wish.clone(),
-        stop_timeout: plan.stop_timeout.unwrap_or(STOP_TIMEOUT_DEFAULT),
+        settings: plan.owner_wish.in_background(&plan.cache_dir),
     };
     let told = child.stdin.take().map(|mut stdin| protocol::send(&mut stdin, &start));
     let answer = child.stdout.take().map(|stdout| protocol::receive::<Started>(&mut BufReader::new(stdout)));
@@ -162,7 +164,7 @@ fn start_owner(plan: &MountPlan) -> Result<Started> {
         return Ok(started);
     }
     let status = child.wait().map_or_else(|error| error.to_string(), |status| status.to_string());
-    bail!("the background process ended before it was ready ({status}); see {}", plan.log_file.display())
+    bail!("the background process ended before it was ready ({status}); see {}", log_file.display())
 }
 
 fn open_log(path: &Path) -> Result<File> {

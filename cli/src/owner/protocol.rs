@@ -5,18 +5,17 @@ use std::{
     io::{BufRead, Read as _, Write},
     os::unix::ffi::{OsStrExt as _, OsStringExt as _},
     path::{Path, PathBuf},
-    time::Duration,
 };
 
 use anyhow::{Context, Result, bail};
 use clip_fuse::MountOptions;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::DeserializeOwned};
 
-use super::report::Report;
+use super::settings::{OwnerSettings, OwnerWish};
 use crate::resolve::{Difference, EngineWish, MountPlan, Whence};
 
 /// Raised when a message changes its meaning.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 /// Bytes of one message at most.
 const LINE_BYTES_MAX: u64 = 1 << 20;
 
@@ -30,8 +29,8 @@ pub struct Start {
     pub cache_dir: PathBuf,
     /// The engine.
     pub wish: EngineWish,
-    /// `--stop-timeout`
-    pub stop_timeout: Duration,
+    /// Everything else.
+    pub settings: OwnerSettings,
 }
 
 /// How the start went, on its standard output.
@@ -58,11 +57,6 @@ pub enum Started {
 pub enum Request {
     /// Serve this mount.
     Mount(Box<MountRequest>),
-    /// Counters.
-    Stats {
-        /// Of the asking program.
-        protocol: u32,
-    },
 }
 
 /// One mount, complete: all paths absolute.
@@ -80,6 +74,9 @@ pub struct MountRequest {
     pub mount_namespace: u64,
     /// What was typed about the engine.
     pub wish: EngineWish,
+    /// What was typed about the rest of the owner. Protocol 1 had none; the version is looked at first.
+    #[serde(default)]
+    pub owner_wish: OwnerWish,
     /// `--source`
     #[serde(with = "optional_path")]
     pub source: Option<PathBuf>,
@@ -145,6 +142,7 @@ impl MountRequest {
             mountpoint: plan.mountpoint.clone(),
             mount_namespace: super::mount_namespace(),
             wish: plan.wish.clone(),
+            owner_wish: plan.owner_wish.clone(),
             source: plan.whence.source.clone(),
             store_ref: plan.whence.store_ref.as_ref().map(ToString::to_string),
             options: MountWire::from(&plan.options),
@@ -161,7 +159,7 @@ impl MountRequest {
 }
 
 /// What an owner answers.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "reply")]
 pub enum Reply {
     /// The mount answers.
@@ -186,8 +184,6 @@ pub enum Reply {
         /// Why, when that may take a while.
         reason: String,
     },
-    /// Counters.
-    Stats(Box<Report>),
 }
 
 /// Writes `message` as one line.
@@ -266,6 +262,7 @@ pub mod optional_path {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use std::time::Duration;
 
     fn request() -> MountRequest {
         MountRequest {
@@ -274,6 +271,11 @@ mod tests {
             mountpoint: PathBuf::from(OsString::from_vec(b"/mnt/\xff\xfe".to_vec())),
             mount_namespace: 7,
             wish: EngineWish { read_timeout: Some(Duration::from_millis(1500)), ca: Some("/ca.pem".into()), ..EngineWish::default() },
+            owner_wish: OwnerWish {
+                stop_timeout: Some(Duration::ZERO),
+                log_level: Some("clip_fuse=debug".to_owned()),
+                ..OwnerWish::default()
+            },
             source: Some("/src".into()),
             store_ref: None,
             options: MountWire {

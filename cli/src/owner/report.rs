@@ -4,10 +4,10 @@ use std::{io::Write as _, os::unix::fs::PermissionsExt as _, path::Path};
 
 use anyhow::{Context, Result};
 use clip_engine::Stats;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 /// One report.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Report {
     /// The owner.
     pub pid: u32,
@@ -22,7 +22,7 @@ pub struct Report {
 }
 
 /// One mount of a [`Report`].
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct MountReport {
     /// Where.
     pub mountpoint: String,
@@ -83,8 +83,8 @@ mod tests {
         let report = Report::new(Path::new("/c"), 1.5, vec![], &stats);
         write(&path, &report).unwrap();
         write(&path, &report).unwrap();
-        let read: Report = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
-        assert_eq!(read.engine["requests"], 3);
+        let read: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        assert_eq!(read["engine"]["requests"], 3);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o644);
     }

@@ -21,6 +21,7 @@ use super::{
     SocketPath,
     protocol::{self, MountRequest, PROTOCOL, Reply, Request},
     report::{self, MountReport, Report},
+    settings::OwnerSettings,
 };
 use crate::{clip_input, exit::chain_text};
 
@@ -31,6 +32,8 @@ const FIRST_REQUEST_MAX: Duration = Duration::from_secs(20);
 const REQUEST_LINE_MAX: Duration = Duration::from_secs(10);
 /// How long ended connections may take to be let go by the kernel after an abort.
 const ABORT_MAX: Duration = Duration::from_secs(2);
+/// What an `Instant` certainly has room for: 136 years.
+const STOP_TIMEOUT_MAX: Duration = Duration::from_secs(u32::MAX as u64);
 /// Connections handled at once; more wait in the socket's queue.
 const CONNECTIONS_MAX: usize = 256;
 
@@ -82,7 +85,7 @@ pub struct Taken {
 pub struct Owner {
     engine: Engine,
     started: Instant,
-    stop_timeout: Duration,
+    settings: OwnerSettings,
     state: Mutex<State>,
     events: mpsc::Sender<Event>,
 }
@@ -92,10 +95,11 @@ pub struct Events(mpsc::Receiver<Event>);
 
 impl Owner {
     /// An owner around an engine that holds the cache directory's lock.
-    pub fn new(engine: Engine, stop_timeout: Duration) -> (Arc<Self>, Events) {
+    pub fn new(engine: Engine, mut settings: OwnerSettings) -> (Arc<Self>, Events) {
+        settings.stop_timeout = settings.stop_timeout.min(STOP_TIMEOUT_MAX);
         let (events, receiver) = mpsc::channel();
         let state = State { phase: Phase::Serving, mounts: BTreeMap::new(), next_id: 0, requests: 0, handled: 0 };
-        let owner = Self { engine, started: Instant::now(), stop_timeout, state: Mutex::new(state), events };
+        let owner = Self { engine, started: Instant::now(), settings, state: Mutex::new(state), events };
         (Arc::new(owner), Events(receiver))
     }
 
@@ -165,7 +169,6 @@ impl Owner {
         let mut to = stream;
         match protocol::receive(&mut from).context("read a request")? {
             None => Ok(()),
-            Some(Request::Stats { .. }) => protocol::send(&mut to, &Reply::Stats(Box::new(self.report()))),
             Some(Request::Mount(request)) => self.handle_mount(&request, &mut from, &mut to),
         }
     }
@@ -235,7 +238,8 @@ impl Owner {
             let message = format!("the owner (pid {pid}) lives in another mount namespace; use another --cache-dir here");
             return Some(Reply::Refused { message });
         }
-        let differences = request.wish.differences(self.engine.config());
+        let mut differences = request.wish.differences(self.engine.config());
+        differences.extend(request.owner_wish.differences(&self.settings));
         (!differences.is_empty()).then_some(Reply::Differs { differences })
     }
 
@@ -301,7 +305,7 @@ impl Owner {
                 }
                 Ok(Event::Signal(signal)) if stop_by.is_none() => {
                     self.begin_stop(signal);
-                    stop_by = Some(Instant::now() + self.stop_timeout);
+                    stop_by = Some(Instant::now() + self.settings.stop_timeout);
                 }
                 Ok(Event::Signal(_)) => return self.abort(&events, "second signal"),
                 Ok(Event::Changed) | Err(mpsc::RecvTimeoutError::Timeout) => {}
@@ -346,7 +350,7 @@ impl Owner {
     fn begin_stop(&self, signal: i32) {
         let mut state = self.state();
         state.phase = Phase::Stopping;
-        let seconds = self.stop_timeout.as_secs_f64();
+        let seconds = self.settings.stop_timeout.as_secs_f64();
         tracing::info!("signal {signal}: {} mounts are detached; open files are served for {seconds} s at most", state.mounts.len());
         for served in state.mounts.values() {
             if let Err(error) = served.mounted.detach() {

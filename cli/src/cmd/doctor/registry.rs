@@ -104,9 +104,9 @@ fn mend(error: &anyhow::Error) -> &'static str {
     match error.downcast_ref::<EngineError>().map(EngineError::kind) {
         Some(ErrorKind::Denied) => "log in (docker login REGISTRY, or DOCKER_CONFIG=DIR), and check that this account may pull the image",
         Some(ErrorKind::Unavailable) => {
-            "check the name, the network and proxies; for a registry without TLS give --plain-http, for a private authority --ca FILE"
+            "check the name and the network; for a registry without TLS give --plain-http, for a private authority --ca FILE"
         }
-        Some(ErrorKind::Corrupt) => "something between here and the registry changes what it sends: look for a proxy",
+        Some(ErrorKind::Corrupt) => "the registry, or something between here and it, changes what it sends",
         _ => "check the name of the image and of the registry",
     }
 }

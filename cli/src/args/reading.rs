@@ -1,0 +1,62 @@
+//! What every command that reads layers takes.
+
+use std::{path::PathBuf, time::Duration};
+
+use clap::Args;
+use clip_engine::{DiskIo, registry::Reference};
+
+use crate::values::{parse_count, parse_size, parse_timeout};
+
+/// How registries are spoken to.
+#[derive(Clone, Debug, Default, Args)]
+pub struct ClientArgs {
+    /// Speak plain HTTP to every registry [default: to loopback only]
+    #[arg(long)]
+    pub plain_http: bool,
+    /// More trusted certificate authorities, PEM, besides the system's
+    #[arg(long, value_name = "FILE")]
+    pub ca: Option<PathBuf>,
+}
+
+/// Everything about reading layers: for mount, cat, extract, verify, runtime-spec and doctor.
+#[derive(Clone, Debug, Default, Args)]
+pub struct ReadArgs {
+    /// Where fetched bytes are kept, shared by every image with the same layers
+    /// [default: /var/cache/clip for root, else $XDG_CACHE_HOME/clip or ~/.cache/clip]
+    #[arg(long, value_name = "DIR", env = "CLIP_CACHE_DIR")]
+    pub cache_dir: Option<PathBuf>,
+    /// How registries are spoken to.
+    #[command(flatten)]
+    pub client: ClientArgs,
+    /// Where the local layout or archive that was indexed is now
+    #[arg(long, value_name = "PATH")]
+    pub source: Option<PathBuf>,
+    /// Read the layers from this repository instead of the recorded one
+    #[arg(long, value_name = "REF")]
+    pub store_ref: Option<Reference>,
+    /// Engine threads [default: number of cores, at most 8]
+    #[arg(long, value_name = "N", value_parser = parse_count)]
+    pub shards: Option<usize>,
+    /// A read fails after this long without progress towards it [default: 30s]
+    #[arg(long, value_name = "TIME", value_parser = parse_timeout)]
+    pub read_timeout: Option<Duration>,
+    /// A read fails after this long, progress or not [default: never]
+    #[arg(long, value_name = "TIME", value_parser = parse_timeout)]
+    pub read_deadline: Option<Duration>,
+    /// Largest read-ahead of a sequential reader, 0 for none [default: 32MiB]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub read_ahead: Option<u64>,
+    /// How the cache is written: auto (io_uring where allowed), uring or pool [default: auto]
+    #[arg(long, value_name = "HOW", value_parser = parse_disk_io)]
+    pub disk_io: Option<DiskIo>,
+}
+
+/// `auto`, `uring` or `pool`
+pub fn parse_disk_io(text: &str) -> Result<DiskIo, String> {
+    match text {
+        "auto" => Ok(DiskIo::Auto),
+        "uring" => Ok(DiskIo::Uring),
+        "pool" => Ok(DiskIo::Pool),
+        _ => Err(format!("expected auto, uring or pool, found {text:?}")),
+    }
+}
