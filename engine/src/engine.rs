@@ -24,6 +24,7 @@ use crate::{
     registry::{Client, Reference},
     shard,
     source::BlobSource,
+    stretch,
 };
 
 /// One per cache directory and process; it holds the directory's lock. Dropping the last clone, and the last image, stops the shards.
@@ -96,6 +97,7 @@ impl Engine {
         }
         let expanded = image_dir::open(&self.config().cache_dir, path, &header)?;
         let layers = self.layers(&expanded, options)?;
+        say_slow_stretches(&expanded, &id);
         let image = Arc::new(Image::new(id, options.clone(), expanded, layers, self.0.threads.clone()));
         same_id.push(Arc::downgrade(&image));
         Ok(image)
@@ -138,6 +140,21 @@ impl Engine {
         let store = Arc::new(store);
         stores.insert(dir, Arc::downgrade(&store));
         Ok(store)
+    }
+}
+
+/// One line for all layers of the image, if there is anything to say.
+fn say_slow_stretches(image: &ExpandedImage, id: &[u8; 32]) {
+    let found = image.checkpoints.layers().iter().zip(&image.storage_info.layers);
+    let slow: Vec<_> = found.filter_map(|(table, info)| Some((stretch::slow_stretch_of(table)?, info.digest))).collect();
+    if let Some((longest, layer)) = slow.iter().max_by_key(|(stretch, _)| stretch.end - stretch.start) {
+        tracing::warn!(
+            image = %hex::encode(id),
+            layers = slow.len(),
+            longest_mib = (longest.end - longest.start) >> 20,
+            longest_in = %layer,
+            "layers have long stretches where decoding cannot begin: the first read in one decodes from its start (clip index said why)"
+        );
     }
 }
 

@@ -55,17 +55,34 @@ impl Flow {
     }
 }
 
+/// What a flow fetches, for as long as it runs and in words.
+struct Target {
+    layer: Arc<ImageLayer>,
+    /// The stream's bytes from the first group's first span to the last group's last.
+    stream: Range<u64>,
+}
+
+impl Target {
+    fn of(flow: &Flow) -> Self {
+        let range = |span| flow.layer.table.stream_range(span);
+        let start = flow.works.front().map_or(0, |work| range(work.group.from).start);
+        let end = flow.works.back().map_or(0, |work| range(work.group.last).end);
+        Self { layer: flow.layer.clone(), stream: start..end }
+    }
+}
+
 /// Fetches `flow`. A failure fails every span of it that has not got its bytes, with one log line.
 ///
 /// # Errors
 /// Why the source could not be read; bytes that do not decode are their spans' failure only.
 pub(crate) async fn run(mut flow: Flow, shard: Rc<Shard>) -> Result<(), EngineError> {
     let progress = Progress::default();
+    let target = Target::of(&flow);
     let works = std::mem::take(&mut flow.works);
     let turns = Arc::new(Semaphore::new(JOBS_MAX));
     let said = Arc::new(AtomicBool::new(false));
     let mut feed = Feed { works, open: None, turns, said: said.clone(), shard: shard.clone(), layer: flow.layer.clone() };
-    let fetched = fetch(&flow, &mut feed, &progress, &shard).await;
+    let fetched = fetch(&target, &mut feed, &progress, &shard).await;
     if let Err(error) = &fetched {
         shard.core.say_fetch_failed(&said, &flow.layer.store.digest, error);
         flow.layer.store.failed_fetches.fetch_add(1, Ordering::Relaxed);
@@ -74,15 +91,15 @@ pub(crate) async fn run(mut flow: Flow, shard: Rc<Shard>) -> Result<(), EngineEr
     fetched
 }
 
-async fn fetch(flow: &Flow, feed: &mut Feed, progress: &Progress, shard: &Shard) -> Result<(), EngineError> {
-    let (core, layer) = (&shard.core, &flow.layer);
-    let _of_layer = permit(&layer.store.connections, &layer.store.progress, progress, flow, shard).await?;
-    let _of_node = permit(&core.connections, &core.progress, progress, flow, shard).await?;
+async fn fetch(target: &Target, feed: &mut Feed, progress: &Progress, shard: &Shard) -> Result<(), EngineError> {
+    let (core, layer) = (&shard.core, &target.layer);
+    let _of_layer = permit(&layer.store.connections, &layer.store.progress, progress, target, shard).await?;
+    let _of_node = permit(&core.connections, &core.progress, progress, target, shard).await?;
     let Some(range) = feed.range() else { return Ok(()) };
     let mut start = range.start;
     while start < range.end {
         let end = range.end.min(start.saturating_add(core.config.request_bytes_max.max(1)));
-        if request(flow, feed, start..end, progress, shard).await? == Fed::All {
+        if request(target, feed, start..end, progress, shard).await? == Fed::All {
             return Ok(());
         }
         start = end;
@@ -91,13 +108,13 @@ async fn fetch(flow: &Flow, feed: &mut Feed, progress: &Progress, shard: &Shard)
 }
 
 /// Feeds the bytes `range` of the blob.
-async fn request(flow: &Flow, feed: &mut Feed, range: Range<u64>, progress: &Progress, shard: &Shard) -> Result<Fed, EngineError> {
-    let layer = &flow.layer;
-    let mut reader = within(flow, progress, shard, layer.source.open(&shard.client, range.clone())).await?;
+async fn request(target: &Target, feed: &mut Feed, range: Range<u64>, progress: &Progress, shard: &Shard) -> Result<Fed, EngineError> {
+    let layer = &target.layer;
+    let mut reader = within(target, progress, shard, layer.source.open(&shard.client, range.clone())).await?;
     let mut position = range.start;
     while position < range.end {
         let chunk = tokio::select! {
-            chunk = within(flow, progress, shard, next_chunk(&mut reader, &layer.source, shard)) => chunk?,
+            chunk = within(target, progress, shard, next_chunk(&mut reader, &layer.source, shard)) => chunk?,
             () = feed.last_is_done() => return Ok(Fed::All),
         };
         let Some(chunk) = chunk else {
@@ -223,31 +240,33 @@ impl Feed {
     }
 }
 
-/// Waits for a permit as long as those who hold them move on (`moving`), or `flow` is younger than the timeout.
+/// Waits for a permit as long as those who hold them move on (`moving`), or the flow is younger than the timeout.
 async fn permit(
     semaphore: &Arc<Semaphore>,
     moving: &Progress,
     progress: &Progress,
-    flow: &Flow,
+    target: &Target,
     shard: &Shard,
 ) -> Result<OwnedSemaphorePermit, EngineError> {
     let idle_max = shard.core.config.read_timeout;
-    let permit = progress::acquire(semaphore, 1, &[progress, moving], idle_max).await.ok_or_else(|| stalled(flow, shard))??;
+    let permit = progress::acquire(semaphore, 1, &[progress, moving], idle_max).await.ok_or_else(|| stalled(target, shard))??;
     progress.inherit(moving);
     Ok(permit)
 }
 
 /// The result of `step`, unless the flow makes no progress meanwhile.
 async fn within<T>(
-    flow: &Flow,
+    target: &Target,
     progress: &Progress,
     shard: &Shard,
     step: impl Future<Output = Result<T, EngineError>>,
 ) -> Result<T, EngineError> {
     let left = shard.core.config.read_timeout.saturating_sub(progress.idle());
-    timeout(left, step).await.unwrap_or_else(|_| Err(stalled(flow, shard)))
+    timeout(left, step).await.unwrap_or_else(|_| Err(stalled(target, shard)))
 }
 
-fn stalled(flow: &Flow, shard: &Shard) -> EngineError {
-    EngineError::Deadline { what: format!("fetch of layer {}", flow.layer.store.digest), waited: shard.core.config.read_timeout }
+fn stalled(target: &Target, shard: &Shard) -> EngineError {
+    let Target { layer, stream } = target;
+    let what = format!("fetch of stream bytes {}..{} of layer {}", stream.start, stream.end, layer.store.digest);
+    EngineError::Deadline { what, waited: shard.core.config.read_timeout }
 }

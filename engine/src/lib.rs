@@ -30,6 +30,7 @@ pub mod registry;
 mod shard;
 pub mod source;
 mod span;
+pub mod stretch;
 
 pub use config::{DiskIo, EngineConfig};
 pub use engine::Engine;

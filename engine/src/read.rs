@@ -208,7 +208,7 @@ impl Deadline {
 
     fn expire(self) {
         if let Some(read) = self.read.upgrade() {
-            let what = format!("read of layer {} at {}", read.layer.store.digest, read.range.start);
+            let what = format!("read of stream bytes {}..{} of layer {}", read.range.start, read.range.end, read.layer.store.digest);
             read.finish(Err(EngineError::Deadline { what, waited: self.after }));
         }
     }

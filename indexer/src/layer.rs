@@ -14,7 +14,7 @@ mod spans;
 use std::{panic, thread};
 
 use bytes::Bytes;
-use clip_engine::{registry::Client, source::BlobSource};
+use clip_engine::{registry::Client, source::BlobSource, stretch::slow_stretch};
 use clip_format::{
     checkpoints::{Span, SpanStart, WindowRange},
     digest::Digest,
@@ -115,7 +115,8 @@ pub(crate) fn index_layer(input: &LayerInput, settings: &LayerSettings<'_>) -> R
     };
     check_digest(input, "the blob", input.digest, blob_digest)?;
     check_digest(input, "the layer stream (diff_id)", input.diff_id, hashes.digest)?;
-    let output = assembled(input, decoded, hashes);
+    let mut output = assembled(input, decoded, hashes);
+    output.warnings.extend(slow_stretch_warning(&output, settings.windows));
     settings.progress.layer(input.index, LayerEvent::Finished { members: output.members, stream: output.info.stream_size });
     Ok(Some(output))
 }
@@ -246,6 +247,23 @@ fn assembled(input: &LayerInput, mut decoded: Decoded, hashes: StreamHashes) -> 
         members: decoded.members,
         warnings: decoded.warnings,
     }
+}
+
+/// What there is to say of the longest stretch that cannot be entered.
+fn slow_stretch_warning(layer: &LayerOutput, windows: Windows) -> Option<String> {
+    let entries = layer.spans.iter().filter(|span| span.start != SpanStart::Chained).map(|span| span.stream.get());
+    let stretch = slow_stretch(entries, layer.spans.len(), layer.info.stream_size)?;
+    let why = match windows {
+        Windows::Sparse => "it is one deflate block, which has no place to begin inside (compress the layer with smaller blocks)",
+        Windows::None => "--windows none leaves only gzip members and full flushes to begin at",
+    };
+    Some(format!(
+        "layer {}: decoding cannot begin anywhere between stream offsets {} and {}, so that a read there may decode {} MiB: {why}",
+        layer.info.digest,
+        stretch.start,
+        stretch.end,
+        (stretch.end - stretch.start) >> 20
+    ))
 }
 
 /// Puts the window of span `span` in its record.

@@ -25,7 +25,7 @@ use crate::{
     layer::LayerInput,
     options::{ImageRef, IndexOptions},
 };
-use manifest::{Descriptor, ImageManifest};
+use manifest::{Chosen, Descriptor};
 
 /// Bytes of an image config. Source: containerd reads at most 8 MiB of a config; room for long histories.
 const CONFIG_BYTES_MAX: u64 = 8 << 20;
@@ -121,7 +121,7 @@ pub(crate) fn local_blobs(info: &StorageInfo, path: &Path) -> Result<Vec<BlobSou
     Ok(blobs)
 }
 
-/// Which platform to choose, and whether a mismatch is an error.
+/// Which platform to choose.
 pub(crate) struct Wanted {
     platform: Platform,
     /// Asked for, not just this machine's.
@@ -137,20 +137,14 @@ impl Wanted {
 
 /// Goes down from `document` to the manifest of the wanted platform, then reads config and layers.
 fn resolve_document(store: &dyn ImageStore, document: Document, wanted: &Wanted, source: Source) -> Result<ResolvedImage, IndexError> {
-    let (manifest, digest) = manifest::choose(store, document, wanted)?;
-    from_manifest(store, &manifest, digest, wanted, source)
+    from_manifest(store, &manifest::choose(store, document, wanted)?, wanted, source)
 }
 
-fn from_manifest(
-    store: &dyn ImageStore,
-    manifest: &ImageManifest,
-    manifest_digest: Digest,
-    wanted: &Wanted,
-    source: Source,
-) -> Result<ResolvedImage, IndexError> {
+fn from_manifest(store: &dyn ImageStore, chosen: &Chosen, wanted: &Wanted, source: Source) -> Result<ResolvedImage, IndexError> {
+    let Chosen { manifest, digest: manifest_digest, platform: named } = chosen;
     let config = config::ConfigFile::parse(&store.config(&manifest.config)?, &manifest.config.digest)?;
     let mut warnings = Vec::new();
-    let platform = config.checked_platform(wanted, &mut warnings)?;
+    let platform = config.platform_as(named.as_ref(), wanted, &mut warnings);
     if config.diff_ids.len() != manifest.layers.len() {
         return Err(IndexError::Image {
             what: format!("config {}, rootfs.diff_ids", manifest.config.digest),
@@ -174,7 +168,7 @@ fn from_manifest(
             blob: store.layer(layer)?,
         });
     }
-    Ok(ResolvedImage { source, manifest_digest, platform, config: config.image, layers, warnings })
+    Ok(ResolvedImage { source, manifest_digest: *manifest_digest, platform, config: config.image, layers, warnings })
 }
 
 /// The codec that a layer's media type names.

@@ -302,13 +302,85 @@ fn no_windows_means_none() {
     assert!(sparse.windows_bytes > 0 && sparse.layers[0].entries > 5);
 }
 
-/// A platform that an image lacks is refused with the list of those it has.
+/// A long stretch that cannot be entered is said once a layer, with its place, what a read of it costs, and why: one deflate block, as
+/// zlib-rs writes level 1, or no windows.
+#[test]
+fn long_stretches_without_an_entry_are_said_with_their_reason() {
+    let dir = tempfile::tempdir().unwrap();
+    let stream = layer(&[("a", &text(3, 1 << 20).repeat(40))]);
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::new(1));
+    encoder.write_all(&stream).unwrap();
+    let one_block = encoder.finish().unwrap();
+    let blocks = gzip(&stream);
+    Layout { dir: dir.path() }.image(&[(blocks.clone(), stream.clone(), GZIP), (one_block.clone(), stream.clone(), GZIP)]);
+    let mut options = options(&format!("oci:{}", dir.path().display()));
+    options.span_bytes = 1 << 20;
+    let warnings = |options: &IndexOptions| index_image(options, &NoProgress).unwrap().summary.warnings;
+    let found = warnings(&options);
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert!(found[0].contains(&sha(&one_block)) && found[0].contains("40 MiB: it is one deflate block"), "{found:?}");
+    assert!(found[0].contains("between stream offsets 0 and 41"), "{found:?}");
+
+    options.windows = Windows::None;
+    let found = warnings(&options);
+    assert_eq!(found.len(), 2, "{found:?}");
+    assert!(found[0].contains(&sha(&blocks)) && found.iter().all(|line| line.contains("--windows none leaves only")), "{found:?}");
+}
+
+fn platform(architecture: &str) -> clip_format::storage_info::Platform {
+    clip_format::storage_info::Platform { os: "linux".into(), architecture: architecture.into(), variant: None }
+}
+
+/// A platform that an index lacks is refused with the list of those it has.
 #[test]
 fn a_missing_platform_lists_the_others() {
     let dir = tempfile::tempdir().unwrap();
     Layout { dir: dir.path() }.image(&[]);
+    name_platforms(dir.path(), &["amd64", "riscv64"]);
     let mut options = options(&format!("oci:{}", dir.path().display()));
-    options.platform = Some(clip_format::storage_info::Platform { os: "linux".into(), architecture: "s390x".into(), variant: None });
+    options.platform = Some(platform("s390x"));
     let error = index_image(&options, &NoProgress).err().unwrap().to_string();
-    assert!(error.contains("linux/s390x") && error.contains("linux/amd64"), "{error}");
+    assert!(error.contains("linux/s390x") && error.contains("linux/amd64") && error.contains("linux/riscv64"), "{error}");
+}
+
+/// Lists the layout's one manifest once for each of `architectures`.
+fn name_platforms(dir: &Path, architectures: &[&str]) {
+    let path = dir.join("index.json");
+    let mut index: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    let manifest = index["manifests"][0].clone();
+    let named = architectures.iter().map(|architecture| {
+        let mut manifest = manifest.clone();
+        manifest["platform"] = serde_json::json!({ "os": "linux", "architecture": architecture });
+        manifest
+    });
+    index["manifests"] = named.collect();
+    fs::write(path, index.to_string()).unwrap();
+}
+
+/// An image whose config names another platform than the index that lists it is indexed as the index says; one that stands alone, as its
+/// config says, even where another was asked for. Each is one warning that names both.
+#[test]
+fn mislabelled_images_are_indexed_with_a_warning() {
+    let dir = tempfile::tempdir().unwrap();
+    Layout { dir: dir.path() }.image(&[]);
+    let mut options = options(&format!("oci:{}", dir.path().display()));
+    let index = |options: &IndexOptions| index_image(options, &NoProgress).unwrap().summary;
+
+    options.platform = Some(platform("s390x"));
+    let alone = index(&options);
+    assert_eq!((alone.platform.as_str(), alone.warnings.len()), ("linux/amd64", 1), "{:?}", alone.warnings);
+    assert!(
+        alone.warnings[0].contains("--platform asks for linux/s390x") && alone.warnings[0].contains("linux/amd64"),
+        "{:?}",
+        alone.warnings
+    );
+
+    name_platforms(dir.path(), &["s390x", "riscv64"]);
+    let named = index(&options);
+    assert_eq!((named.platform.as_str(), named.warnings.len()), ("linux/s390x", 1), "{:?}", named.warnings);
+    assert!(named.warnings[0].contains("says linux/amd64") && named.warnings[0].contains("says linux/s390x"), "{:?}", named.warnings);
+
+    name_platforms(dir.path(), &["x86_64", "riscv64"]);
+    options.platform = Some(platform("amd64"));
+    assert!(index(&options).warnings.is_empty());
 }

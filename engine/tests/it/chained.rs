@@ -1,7 +1,10 @@
 use clip_engine::DiskIo;
-use clip_format::{checkpoints::SpanStart, windows::WindowsWriter};
+use clip_format::{checkpoints::SpanStart, storage_info::Codec, windows::WindowsWriter};
 
-use crate::sample::{BASE, Layer, Node, each_disk_io, gzip, read, text};
+use crate::{
+    registry::warnings,
+    sample::{BASE, Layer, Node, each_disk_io, gzip, read, text},
+};
 
 /// Next to one deflate block of 6 MiB (level 1 of zlib-rs makes no others), so nearly all spans are chained.
 fn one_block(disk_io: DiskIo) -> Node {
@@ -74,4 +77,32 @@ fn a_chain_is_decoded_once_when_read_in_order() {
         let decoded = engine.stats().bytes_decoded;
         assert!(decoded < 2 * stream.len() as u64, "{decoded} of {}", stream.len());
     });
+}
+
+/// Claim: opening an image says once how many of its layers have long stretches without an entry, and says nothing of an image without.
+#[test]
+fn slow_layers_are_said_when_an_image_is_opened() {
+    let lines = warnings();
+    // Never decoded here, so the blob may be anything.
+    let starts = |chained: SpanStart| {
+        (0..40).map(|span| (if span == 0 { SpanStart::Plain } else { chained }, span << 20, (span as usize) << 20)).collect::<Vec<_>>()
+    };
+    let stream = vec![0; 40 << 20];
+    let fast = Layer::new(stream.clone(), stream.clone(), starts(SpanStart::Plain), Codec::Plain);
+    let gzip_starts = starts(SpanStart::Chained).into_iter().map(|(start, at, from)| match start {
+        SpanStart::Plain => (SpanStart::Member, at, from),
+        other => (other, at, from),
+    });
+    let slow = Layer::new(stream.clone(), stream, gzip_starts.collect(), Codec::Gzip);
+    for (layers, expected) in [(vec![fast.clone()], 0), (vec![slow.clone(), fast, slow], 1)] {
+        let node = Node::new(layers, WindowsWriter::default(), DiskIo::Auto);
+        let engine = node.start();
+        let image = node.open(&engine);
+        let again = node.open(&engine);
+        assert!(std::sync::Arc::ptr_eq(&image, &again));
+        let id = hex::encode(image.id());
+        let said: Vec<String> = lines.lock().unwrap().iter().filter(|line| line.contains(&id)).cloned().collect();
+        assert_eq!(said.len(), expected, "{said:?}");
+        assert!(said.iter().all(|line| line.contains("layers=2") && line.contains("longest_mib=40")), "{said:?}");
+    }
 }

@@ -64,14 +64,17 @@ fn a_dead_registry_is_an_error_in_time() {
         config.read_timeout = Duration::from_millis(700);
         let engine = Engine::start(config).unwrap();
         let image = engine.open_image(&node.clip(), &ImageOptions { store_ref, ..ImageOptions::default() }).unwrap();
+        let digest = node.layers[0].info().digest.to_string();
         for _ in 0..2 {
             let started = Instant::now();
             std::thread::scope(|scope| {
                 for reader in 0..12 {
-                    let image = &image;
+                    let (image, digest) = (&image, &digest);
                     scope.spawn(move || {
                         let error = read(image, BASE, reader * 250_000, 10).unwrap_err();
                         assert!(matches!(&error, EngineError::Deadline { .. }) && error.kind() == ErrorKind::Unavailable, "{error}");
+                        let said = error.to_string();
+                        assert!(said.contains("of stream bytes ") && said.contains(digest), "{said}");
                     });
                 }
             });

@@ -90,19 +90,28 @@ impl ConfigFile {
         Ok(Self { digest: *digest, platform, diff_ids, image })
     }
 
-    /// The config's platform, which must be the wanted one where that was asked for; else a mismatch is only a warning.
-    ///
-    /// # Errors
-    /// `Image`, naming both.
-    pub(super) fn checked_platform(&self, wanted: &Wanted, warnings: &mut Vec<String>) -> Result<Platform, IndexError> {
-        if !self.platform.architecture.is_empty() && platform::rank(&wanted.platform, &self.platform).is_none() {
-            let (expected, found) = (platform::to_text(&wanted.platform), platform::to_text(&self.platform));
-            if wanted.explicit {
-                return Err(IndexError::Image { what: format!("config {}, platform", self.digest), expected, found });
+    /// What the image is recorded to be for: what the index that led to it says (`named`), else what the config says. That they differ, or
+    /// that the image was taken for want of another, is worth a warning and no more: docker, skopeo and containerd run such images too.
+    pub(super) fn platform_as(&self, named: Option<&Platform>, wanted: &Wanted, warnings: &mut Vec<String>) -> Platform {
+        let in_config = (!self.platform.architecture.is_empty()).then(|| platform::to_text(&self.platform));
+        if let Some(named) = named {
+            if let Some(in_config) = in_config
+                && !platform::same_processor(named, &self.platform)
+            {
+                let (digest, named) = (self.digest, platform::to_text(named));
+                warnings
+                    .push(format!("config {digest} says {in_config}, the index that lists the image says {named}; recorded as {named}"));
             }
-            warnings.push(format!("the image is for {found}, this machine is {expected}"));
+            return named.clone();
         }
-        Ok(self.platform.clone())
+        if let Some(in_config) = in_config
+            && platform::rank(&wanted.platform, &self.platform).is_none()
+        {
+            let expected = platform::to_text(&wanted.platform);
+            let who = if wanted.explicit { "--platform asks for" } else { "this machine is" };
+            warnings.push(format!("the image is for {in_config}, {who} {expected}; there is no other, recorded as {in_config}"));
+        }
+        self.platform.clone()
     }
 }
 

@@ -14,7 +14,7 @@ use super::{
     Document, ImageStore, ResolvedImage, Wanted,
     archive::Archive,
     config::ConfigFile,
-    manifest::{Descriptor, ImageManifest},
+    manifest::{Chosen, Descriptor, ImageManifest},
     sha256,
 };
 use crate::error::IndexError;
@@ -73,7 +73,7 @@ pub(super) fn resolve(
     let manifest = ImageManifest { config: config_descriptor, layers: layers.iter().map(|(layer, _)| layer.clone()).collect() };
     let store = SavedStore { config, layers: layers.into_iter().map(|(layer, blob)| (layer.digest, blob)).collect() };
     let digest = made_up_digest(&manifest);
-    super::from_manifest(&store, &manifest, digest, wanted, source)
+    super::from_manifest(&store, &Chosen { manifest, digest, platform: None }, wanted, source)
 }
 
 /// Every layer of every image of the archive; none where it is no docker archive.

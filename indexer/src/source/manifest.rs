@@ -122,19 +122,30 @@ fn check_config_type(what: &str, config: &Descriptor) -> Result<(), IndexError> 
     }
 }
 
-/// The manifest of the wanted platform in or under `document`, and its digest.
+/// The manifest of one platform, as it was found.
+pub(super) struct Chosen {
+    pub(super) manifest: ImageManifest,
+    pub(super) digest: Digest,
+    /// What the index that led to it says it is for.
+    pub(super) platform: Option<Platform>,
+}
+
+/// The manifest of the wanted platform in or under `document`. A document that is a manifest is taken whatever its platform.
 ///
 /// # Errors
 /// `Image`, listing the platforms that there are.
-pub(super) fn choose(store: &dyn ImageStore, document: Document, wanted: &Wanted) -> Result<(ImageManifest, Digest), IndexError> {
+pub(super) fn choose(store: &dyn ImageStore, document: Document, wanted: &Wanted) -> Result<Chosen, IndexError> {
     let mut document = document;
+    let mut platform = None;
     for _ in 0..INDEX_DEPTH_MAX {
         let digest = document.digest;
         let manifests = match parse(&document)? {
-            Parsed::Image(manifest) => return Ok((manifest, digest)),
+            Parsed::Image(manifest) => return Ok(Chosen { manifest, digest, platform }),
             Parsed::Index(manifests) => manifests,
         };
-        document = choose_in_index(store, &manifests, &digest, wanted)?;
+        let (next, named) = choose_in_index(store, &manifests, &digest, wanted)?;
+        document = next;
+        platform = named.or(platform);
     }
     Err(IndexError::Image {
         what: format!("index {}", document.digest),
@@ -143,20 +154,26 @@ pub(super) fn choose(store: &dyn ImageStore, document: Document, wanted: &Wanted
     })
 }
 
-fn choose_in_index(store: &dyn ImageStore, manifests: &[Descriptor], index: &Digest, wanted: &Wanted) -> Result<Document, IndexError> {
+/// The next document on the way down, and the platform that its descriptor names.
+fn choose_in_index(
+    store: &dyn ImageStore,
+    manifests: &[Descriptor],
+    index: &Digest,
+    wanted: &Wanted,
+) -> Result<(Document, Option<Platform>), IndexError> {
     let ranked =
         manifests.iter().filter_map(|descriptor| Some((platform::rank(&wanted.platform, descriptor.platform.as_ref()?)?, descriptor)));
     if let Some((_, best)) = ranked.min_by_key(|(rank, _)| *rank) {
-        return store.document(best);
+        return Ok((store.document(best)?, best.platform.clone()));
     }
     let mut found: Vec<String> = manifests.iter().filter_map(|descriptor| descriptor.platform.as_ref().map(platform::to_text)).collect();
     // Descriptors without a platform (layouts, old tools): the config says it.
     for descriptor in manifests.iter().filter(|descriptor| descriptor.platform.is_none()).take(UNNAMED_PLATFORMS_MAX) {
         let document = store.document(descriptor)?;
-        let Parsed::Image(manifest) = parse(&document)? else { return Ok(document) };
+        let Parsed::Image(manifest) = parse(&document)? else { return Ok((document, None)) };
         let config = super::config::ConfigFile::parse(&store.config(&manifest.config)?, &manifest.config.digest)?;
-        if platform::rank(&wanted.platform, &config.platform).is_some() || (manifests.len() == 1 && !wanted.explicit) {
-            return Ok(document);
+        if platform::rank(&wanted.platform, &config.platform).is_some() || manifests.len() == 1 {
+            return Ok((document, None));
         }
         found.push(platform::to_text(&config.platform));
     }

@@ -48,6 +48,12 @@ pub(super) fn rank(wanted: &Platform, candidate: &Platform) -> Option<usize> {
     runs.iter().position(|(architecture, runs)| *architecture == candidate.architecture && *runs == variant)
 }
 
+/// Whether two platforms are one but for the variant, which many tools leave out of configs.
+pub(super) fn same_processor(one: &Platform, other: &Platform) -> bool {
+    let (one, other) = (normalised(one.clone()), normalised(other.clone()));
+    (one.os, one.architecture) == (other.os, other.architecture)
+}
+
 /// Architecture and variant, the best first.
 fn runnable(architecture: &str, variant: &str) -> Vec<(String, String)> {
     let pair = |architecture: &str, variant: &str| (architecture.to_owned(), variant.to_owned());
