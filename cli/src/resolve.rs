@@ -21,6 +21,13 @@ use crate::{
     values::{parse_count, parse_duration, parse_size, parse_timeout, typed_time},
 };
 
+/// No single wait of `client` is longer than `timeout`: a connection may not outwait the read that needs it.
+pub fn limit_waits(client: &mut ClientConfig, timeout: Duration) {
+    for wait in [&mut client.connect_timeout, &mut client.first_byte_timeout, &mut client.progress_timeout] {
+        *wait = timeout.min(*wait);
+    }
+}
+
 /// How registries are spoken to. Relative paths become absolute, since an owner works in `/`.
 pub fn client_config(args: &ClientArgs) -> Result<ClientConfig> {
     Ok(ClientConfig {
@@ -111,10 +118,7 @@ impl EngineWish {
         }
         config.client.ca_file.clone_from(&self.ca);
         config.client.docker_config_dir.clone_from(&self.docker_config);
-        // A connection may not outwait the read that needs it.
-        config.client.progress_timeout = config.client.progress_timeout.min(config.read_timeout);
-        config.client.first_byte_timeout = config.client.first_byte_timeout.min(config.read_timeout);
-        config.client.connect_timeout = config.client.connect_timeout.min(config.read_timeout);
+        limit_waits(&mut config.client, config.read_timeout);
         config
     }
 

@@ -1,6 +1,6 @@
 //! `clip index`
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, ValueEnum};
 use clip_engine::registry::Reference;
@@ -8,7 +8,7 @@ use clip_format::storage_info::Platform;
 use clip_indexer::ImageRef;
 
 use super::ClientArgs;
-use crate::values::{parse_count, parse_span_size};
+use crate::values::{parse_count, parse_span_size, parse_timeout};
 
 /// `clip index`
 #[derive(Debug, Args)]
@@ -48,6 +48,9 @@ pub struct IndexArgs {
     /// How registries are spoken to.
     #[command(flatten)]
     pub client: ClientArgs,
+    /// A request is given up after this long without progress; the third such request in a row ends the run [default: 30s]
+    #[arg(long, value_name = "TIME", value_parser = parse_timeout)]
+    pub read_timeout: Option<Duration>,
     /// No progress on stderr
     #[arg(short, long)]
     pub quiet: bool,

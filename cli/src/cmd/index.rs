@@ -15,7 +15,7 @@ use crate::{
     args::{IndexArgs, WindowsArg},
     exit::Outcome,
     interrupt,
-    resolve::client_config,
+    resolve::{client_config, limit_waits},
     values::size,
 };
 
@@ -61,6 +61,10 @@ fn to_options(args: &IndexArgs) -> Result<IndexOptions> {
     options.store_ref.clone_from(&args.store_ref);
     options.jobs = args.jobs.unwrap_or(options.jobs);
     options.client = client_config(&args.client)?;
+    if let Some(timeout) = args.read_timeout {
+        (options.client.first_byte_timeout, options.client.progress_timeout) = (timeout, timeout);
+        limit_waits(&mut options.client, timeout);
+    }
     Ok(options)
 }
 

@@ -2,8 +2,11 @@
 
 use crate::error::MountError;
 
-/// Source: DESIGN section 8 leaves 128 KiB-1 MiB to measurement of an import workload, since read-around on a page fault fetches this
-/// much; that measurement stands out, and this is the middle: half a span, so a fault fetches from one span or two.
+/// What one page fault reads around itself, and what a sequential reader is ahead.
+///
+/// Source: `python3 -c 'import numpy, pandas'` in a chroot of a 321 MB image, cold cache and page cache, 3 runs each on 2 cores: 128, 256
+/// and 512 KiB decode the same 126.6 MB in 1.08-1.35, 1.08-1.14 and 1.09-1.14 s, 1 MiB decodes 1 % more in 1.14-1.18 s. Of the equals
+/// the largest, for whoever reads files from end to end.
 const READ_AHEAD_KB: u32 = 512;
 /// Threads that read requests, at most. Source: DESIGN section 8; one thread serves 2.4 GB/s of first reads.
 const SESSION_THREADS_MAX: usize = 4;
