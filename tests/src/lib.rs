@@ -12,5 +12,6 @@ pub mod machine;
 pub mod oracle;
 pub mod process;
 pub mod registry;
+pub mod served;
 pub mod spans;
 pub mod tls;

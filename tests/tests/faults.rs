@@ -18,6 +18,7 @@ use clip_tests::{
         sample::{self, Sample},
     },
     machine::{Need, lacks},
+    served::Served,
     spans::Parts,
 };
 use serde_json::json;
@@ -30,32 +31,6 @@ const READ_MAX: Duration = Duration::from_secs(9);
 
 /// How long a failed read answers the kernel's second question for the same pages (fuse/src/tree/failures.rs), and a little more.
 const FAILURE_REMEMBERED: Duration = Duration::from_millis(700);
-
-/// An indexed sample image and the registry that serves it.
-struct Served {
-    sample: Sample,
-    server: Server,
-    clip: Clip,
-    file: PathBuf,
-}
-
-impl Served {
-    fn new() -> Self {
-        let sample = Sample::new().unwrap();
-        let server = Server::start(&sample.layout).unwrap();
-        let clip = Clip::new();
-        let file = clip.index(&server.reference("sample", sample::TAG), "sample", &[]).unwrap();
-        Self { sample, server, clip, file }
-    }
-
-    /// Every file through the mount is what it should be.
-    fn assert_all_right(&self, dir: &Path) {
-        for (path, contents) in &self.sample.files {
-            let found = std::fs::read(dir.join(path)).unwrap_or_else(|error| panic!("{path}: {error}\n{}", self.clip.log()));
-            assert!(found == *contents, "{path}: a wrong byte");
-        }
-    }
-}
 
 /// A cold read of `path` fails with EIO within bounded time.
 fn assert_fails_in_time(claim: &str, path: &Path) {
@@ -81,7 +56,7 @@ fn a_bad_registry_is_an_error_in_bounded_time_and_no_longer_than_it_is_bad() {
         ("silent in the middle", Fault::SilentAfter(10_000)),
     ];
     for (claim, fault) in cases {
-        let served = Served::new();
+        let served = Served::new().unwrap();
         let mount = served.clip.mount(&served.file, &["--read-timeout", READ_TIMEOUT]).unwrap();
         served.server.fault(fault);
         assert_fails_in_time(claim, &mount.path(sample::SHORT));
@@ -103,7 +78,7 @@ fn a_dead_registry_comes_back() {
     if lacks(NEEDS) {
         return;
     }
-    let mut served = Served::new();
+    let mut served = Served::new().unwrap();
     let mount = served.clip.mount(&served.file, &["--read-timeout", READ_TIMEOUT]).unwrap();
     let short = mount.path(sample::SHORT);
     std::fs::read(&short).unwrap();
@@ -121,7 +96,7 @@ fn one_failed_read_is_one_line() {
     if lacks(NEEDS) {
         return;
     }
-    let mut served = Served::new();
+    let mut served = Served::new().unwrap();
     let options = ["--read-timeout", READ_TIMEOUT, "--read-ahead", "0", "--kernel-read-ahead", "0"];
     let mount = served.clip.mount(&served.file, &options).unwrap();
     served.server.die();
@@ -142,7 +117,7 @@ fn a_flaky_registry_is_read_right() {
         return;
     }
     for claim in ["every third is a 503", "cut after 100 KB", "whole blobs", "404 once in the middle", "late"] {
-        let served = Served::new();
+        let served = Served::new().unwrap();
         let mount = served.clip.mount(&served.file, &["--read-timeout", "10s"]).unwrap();
         served.server.forget();
         served.server.script(move |number, seen| match claim {
@@ -237,7 +212,7 @@ fn a_corrupted_cache_is_repaired() {
     if lacks(NEEDS) {
         return;
     }
-    let served = Served::new();
+    let served = Served::new().unwrap();
     let mount = served.clip.mount(&served.file, &[]).unwrap();
     served.assert_all_right(mount.dir());
     mount.umount().unwrap();
@@ -269,7 +244,7 @@ fn a_truncated_cache_file_under_load_kills_nobody() {
     if lacks(NEEDS) {
         return;
     }
-    let served = Served::new();
+    let served = Served::new().unwrap();
     let mount = served.clip.mount(&served.file, &[]).unwrap();
     served.assert_all_right(mount.dir());
     let owners = served.clip.servers();
@@ -299,7 +274,7 @@ fn a_full_disk_passes_through() {
     if lacks(NEEDS) {
         return;
     }
-    let served = Served::new();
+    let served = Served::new().unwrap();
     let cache = served.clip.cache_dir();
     std::fs::create_dir(&cache).unwrap();
     // 4 MiB for 10 MB of layers; the temporary directory's guard takes it down with the mounts below it.

@@ -4,56 +4,23 @@
 
 use std::{
     io::Read,
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
 use clip_tests::{
     clip::{Clip, binary, is_mounted, text},
-    faults::Server,
-    images::{
-        debian,
-        sample::{self, Sample},
-    },
+    images::{debian, sample},
     machine::{Need, lacks},
     process::{Running, run, run_ok, shell, wait_until},
+    served::Served,
 };
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Signal, kill_process};
 use sha2::{Digest, Sha256};
 
 const NEEDS: &[Need] = &[Need::Root, Need::Fuse];
 const SOON: Duration = Duration::from_secs(10);
-
-/// An indexed sample image and the registry that serves it.
-struct Served {
-    sample: Sample,
-    server: Server,
-    clip: Clip,
-    file: PathBuf,
-}
-
-impl Served {
-    fn new() -> Self {
-        let sample = Sample::new().unwrap();
-        let server = Server::start(&sample.layout).unwrap();
-        let clip = Clip::new();
-        let file = clip.index(&server.reference("sample", sample::TAG), "sample", &[]).unwrap();
-        Self { sample, server, clip, file }
-    }
-
-    fn owner(&self) -> Pid {
-        let pids = self.clip.servers();
-        assert_eq!(pids.len(), 1, "one process serves a cache directory: {pids:?}");
-        Pid::from_raw(i32::try_from(pids[0]).unwrap()).unwrap()
-    }
-
-    fn new_dir(&self, name: &str) -> PathBuf {
-        let dir = self.clip.path(name);
-        std::fs::create_dir(&dir).unwrap();
-        dir
-    }
-}
 
 fn mount_line(dir: &Path) -> String {
     let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
@@ -66,10 +33,10 @@ fn mount_returns_ready_and_leaves_nothing_behind() {
     if lacks(NEEDS) {
         return;
     }
-    let served = Served::new();
+    let served = Served::new().unwrap();
     let mount = served.clip.mount(&served.file, &[]).unwrap();
     assert_eq!(std::fs::read(mount.path(sample::SHORT)).unwrap(), served.sample.contents(sample::SHORT));
-    served.owner();
+    served.owner().unwrap();
     mount.umount().unwrap();
     served.clip.wait_for_servers().unwrap();
 }
@@ -80,7 +47,7 @@ fn the_log_says_that_the_cache_has_no_limit() {
     if lacks(NEEDS) {
         return;
     }
-    let served = Served::new();
+    let served = Served::new().unwrap();
     let _mount = served.clip.mount(&served.file, &[]).unwrap();
     let log = served.clip.log();
     let line = log.lines().find(|line| line.contains("no size limit")).unwrap_or_else(|| panic!("not said:\n{log}"));
@@ -96,11 +63,11 @@ fn later_mounts_join_the_owner() {
     if lacks(NEEDS) {
         return;
     }
-    let served = Served::new();
+    let served = Served::new().unwrap();
     let first = served.clip.mount(&served.file, &[]).unwrap();
-    let owner = served.owner();
+    let owner = served.owner().unwrap();
     let second = served.clip.mount(&served.file, &[]).unwrap();
-    assert_eq!(served.owner(), owner);
+    assert_eq!(served.owner().unwrap(), owner);
     first.umount().unwrap();
     assert_eq!(std::fs::read(second.path("etc/table")).unwrap(), served.sample.contents("etc/table"));
     second.umount().unwrap();
@@ -113,9 +80,9 @@ fn options_that_differ_from_the_owner_are_refused() {
     if lacks(NEEDS) {
         return;
     }
-    let served = Served::new();
+    let served = Served::new().unwrap();
     let _first = served.clip.mount(&served.file, &["--read-timeout", "7s"]).unwrap();
-    let dir = served.new_dir("second");
+    let dir = served.new_dir("second").unwrap();
     let (file, dir) = (text(&served.file).unwrap(), text(&dir).unwrap());
     let message = served.clip.fails(&["mount", file, dir, "--read-timeout", "9s"]).unwrap();
     assert!(message.contains("read-timeout"), "{message}");
@@ -129,7 +96,7 @@ fn system_tools_show_the_mount() {
     if lacks(NEEDS) {
         return;
     }
-    let served = Served::new();
+    let served = Served::new().unwrap();
     let mount = served.clip.mount(&served.file, &[]).unwrap();
     let listed = run_ok(&mut Command::new("mount")).unwrap().text();
     let line = listed.lines().find(|line| line.contains(text(mount.dir()).unwrap())).unwrap();
@@ -149,7 +116,7 @@ fn mount_options_take_effect() {
     if lacks(NEEDS) {
         return;
     }
-    let served = Served::new();
+    let served = Served::new().unwrap();
     let plain = served.clip.mount(&served.file, &[]).unwrap();
     let line = mount_line(plain.dir());
     assert!(
@@ -160,7 +127,7 @@ fn mount_options_take_effect() {
     let line = mount_line(mount.dir());
     assert!(line.starts_with("my-image "), "{line}");
     assert!(["nosuid", "nodev", "noexec", "ro"].iter().all(|option| line.contains(option)), "{line}");
-    let dir = served.new_dir("refused");
+    let dir = served.new_dir("refused").unwrap();
     for bad in ["rw", "no-such-option"] {
         let message = served.clip.fails(&["mount", text(&served.file).unwrap(), text(&dir).unwrap(), "-o", bad]).unwrap();
         assert!(message.contains(bad), "{message}");
@@ -174,7 +141,7 @@ fn umount_of_a_busy_mount_names_its_users() {
     if lacks(NEEDS) {
         return;
     }
-    let served = Served::new();
+    let served = Served::new().unwrap();
     let mount = served.clip.mount(&served.file, &[]).unwrap();
     let mut user = Running::start(Command::new("sleep").arg("60").current_dir(mount.path("lib")).stdin(Stdio::null())).unwrap();
     let mut open = std::fs::File::open(mount.path(sample::PROSE)).unwrap();
@@ -198,10 +165,10 @@ fn sigterm_serves_until_idle() {
     if lacks(NEEDS) {
         return;
     }
-    let served = Served::new();
+    let served = Served::new().unwrap();
     let mount = served.clip.mount(&served.file, &[]).unwrap();
     let mut open = std::fs::File::open(mount.path(sample::PROSE)).unwrap();
-    let owner = served.owner();
+    let owner = served.owner().unwrap();
     kill_process(owner, Signal::TERM).unwrap();
     wait_until("SIGTERM detaches", SOON, || !is_mounted(mount.dir())).unwrap();
     let mut contents = Vec::new();
@@ -218,11 +185,11 @@ fn stop_timeout_and_a_second_sigterm_end_the_wait() {
         return;
     }
     for second_signal in [false, true] {
-        let served = Served::new();
+        let served = Served::new().unwrap();
         let stop_timeout = if second_signal { "60s" } else { "1s" };
         let mount = served.clip.mount(&served.file, &["--stop-timeout", stop_timeout]).unwrap();
         let mut open = std::fs::File::open(mount.path(sample::PROSE)).unwrap();
-        let owner = served.owner();
+        let owner = served.owner().unwrap();
         let started = Instant::now();
         kill_process(owner, Signal::TERM).unwrap();
         wait_until("SIGTERM detaches", SOON, || !is_mounted(mount.dir())).unwrap();
@@ -241,10 +208,10 @@ fn a_dead_mount_is_cleared() {
     if lacks(NEEDS) {
         return;
     }
-    let served = Served::new();
+    let served = Served::new().unwrap();
     let mount = served.clip.mount(&served.file, &[]).unwrap();
     for again in [true, false] {
-        kill_process(served.owner(), Signal::KILL).unwrap();
+        kill_process(served.owner().unwrap(), Signal::KILL).unwrap();
         served.clip.wait_for_servers().unwrap();
         // A name that nobody has looked up: the kernel answers for those that it knows.
         assert!(is_mounted(mount.dir()) && std::fs::metadata(mount.path("bin/tool")).is_err(), "the mount is dead");
@@ -264,8 +231,8 @@ fn foreground_serves_until_the_umount() {
     if lacks(NEEDS) {
         return;
     }
-    let served = Served::new();
-    let dir = served.new_dir("foreground");
+    let served = Served::new().unwrap();
+    let dir = served.new_dir("foreground").unwrap();
     let arguments = ["mount", "--foreground", text(&served.file).unwrap(), text(&dir).unwrap()];
     let mut running = Running::start(served.clip.command(&arguments).stdin(Stdio::null()).stderr(Stdio::null())).unwrap();
     wait_until("the mount answers", SOON, || std::fs::read(dir.join(sample::SHORT)).is_ok()).unwrap();
@@ -280,13 +247,13 @@ fn stats_tell_what_was_fetched() {
     if lacks(NEEDS) {
         return;
     }
-    let served = Served::new();
+    let served = Served::new().unwrap();
     served.server.forget();
     let stats = served.clip.path("stats.json");
     let mount = served.clip.mount(&served.file, &["--stats", text(&stats).unwrap()]).unwrap();
     std::fs::read(mount.path(sample::PROSE)).unwrap();
     std::fs::read(mount.path(sample::SHORT)).unwrap();
-    kill_process(served.owner(), Signal::USR1).unwrap();
+    kill_process(served.owner().unwrap(), Signal::USR1).unwrap();
     wait_until("SIGUSR1 writes the statistics", SOON, || stats.exists()).unwrap();
     mount.umount().unwrap();
     served.clip.wait_for_servers().unwrap();
@@ -318,8 +285,8 @@ fn mount_type_clip_works() {
     if lacks(NEEDS) || lacks(&[Need::FileSystem("overlay"), Need::Tool("unshare")]) {
         return;
     }
-    let served = Served::new();
-    let dir = served.new_dir("fstab");
+    let served = Served::new().unwrap();
+    let dir = served.new_dir("fstab").unwrap();
     // Only this mount namespace sees the helper: a test installs nothing.
     let script = r#"
         helpers=$(realpath /sbin)
@@ -330,7 +297,7 @@ fn mount_type_clip_works() {
         cat "$3/etc/motd"
         findmnt -n -o OPTIONS "$3"
         umount "$3""#;
-    let scratch = served.new_dir("scratch");
+    let scratch = served.new_dir("scratch").unwrap();
     let mut command = Command::new("unshare");
     command.args(["-m", "bash", "-euc", script, "test"]).arg(binary()).arg(&served.file).arg(&dir).arg(scratch);
     command.arg(served.clip.cache_dir()).env("CLIP_CACHE_DIR", served.clip.cache_dir());
@@ -384,12 +351,12 @@ fn a_failed_mount_says_what_to_check() {
     if lacks(NEEDS) {
         return;
     }
-    let served = Served::new();
+    let served = Served::new().unwrap();
     let file = text(&served.file).unwrap();
     let missing = served.clip.path("no-such-directory");
     let message = served.clip.fails(&["mount", file, text(&missing).unwrap()]).unwrap();
     assert!(message.contains("no-such-directory"), "{message}");
-    let dir = served.new_dir("target");
+    let dir = served.new_dir("target").unwrap();
     let not_a_clip = served.clip.path("text.clip");
     std::fs::write(&not_a_clip, "hello").unwrap();
     let message = served.clip.fails(&["mount", text(&not_a_clip).unwrap(), text(&dir).unwrap()]).unwrap();
@@ -404,7 +371,7 @@ fn both_ways_of_writing_the_cache_work() {
         return;
     }
     for disk_io in ["pool", "auto"] {
-        let served = Served::new();
+        let served = Served::new().unwrap();
         let mount = served.clip.mount(&served.file, &["--disk-io", disk_io]).unwrap();
         for (path, contents) in &served.sample.files {
             assert!(std::fs::read(mount.path(path)).unwrap() == *contents, "{disk_io}: {path}");
@@ -426,7 +393,7 @@ fn many_readers_fetch_once() {
     if lacks(NEEDS) {
         return;
     }
-    let served = Served::new();
+    let served = Served::new().unwrap();
     let mount = served.clip.mount(&served.file, &[]).unwrap();
     served.server.forget();
     let path = mount.path(sample::NOISE);
@@ -447,8 +414,8 @@ fn a_user_mounts_through_fusermount3() {
     if lacks(NEEDS) || lacks(&[Need::Tool("fusermount3"), Need::Tool("setpriv"), Need::Tool("unshare")]) {
         return;
     }
-    let served = Served::new();
-    let home = served.new_dir("home");
+    let served = Served::new().unwrap();
+    let home = served.new_dir("home").unwrap();
     std::fs::copy(binary(), home.join("clip")).unwrap();
     std::fs::copy(&served.file, home.join("sample.clip")).unwrap();
     // In a mount namespace of its own a device that users may open stands in for /dev/fuse, which is root's alone on some machines.
@@ -471,7 +438,7 @@ fn a_user_mounts_through_fusermount3() {
         for i in $(seq 100); do [ -e cache/owner.sock ] || break; sleep 0.1; done
         [ ! -e cache/owner.sock ] && echo left"#;
     let mut command = Command::new("unshare");
-    command.args(["-m", "bash", "-euc", script, "test"]).arg(&home).arg(served.new_dir("scratch"));
+    command.args(["-m", "bash", "-euc", script, "test"]).arg(&home).arg(served.new_dir("scratch").unwrap());
     let said = run_ok(&mut command).unwrap().text();
     if said == "barred\n" {
         eprintln!("skipped: users may not open /dev/fuse here");
