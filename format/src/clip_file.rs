@@ -15,7 +15,7 @@ use crate::{
 const SMALL_SECTION_BYTES_MAX: usize = 8 << 20;
 /// For small sections. Source: the residue of a 1,196,032-byte index: level 9 gives 79,750 bytes in 21 ms, 12 gives 78,594 in 41 ms, 15
 /// gives 77,501 in 87 ms, 19 gives 71,393 in 841 ms, which is as long as all the rest of indexing that image.
-const LEVEL_SMALL: i32 = 12;
+pub(crate) const LEVEL_SMALL: i32 = 12;
 /// For the others.
 const LEVEL_LARGE: i32 = 9;
 /// What a decoder allocates at first, whatever the header promises.
@@ -181,7 +181,7 @@ fn verify(header: &Header, kind: SectionKind, raw: &[u8]) -> Result<(), FormatEr
 }
 
 /// One zstd frame, `raw_len` bytes expanded, and nothing behind it. Memory grows with what really comes out, up to `raw_len`.
-fn expand(what: &'static str, stored: &[u8], raw_len: u64) -> Result<Vec<u8>, FormatError> {
+pub(crate) fn expand(what: &'static str, stored: &[u8], raw_len: u64) -> Result<Vec<u8>, FormatError> {
     let failed = |error: std::io::Error| FormatError::Zstd { what, reason: error.to_string() };
     let mut rest = stored;
     let mut raw = Vec::with_capacity(raw_len.min(EXPAND_BYTES_FIRST) as usize);

@@ -11,6 +11,7 @@ pub mod erofs;
 pub mod error;
 pub mod header;
 pub mod limits;
+pub mod profile;
 pub mod storage_info;
 pub mod units;
 pub mod windows;

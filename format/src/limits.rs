@@ -30,3 +30,9 @@ pub const SPAN_BYTES_MAX: u64 = 64 << 20;
 pub const SPAN_BYTES_DEFAULT: u64 = 1 << 20;
 /// Bytes of one window's zstd frame. Source: ZSTD_COMPRESSBOUND(32768) = 32,944 in zstd.h, and room for a frame header.
 pub const WINDOW_FRAME_BYTES_MAX: u32 = 33 << 10;
+/// Runs of one access profile. Source: a run of every 1 MiB span of a 5.6 GB image is 5,600 of them; a million take 32 MB of memory.
+pub const PROFILE_RUNS_MAX: u64 = 1 << 20;
+/// Bytes of an access profile's expanded body: as many runs as may be, of 30 bytes each, and the most layers.
+pub const PROFILE_BODY_BYTES_MAX: u64 = 32 << 20;
+/// Bytes of an access profile as stored: the largest body that zstd cannot shorten, and the head.
+pub const PROFILE_BYTES_MAX: u64 = PROFILE_BODY_BYTES_MAX + (PROFILE_BODY_BYTES_MAX >> 8) + 1024;

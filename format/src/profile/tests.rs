@@ -1,0 +1,148 @@
+#![allow(clippy::unwrap_used)]
+
+use super::*;
+use crate::error::ErrorKind;
+
+fn layer(number: u8, stream_size: u64) -> ProfileLayer {
+    ProfileLayer { digest: Digest::Sha256([number; 32]), stream_size, spans_digest: [number ^ 0xff; 32] }
+}
+
+fn run(layer: u16, stream: Range<u64>, ms: u32) -> Run {
+    Run { layer, stream, ms }
+}
+
+/// Two layers of two digests, runs back and forth.
+fn sample() -> Profile {
+    let long = ProfileLayer { digest: Digest::Sha512([9; 64]), ..layer(2, 1 << 41) };
+    let runs = vec![
+        run(0, 5_000_000..6_000_000, 0),
+        run(0, 0..1_000_001, 0),
+        run(1, (1 << 41) - 1..1 << 41, 7),
+        run(1, 0..1, 90),
+        run(0, 1_000_001..2_000_000, 1_000_000),
+    ];
+    Profile::new(Digest::Sha256([7; 32]), vec![layer(1, 6_000_000), long, layer(3, 0)], runs).unwrap()
+}
+
+/// `bytes` with checksums that fit whatever was done to head and body.
+fn mended(profile: &Profile, change: impl FnOnce(&mut RawProfile)) -> Vec<u8> {
+    let bytes = profile.to_bytes().unwrap();
+    let mut head: RawProfile = *record_at(&bytes, "head", 0).unwrap();
+    change(&mut head);
+    head.blake3 = head.checksum();
+    [head.as_bytes(), &bytes[HEAD_LEN..]].concat()
+}
+
+/// Claim: what is written is read, the same profile always gives the same bytes, and an empty one is one too.
+#[test]
+fn what_is_written_is_read() {
+    let empty = Profile::new(Digest::Sha512([1; 64]), vec![], vec![]).unwrap();
+    for profile in [sample(), empty] {
+        let bytes = profile.to_bytes().unwrap();
+        assert_eq!(Profile::from_bytes(&bytes).unwrap(), profile);
+        assert_eq!(profile.to_bytes().unwrap(), bytes);
+    }
+}
+
+/// Claim: no change of a byte and no cut gives another meaning.
+#[test]
+fn a_damaged_profile_is_an_error() {
+    let bytes = sample().to_bytes().unwrap();
+    for position in 0..bytes.len() {
+        assert!(Profile::from_bytes(&bytes[..position]).is_err(), "{position} bytes");
+        for mask in [0xff, 0x01] {
+            let mut damaged = bytes.clone();
+            damaged[position] ^= mask;
+            if let Ok(found) = Profile::from_bytes(&damaged) {
+                assert_eq!(found, sample(), "byte {position}");
+            }
+        }
+    }
+    assert!(Profile::from_bytes(&[&bytes[..], b"x"].concat()).is_err());
+}
+
+/// Claim: another version, flag or kind of file is named; so is a `.clip` given as a profile.
+#[test]
+fn unknown_versions_and_files_are_named() {
+    let version = Profile::from_bytes(&mended(&sample(), |head| head.version = U16::new(2))).unwrap_err();
+    assert_eq!(version.kind(), ErrorKind::Unsupported);
+    assert!(version.to_string().starts_with("profile version: this version of clip reads versions [1], found 2"), "{version}");
+    let flags = Profile::from_bytes(&mended(&sample(), |head| head.flags = U64::new(4))).unwrap_err();
+    assert!(flags.to_string().starts_with("profile flags"), "{flags}");
+    let clip = Profile::from_bytes(b"\x89CLIP\r\n\x1a\n and more").unwrap_err();
+    assert!(clip.to_string().contains("this is not an access profile"), "{clip}");
+}
+
+/// Claim: a head that promises more than the limits or more runs than there are bytes is refused before memory is taken.
+#[test]
+fn promises_are_limited() {
+    let cases: [fn(&mut RawProfile); 5] = [
+        |head| head.raw_len = U64::new(u64::MAX),
+        |head| head.stored_len = U64::new(u64::MAX),
+        |head| head.runs = U32::new(u32::MAX),
+        |head| head.runs = U32::new(6),
+        |head| head.layers = U16::new(u16::MAX),
+    ];
+    for (number, change) in cases.into_iter().enumerate() {
+        assert!(Profile::from_bytes(&mended(&sample(), change)).is_err(), "case {number}");
+    }
+}
+
+/// Claim: runs that leave their stream, overlap, go back in time or are empty are refused, by the reader as by the writer.
+#[test]
+fn runs_that_cannot_be_are_refused() {
+    let layers = || vec![layer(1, 1000), layer(2, 10)];
+    let cases = [
+        vec![run(2, 0..1, 0)],
+        vec![run(0, 0..1001, 0)],
+        vec![run(0, 5..5, 0)],
+        vec![run(0, 0..10, 5), run(0, 10..20, 4)],
+        vec![run(0, 0..10, 0), run(1, 0..5, 0), run(0, 9..12, 0)],
+    ];
+    for (number, runs) in cases.into_iter().enumerate() {
+        let error = Profile::new(Digest::Sha256([0; 32]), layers(), runs.clone()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Corrupt, "case {number}");
+        if number != 0 && number != 3 {
+            let hostile = Profile { manifest_digest: Digest::Sha256([0; 32]), layers: layers(), runs };
+            assert!(Profile::from_bytes(&hostile.to_bytes().unwrap()).is_err(), "case {number}");
+        }
+    }
+}
+
+/// Claim: numbers that overflow, are cut, or are written longer than needed are errors.
+#[test]
+fn numbers_have_one_form() {
+    let read = |bytes: &[u8]| Varints::new(bytes, 0).next("number");
+    assert_eq!(read(&[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01]).unwrap(), u64::MAX);
+    for bad in [&[0x80, 0x00][..], &[0x80], &[], &[0xff; 10], &[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x02]] {
+        assert!(read(bad).is_err(), "{bad:x?}");
+    }
+    for value in [0, 1, -1, 63, -64, 64, i64::MAX, i64::MIN] {
+        let mut bytes = Vec::new();
+        push_signed(&mut bytes, value);
+        assert_eq!(Varints::new(&bytes, 0).next_signed("number").unwrap(), value);
+    }
+}
+
+/// Claim: a fit names the layers that are there, counts only those that are needed, and an empty profile fits its own image.
+#[test]
+fn fits_are_by_digest_of_needed_layers() {
+    let profile = sample();
+    let [one, two, three] = [0, 1, 2].map(|number| profile.layers()[number].digest);
+    let other = Digest::Sha256([77; 32]);
+    let whole = profile.fit(&[one, two, three]);
+    assert_eq!((whole.needed, whole.found), (2, 2));
+    let part = profile.fit(&[other, two]);
+    assert_eq!(part.places, [None, Some(LayerIndex(1)), None]);
+    assert_eq!((part.needed, part.found, part.is_useful()), (2, 1, true));
+    assert!(!profile.fit(&[three, other]).is_useful(), "the only equal layer is one that was not needed");
+    let empty = profile.trimmed(0);
+    assert!(empty.runs().is_empty() && empty.fit(&[one]).is_useful() && !empty.fit(&[other]).is_useful());
+}
+
+/// Claim: trimming keeps the runs that come first.
+#[test]
+fn trimming_keeps_what_was_needed_first() {
+    assert_eq!(sample().trimmed(1_000_001).runs(), &sample().runs()[..2]);
+    assert_eq!(sample().trimmed(u64::MAX), sample());
+}
