@@ -7,6 +7,7 @@ use crate::{
     checkpoints::record::{RawHead, RawLayer, RawSpan},
     erofs::layout::{ChunkIndex, DeviceSlot, RawDirent, RawInode, SuperBlock, TreeRecord, XattrEntry, XattrHeader},
     header::{RawHeader, RawSection},
+    profile::record::{RawDigest, RawProfile, RawProfileLayer},
 };
 
 const BOOK: &str = include_str!("../../docs/format.md");
@@ -71,6 +72,9 @@ fn code() -> BTreeMap<String, Table> {
         table!(RawDirent { nid, name_offset, file_type, reserved }),
         table!(RawHead { layers, span_bytes, reserved }),
         table!(RawLayer { first_span, spans, reserved }),
+        table!(RawProfile { magic, version, layers, runs, flags, stored_len, raw_len, body_blake3, blake3 }),
+        table!(RawDigest { algorithm, reserved, bytes }),
+        table!(RawProfileLayer { digest, stream_size, spans_blake3 }),
         table!(RawSpan { compressed, stream, window_offset, window_len, kind, bit_offset, reserved, blake3 }),
     ])
 }

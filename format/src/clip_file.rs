@@ -8,6 +8,7 @@ use crate::{
     erofs::residue::{from_residue, to_residue},
     error::FormatError,
     header::{Compression, HEADER_LEN, Header, Section, SectionKind},
+    profile::Profile,
     storage_info::StorageInfo,
 };
 
@@ -48,10 +49,23 @@ impl ClipParts<'_> {
             storage_info: append(&mut bytes, SectionKind::StorageInfo, &storage_info)?,
             checkpoints: append(&mut bytes, SectionKind::Checkpoints, &checkpoints)?,
             windows: append(&mut bytes, SectionKind::Windows, self.windows)?,
+            profile: None,
         };
         bytes[..HEADER_LEN].copy_from_slice(&header.to_bytes());
         Ok(bytes)
     }
+}
+
+/// The same `.clip` with `profile` embedded, in place of the one that it may have. Cost: a copy of the file, no section is expanded.
+///
+/// # Errors
+/// `Corrupt` when `clip` is none; `Exhausted` past a limit.
+pub fn with_profile(clip: &[u8], profile: &Profile) -> Result<Vec<u8>, FormatError> {
+    let header = ClipFile::parse(clip)?.header().clone();
+    let mut bytes = clip[..(header.windows.position + header.windows.stored_len) as usize].to_vec();
+    let profile = append(&mut bytes, SectionKind::Profile, &profile.to_bytes()?)?;
+    bytes[..HEADER_LEN].copy_from_slice(&Header { profile: Some(profile), ..header }.to_bytes());
+    Ok(bytes)
 }
 
 /// Adds `raw` to the file as a section of this kind.
@@ -144,8 +158,19 @@ impl<'a> ClipFile<'a> {
         Ok(stored)
     }
 
+    /// The embedded access profile, hash and every invariant checked; `None` when there is none.
+    ///
+    /// # Errors
+    /// `Corrupt`; `Unsupported` for a later version of profiles.
+    pub fn profile(&self) -> Result<Option<Profile>, FormatError> {
+        if self.header.profile.is_none() {
+            return Ok(None);
+        }
+        profile_of(&self.header, self.stored(SectionKind::Profile)?).map(Some)
+    }
+
     fn stored(&self, kind: SectionKind) -> Result<&'a [u8], FormatError> {
-        let section = self.header.section(kind);
+        let section = section_of(&self.header, kind)?;
         slice_at(self.bytes, kind.as_str(), section.position, section.stored_len)
     }
 
@@ -163,8 +188,21 @@ pub fn storage_info_of(header: &Header, stored: &[u8]) -> Result<StorageInfo, Fo
     StorageInfo::from_bytes(&expanded(header, SectionKind::StorageInfo, stored)?)
 }
 
+/// The embedded profile from its section's stored bytes alone, as [`storage_info_of`].
+///
+/// # Errors
+/// `Corrupt`; `Unsupported` for a later version of profiles.
+pub fn profile_of(header: &Header, stored: &[u8]) -> Result<Profile, FormatError> {
+    verify(header, SectionKind::Profile, stored)?;
+    Profile::from_bytes(stored)
+}
+
+fn section_of(header: &Header, kind: SectionKind) -> Result<&Section, FormatError> {
+    header.section(kind).ok_or_else(|| field(kind.as_str(), 0, "one", "none"))
+}
+
 fn expanded(header: &Header, kind: SectionKind, stored: &[u8]) -> Result<Vec<u8>, FormatError> {
-    let mut raw = expand(kind.as_str(), stored, header.section(kind).raw_len)?;
+    let mut raw = expand(kind.as_str(), stored, section_of(header, kind)?.raw_len)?;
     if kind.compression() == Compression::ZstdResidue {
         from_residue(&mut raw);
     }
@@ -173,7 +211,7 @@ fn expanded(header: &Header, kind: SectionKind, stored: &[u8]) -> Result<Vec<u8>
 }
 
 fn verify(header: &Header, kind: SectionKind, raw: &[u8]) -> Result<(), FormatError> {
-    let (expected, found) = (header.section(kind).blake3, blake3::hash(raw));
+    let (expected, found) = (section_of(header, kind)?.blake3, blake3::hash(raw));
     if found == expected {
         return Ok(());
     }

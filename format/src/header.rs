@@ -27,7 +27,7 @@ pub const VERSIONS_ACCEPTED: &[u8] = &[1];
 pub const STORAGE_TYPE: [u8; 12] = *b"oci\0\0\0\0\0\0\0\0\0";
 /// The flags that are read. None exists yet.
 const FLAGS_ACCEPTED: u64 = 0;
-/// Places in the section table: four are used, two wait for the access profile and what comes after it.
+/// Places in the section table: five have a kind, one waits for what comes after.
 pub(crate) const SECTION_PLACES: usize = 6;
 /// Bytes that the header's checksum covers: all before it.
 const CHECKED_BYTES: usize = offset_of!(RawHeader, blake3);
@@ -83,6 +83,8 @@ pub enum SectionKind {
     Checkpoints,
     /// The windows.
     Windows,
+    /// An access profile; most files have none.
+    Profile,
 }
 
 /// How a section is stored.
@@ -99,7 +101,9 @@ pub enum Compression {
 
 impl SectionKind {
     /// Every kind, in the order that they stand in the file.
-    pub const ALL: [SectionKind; 4] = [Self::Index, Self::StorageInfo, Self::Checkpoints, Self::Windows];
+    pub const ALL: [SectionKind; 5] = [Self::Index, Self::StorageInfo, Self::Checkpoints, Self::Windows, Self::Profile];
+    /// How many of them every file has: the first ones.
+    pub const REQUIRED: usize = 4;
 
     /// As docs/format.md and messages name it.
     #[must_use]
@@ -109,6 +113,7 @@ impl SectionKind {
             Self::StorageInfo => "storage info section",
             Self::Checkpoints => "checkpoints section",
             Self::Windows => "windows section",
+            Self::Profile => "profile section",
         }
     }
 
@@ -116,7 +121,7 @@ impl SectionKind {
     #[must_use]
     pub fn compression(self) -> Compression {
         match self {
-            Self::Windows => Compression::Stored,
+            Self::Windows | Self::Profile => Compression::Stored,
             Self::Index => Compression::ZstdResidue,
             Self::StorageInfo | Self::Checkpoints => Compression::Zstd,
         }
@@ -130,6 +135,7 @@ impl SectionKind {
             Self::StorageInfo => limits::STORAGE_INFO_BYTES_MAX,
             Self::Checkpoints => limits::CHECKPOINTS_BYTES_MAX,
             Self::Windows => limits::WINDOWS_BYTES_MAX,
+            Self::Profile => limits::PROFILE_BYTES_MAX,
         }
     }
 
@@ -139,6 +145,7 @@ impl SectionKind {
             Self::StorageInfo => 2,
             Self::Checkpoints => 3,
             Self::Windows => 4,
+            Self::Profile => 5,
         }
     }
 }
@@ -179,32 +186,38 @@ pub struct Header {
     pub checkpoints: Section,
     /// The windows.
     pub windows: Section,
+    /// The access profile that is embedded, if one is.
+    pub profile: Option<Section>,
 }
 
 impl Header {
-    /// The section of this kind.
+    /// The section of this kind; only of the last kind there may be none.
     #[must_use]
-    pub fn section(&self, kind: SectionKind) -> &Section {
+    pub fn section(&self, kind: SectionKind) -> Option<&Section> {
         match kind {
-            SectionKind::Index => &self.index,
-            SectionKind::StorageInfo => &self.storage_info,
-            SectionKind::Checkpoints => &self.checkpoints,
-            SectionKind::Windows => &self.windows,
+            SectionKind::Index => Some(&self.index),
+            SectionKind::StorageInfo => Some(&self.storage_info),
+            SectionKind::Checkpoints => Some(&self.checkpoints),
+            SectionKind::Windows => Some(&self.windows),
+            SectionKind::Profile => self.profile.as_ref(),
         }
     }
 
     /// Length of the whole file: the end of the last section.
     #[must_use]
     pub fn file_len(&self) -> u64 {
-        self.windows.position.saturating_add(self.windows.stored_len)
+        let last = self.profile.as_ref().unwrap_or(&self.windows);
+        last.position.saturating_add(last.stored_len)
     }
 
     /// The 512 bytes.
     #[must_use]
     pub fn to_bytes(&self) -> [u8; HEADER_LEN] {
         let mut sections = [RawSection::new_zeroed(); SECTION_PLACES];
-        for (place, kind) in sections.iter_mut().zip(SectionKind::ALL) {
-            let section = self.section(kind);
+        let present = SectionKind::ALL.into_iter().filter_map(|kind| Some((kind, self.section(kind)?)));
+        let mut section_count = 0;
+        for (place, (kind, section)) in sections.iter_mut().zip(present) {
+            section_count += 1;
             *place = RawSection {
                 kind: U16::new(kind.number()),
                 compression: U16::new(kind.compression().number()),
@@ -223,7 +236,7 @@ impl Header {
             storage_info_len: signed(self.storage_info.stored_len),
             storage_info_position: signed(self.storage_info.position),
             storage_type: STORAGE_TYPE,
-            section_count: U16::new(SectionKind::ALL.len() as u16),
+            section_count: U16::new(section_count),
             flags: U64::new(0),
             sections,
             reserved: [0; 32],
@@ -282,12 +295,13 @@ fn unknown(what: &'static str, expected: impl ToString, found: impl ToString) ->
 impl RawHeader {
     fn check_sections(&self) -> Result<Header, FormatError> {
         let count = usize::from(self.section_count.get());
-        if count != SectionKind::ALL.len() {
-            return Err(unknown("header section count", SectionKind::ALL.len(), count));
+        if !(SectionKind::REQUIRED..=SectionKind::ALL.len()).contains(&count) {
+            let expected = format!("{} or {}", SectionKind::REQUIRED, SectionKind::ALL.len());
+            return Err(unknown("header section count", expected, count));
         }
         let mut sections = [Section { position: 0, stored_len: 0, raw_len: 0, blake3: [0; 32] }; SectionKind::ALL.len()];
         let mut position = HEADER_LEN as u64;
-        for ((number, kind), section) in SectionKind::ALL.into_iter().enumerate().zip(&mut sections) {
+        for ((number, kind), section) in SectionKind::ALL.into_iter().take(count).enumerate().zip(&mut sections) {
             let at = (offset_of!(RawHeader, sections) + number * size_of::<RawSection>()) as u64;
             *section = self.sections[number].check(kind, at, position)?;
             position += section.stored_len;
@@ -296,12 +310,13 @@ impl RawHeader {
         if unused.into_iter().any(|&byte| byte != 0) {
             return Err(unknown("header reserved bytes", "zeros", "others"));
         }
-        let [index, storage_info, checkpoints, windows] = sections;
+        let [index, storage_info, checkpoints, windows, profile] = sections;
         expect_eq("header index length", 10, index.stored_len as i64, self.index_len.get())?;
         expect_eq("header index position", 18, index.position as i64, self.index_position.get())?;
         expect_eq("header storage info length", 26, storage_info.stored_len as i64, self.storage_info_len.get())?;
         expect_eq("header storage info position", 34, storage_info.position as i64, self.storage_info_position.get())?;
-        Ok(Header { index, storage_info, checkpoints, windows })
+        let profile = (count == SectionKind::ALL.len()).then_some(profile);
+        Ok(Header { index, storage_info, checkpoints, windows, profile })
     }
 }
 

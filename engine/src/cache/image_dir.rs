@@ -168,10 +168,8 @@ fn expand(dir: &Path, path: &Path, header: &Header) -> Result<(), EngineError> {
 
 /// The `.clip` up to the end of its last section, and one byte more where there is one: enough to see that there is too much.
 fn read_clip(path: &Path, header: &Header) -> std::io::Result<Vec<u8>> {
-    let ends = sections(header).map(|(_, section)| section.position.saturating_add(section.stored_len));
-    let end = ends.into_iter().fold(HEADER_LEN as u64, u64::max);
     let mut bytes = Vec::new();
-    File::open(path)?.take(end.saturating_add(1)).read_to_end(&mut bytes)?;
+    File::open(path)?.take(header.file_len().saturating_add(1)).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 

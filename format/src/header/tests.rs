@@ -10,6 +10,7 @@ fn header() -> Header {
         storage_info: section(1512, 300, 900, 2),
         checkpoints: section(1812, 64, 80, 3),
         windows: section(1876, 5, 5, 4),
+        profile: None,
     }
 }
 
@@ -39,6 +40,21 @@ fn what_is_written_is_read() {
     assert_ne!(header().image_id(), Header { windows: Section { blake3: [5; 32], ..header().windows }, ..header() }.image_id());
 }
 
+/// A file without a profile has the four sections that it always had; with one there is a fifth, and the id is another.
+#[test]
+fn a_profile_is_a_fifth_section() {
+    let profile = Section { position: 1881, stored_len: 200, raw_len: 200, blake3: [6; 32] };
+    let with = Header { profile: Some(profile), ..header() };
+    assert_eq!(Header::from_bytes(&with.to_bytes()).unwrap(), with);
+    assert_eq!(with.file_len(), 2081);
+    assert_ne!(with.image_id(), header().image_id());
+    assert_eq!(header().to_bytes()[54], 4);
+    assert_eq!(with.to_bytes()[54], 5);
+    for count in [3, 5, 6] {
+        assert!(changed(|raw| raw.section_count = U16::new(count)).is_err(), "{count} sections");
+    }
+}
+
 #[test]
 fn another_version_is_named_before_its_checksum_is_looked_at() {
     let mut bytes = header().to_bytes();
@@ -59,7 +75,7 @@ fn unknown_flags_kinds_and_codecs_are_unsupported_and_named() {
         ("header storage type", changed(|raw| raw.storage_type = *b"s3\0\0\0\0\0\0\0\0\0\0")),
         ("header section kind", changed(|raw| raw.sections[2].kind = U16::new(9))),
         ("header section compression", changed(|raw| raw.sections[0].compression = U16::new(7))),
-        ("header section count", changed(|raw| raw.section_count = U16::new(5))),
+        ("header section count", changed(|raw| raw.section_count = U16::new(6))),
         ("header reserved bytes", changed(|raw| raw.sections[4].position = U64::new(1))),
     ];
     for (what, result) in cases {
