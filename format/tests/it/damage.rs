@@ -4,13 +4,15 @@ use std::sync::Arc;
 
 use clip_format::{
     checkpoints::Checkpoints,
-    clip_file::ClipFile,
+    clip_file::{ClipFile, with_profile},
     erofs::{Body, Index, check::check},
     error::{ErrorKind, FormatError},
+    profile::Profile,
     storage_info::StorageInfo,
     windows::expand_window,
 };
 
+use crate::golden::profile;
 use crate::trees::{Tree, clip, every_kind, extent, node, regular};
 
 /// A few of each thing, short enough to try every byte.
@@ -30,7 +32,7 @@ pub fn small() -> Tree {
 }
 
 /// Everything that a reader can learn from the file.
-type Meaning = ([u8; 32], Vec<u8>, StorageInfo, Vec<u8>, Vec<u8>);
+type Meaning = ([u8; 32], Vec<u8>, StorageInfo, Vec<u8>, Vec<u8>, Option<Profile>);
 
 fn read_all(bytes: &[u8]) -> Result<Meaning, FormatError> {
     let file = ClipFile::parse(bytes)?;
@@ -38,12 +40,12 @@ fn read_all(bytes: &[u8]) -> Result<Meaning, FormatError> {
     check(&Index::open(Arc::new(index.clone()))?)?;
     let tables = Checkpoints::open(Arc::new(checkpoints.clone()), &info.layers, windows.len() as u64)?;
     assert_eq!(tables.layers().len(), info.layers.len());
-    Ok((file.header().image_id(), index, info, checkpoints, windows.to_vec()))
+    Ok((file.header().image_id(), index, info, checkpoints, windows.to_vec(), file.profile()?))
 }
 
 #[test]
 fn a_flip_of_any_byte_is_an_error_or_changes_nothing() {
-    let mut bytes = clip(&small(), 40);
+    let mut bytes = with_profile(&clip(&small(), 40), &profile()).unwrap();
     let meaning = read_all(&bytes).unwrap();
     for position in 0..bytes.len() {
         for mask in [0xff, 0x01] {
@@ -58,7 +60,7 @@ fn a_flip_of_any_byte_is_an_error_or_changes_nothing() {
 
 #[test]
 fn every_shorter_file_is_an_error() {
-    let bytes = clip(&small(), 40);
+    let bytes = with_profile(&clip(&small(), 40), &profile()).unwrap();
     for len in 0..bytes.len() {
         assert!(read_all(&bytes[..len]).is_err(), "{len} bytes");
     }

@@ -21,9 +21,23 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for entry in fs::read_dir(golden)? {
         let path = entry?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        seeds(Path::new(corpus), &name, &fs::read(&path)?)?;
+        let bytes = fs::read(&path)?;
+        if name.ends_with(".profile") {
+            put(Path::new(corpus), "profile", &name, &bytes)?;
+            put(Path::new(corpus), "profile", &format!("{name}-body"), &body(&bytes)?)?;
+        } else {
+            seeds(Path::new(corpus), &name, &bytes)?;
+        }
     }
     Ok(())
+}
+
+/// The profile's body, behind its counts, as the target takes it.
+fn body(profile: &[u8]) -> Result<Vec<u8>, Box<dyn std::error::Error>> {
+    let counts = [&profile[10..12], &profile[12..14]].concat();
+    let raw_len = u64::from_le_bytes(profile[32..40].try_into()?);
+    let body = zstd::bulk::decompress(&profile[104..], usize::try_from(raw_len)?)?;
+    Ok([counts, body].concat())
 }
 
 fn seeds(corpus: &Path, name: &str, clip: &[u8]) -> Result<(), Box<dyn std::error::Error>> {
