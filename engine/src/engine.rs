@@ -79,7 +79,7 @@ impl Engine {
     }
 
     /// Opens the `.clip` at `path`: expands and checks its index on the first open ever, maps it on later ones. The same image opened
-    /// twice with the same options is the same `Arc`.
+    /// twice with the same options is the same `Arc`, unless it is to be recorded.
     ///
     /// # Errors
     /// `Format`, `Io`, `Invalid`.
@@ -92,9 +92,11 @@ impl Engine {
             !same_id.is_empty()
         });
         let same_id = images.entry(id).or_default();
-        if let Some(image) = same_id.iter().filter_map(Weak::upgrade).find(|image| image.options() == options) {
+        let mut shared = same_id.iter().filter_map(Weak::upgrade).filter(|_| !options.record);
+        if let Some(image) = shared.find(|image| image.options() == options) {
             return Ok(image);
         }
+        drop(shared);
         let expanded = image_dir::open(&self.config().cache_dir, path, &header)?;
         let layers = self.layers(&expanded, options)?;
         say_slow_stretches(&expanded, &id);

@@ -6,7 +6,15 @@ use std::{
     sync::{Arc, Mutex, PoisonError, mpsc},
 };
 
-use clip_format::{checkpoints::Checkpoints, erofs::Index, storage_info::StorageInfo, units::LayerIndex};
+use clip_format::{
+    checkpoints::Checkpoints,
+    digest::Digest,
+    erofs::Index,
+    error::FormatError,
+    profile::{Fit, Profile},
+    storage_info::StorageInfo,
+    units::LayerIndex,
+};
 
 use crate::{
     background::{BackgroundHandle, FillOptions, Purpose, Run},
@@ -20,6 +28,8 @@ use crate::{
     prefetch::Prefetch,
     read,
     readahead::{History, Limits},
+    record::Recorder,
+    replay,
     source::BlobSource,
     span::SpanState,
 };
@@ -39,6 +49,8 @@ pub struct ImageOptions {
     pub store_ref: Option<crate::registry::Reference>,
     /// One a layer, in manifest order: where the layers of a local source are, as the indexer's `local_blobs` finds them.
     pub local_blobs: Option<Vec<BlobSource>>,
+    /// Remember the order in which readers first need spans, for [`Image::recorded`]. An image that is opened so is shared with nobody.
+    pub record: bool,
 }
 
 impl PartialEq for ImageOptions {
@@ -48,7 +60,7 @@ impl PartialEq for ImageOptions {
             (Some(ours), Some(theirs)) => ours.len() == theirs.len() && ours.iter().zip(theirs).all(|(one, two)| one.is_same(two)),
             _ => false,
         };
-        same_blobs && self.source == other.source && self.store_ref == other.store_ref
+        same_blobs && self.source == other.source && self.store_ref == other.store_ref && self.record == other.record
     }
 }
 
@@ -67,6 +79,7 @@ pub struct Image {
     checkpoints: Checkpoints,
     layers: Vec<Arc<ImageLayer>>,
     damage: Damage,
+    recorder: Option<Recorder>,
     threads: Arc<Threads>,
 }
 
@@ -83,7 +96,8 @@ impl Image {
         threads: Arc<Threads>,
     ) -> Self {
         let ExpandedImage { index, storage_info, checkpoints, windows: _, damage } = expanded;
-        Self { id, options, index, storage_info, checkpoints, layers, damage, threads }
+        let recorder = options.record.then(|| Recorder::new(&checkpoints));
+        Self { id, options, index, storage_info, checkpoints, layers, damage, recorder, threads }
     }
 
     /// BLAKE3 of the `.clip`'s header, which holds the BLAKE3 of every section.
@@ -138,6 +152,9 @@ impl Image {
         }
         let store = &self.layers.get(usize::from(layer.get()))?.store;
         let spans = plan::spans_of(&store.table, &range)?;
+        if let Some(recorder) = &self.recorder {
+            recorder.note(layer, spans.clone());
+        }
         let doubts = store.doubts();
         for span in spans.map(clip_format::units::SpanIndex) {
             match store.states.get(span) {
@@ -167,7 +184,12 @@ impl Image {
             return done(Ok(Vec::new()));
         }
         match self.undamaged().and_then(|()| self.checked(layer, &range)) {
-            Ok((layer, spans)) => read::start(self.core(), layer, range, spans, done),
+            Ok((of, spans)) => {
+                if let Some(recorder) = &self.recorder {
+                    recorder.note(layer, spans.clone());
+                }
+                read::start(self.core(), of, range, spans, done);
+            }
             Err(error) => {
                 count(&self.core().counters.reads_failed, 1);
                 done(Err(error));
@@ -217,6 +239,39 @@ impl Image {
     pub fn fill(self: &Arc<Self>, options: FillOptions) -> BackgroundHandle {
         let run = |layer: &Arc<ImageLayer>| Run { layer: layer.clone(), spans: 0..layer.table.len() };
         self.core().background(Purpose::Fill, self.layers.iter().map(run).collect(), options.bytes_per_second)
+    }
+
+    /// Which layers of this image `profile` speaks of.
+    #[must_use]
+    pub fn fit(&self, profile: &Profile) -> Fit {
+        let digests: Vec<Digest> = self.storage_info.layers.iter().map(|layer| layer.digest).collect();
+        profile.fit(&digests)
+    }
+
+    /// Brings what `profile` says will be needed and is absent, in that order, ahead of the readers and behind their misses. A profile
+    /// of other layers brings nothing: see [`Fit::is_useful`].
+    ///
+    /// Cost: returns at once. Cancelled by dropping what is given back.
+    #[must_use = "dropping it cancels the replay"]
+    pub fn replay(self: &Arc<Self>, profile: &Profile) -> BackgroundHandle {
+        let parts = replay::parts(profile, &self.fit(profile), self.checkpoints.layers());
+        let run = |part: replay::Part| Run { layer: self.layers[usize::from(part.layer.get())].clone(), spans: part.spans };
+        self.core().background(Purpose::Replay, parts.into_iter().map(run).collect(), None)
+    }
+
+    /// What readers have needed so far; `None` when the image was not opened to be recorded. What the engine reads ahead is not in it,
+    /// what the kernel reads ahead is: to the engine that is a reader like any other.
+    ///
+    /// # Errors
+    /// `Format` kinds, by which a profile is refused; none is known that a checked index can cause.
+    pub fn recorded(&self) -> Option<Result<Profile, FormatError>> {
+        self.recorder.as_ref().map(|recorder| recorder.profile(&self.storage_info, &self.checkpoints))
+    }
+
+    /// Spans that readers have needed so far; 0 when the image was not opened to be recorded.
+    #[must_use]
+    pub fn recorded_spans(&self) -> u64 {
+        self.recorder.as_ref().map_or(0, Recorder::spans)
     }
 
     fn checked(&self, layer: LayerIndex, range: &Range<u64>) -> Result<(&Arc<ImageLayer>, Range<u32>), EngineError> {
