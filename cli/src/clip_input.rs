@@ -12,7 +12,7 @@ use clip_engine::{Engine, EngineError, Image, ImageOptions, source::BlobSource};
 use clip_format::{
     clip_file::{ClipFile, storage_info_of},
     erofs::{FileType, Index, Inode},
-    header::{HEADER_LEN, Header},
+    header::{HEADER_LEN, Header, Section},
     storage_info::StorageInfo,
 };
 
@@ -86,15 +86,25 @@ pub fn open_image(path: &Path, args: &ReadArgs, choice: CacheChoice) -> Result<O
             Err(error) => return Err(error).with_context(|| format!("cache directory {} (--cache-dir)", cache_dir.display())),
         }
     };
-    let image = open(&engine, path, &whence)?;
+    let image = open(&engine, path, &whence, Recording::Off)?;
     Ok(OpenedImage { image, _engine: engine, _scratch: scratch })
+}
+
+/// Whether the order of first need is remembered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Recording {
+    /// It is.
+    On,
+    /// It is not.
+    Off,
 }
 
 /// Opens `path` in `engine`. Of an image that lies on this machine the layers are found first: a layout that has moved is an error
 /// here, not at the first read.
-pub fn open(engine: &Engine, path: &Path, whence: &Whence) -> Result<Arc<Image>> {
+pub fn open(engine: &Engine, path: &Path, whence: &Whence, recording: Recording) -> Result<Arc<Image>> {
     let local_blobs = if whence.store_ref.is_some() { None } else { local_blobs(path, whence.source.as_deref())? };
-    let options = ImageOptions { source: whence.source.clone(), store_ref: whence.store_ref.clone(), local_blobs };
+    let record = recording == Recording::On;
+    let options = ImageOptions { source: whence.source.clone(), store_ref: whence.store_ref.clone(), local_blobs, record };
     Ok(engine.open_image(path, &options)?)
 }
 
@@ -108,17 +118,24 @@ fn local_blobs(path: &Path, moved_to: Option<&Path>) -> Result<Option<Vec<BlobSo
 }
 
 /// The storage info of the `.clip` at `path`. Cost: two small reads, however large the image.
-fn read_storage_info(path: &Path) -> Result<StorageInfo> {
+pub fn read_storage_info(path: &Path) -> Result<StorageInfo> {
+    let read = read_section(path, |header| Some(header.storage_info))?;
+    let (header, stored) = read.with_context(|| format!("{}: no storage info", path.display()))?;
+    storage_info_of(&header, &stored).with_context(|| path.display().to_string())
+}
+
+/// The header of the `.clip` at `path` and the stored bytes of the section that `choose` takes; `None` when it takes none.
+pub fn read_section(path: &Path, choose: impl Fn(&Header) -> Option<Section>) -> Result<Option<(Header, Vec<u8>)>> {
     let context = || format!("{}: cannot be read", path.display());
     let mut file = File::open(path).with_context(context)?;
     let mut head = Vec::with_capacity(HEADER_LEN);
     (&mut file).take(HEADER_LEN as u64).read_to_end(&mut head).with_context(context)?;
     let header = Header::from_bytes(&head).with_context(|| path.display().to_string())?;
-    let section = header.storage_info;
+    let Some(section) = choose(&header) else { return Ok(None) };
     file.seek(SeekFrom::Start(section.position)).with_context(context)?;
     let mut stored = Vec::new();
     file.take(section.stored_len).read_to_end(&mut stored).with_context(context)?;
-    storage_info_of(&header, &stored).with_context(|| path.display().to_string())
+    Ok(Some((header, stored)))
 }
 
 fn private_engine(wish: &resolve::EngineWish) -> Result<(Engine, Option<ScratchDir>)> {

@@ -15,6 +15,7 @@ mod interrupt;
 mod log;
 mod owner;
 mod pieces;
+mod profile_input;
 mod resolve;
 mod values;
 

@@ -4,6 +4,7 @@
 //! `owner.sock` in the cache directory (`server`); every mount, the first one too, is a request there (`protocol`). It leaves after
 //! the last umount; a mount that comes while it leaves becomes the next owner.
 
+pub mod background;
 pub mod client;
 pub mod protocol;
 pub mod report;

@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use clap::ValueEnum as _;
 use clip_engine::{
     DiskIo, EngineConfig,
     registry::{ClientConfig, PlainHttp, Reference},
@@ -17,8 +18,11 @@ use serde::{Deserialize, Serialize};
 use crate::{
     args::{ClientArgs, MountArgs, ReadArgs, parse_disk_io},
     exit::UsageError,
-    owner::settings::OwnerWish,
-    values::{parse_count, parse_duration, parse_size, parse_timeout, typed_time},
+    owner::{
+        background::{BackgroundWish, Fill},
+        settings::OwnerWish,
+    },
+    values::{parse_count, parse_duration, parse_rate, parse_size, parse_timeout, typed_time},
 };
 
 /// No single wait of `client` is longer than `timeout`: a connection may not outwait the read that needs it.
@@ -199,6 +203,8 @@ pub struct MountPlan {
     pub options: MountOptions,
     /// Where counters go.
     pub stats: Option<PathBuf>,
+    /// What is done beside serving it.
+    pub background: BackgroundWish,
     /// What was typed about the rest of the owner.
     pub owner_wish: OwnerWish,
     /// Serve from this process.
@@ -252,7 +258,8 @@ pub fn mount_plan(args: &MountArgs, unknown: Unknown) -> Result<MountPlan> {
         wish: EngineWish::from_args(&args.read)?,
         whence: whence(&args.read)?,
         options,
-        stats: args.stats.as_deref().map(stats_file).transpose()?,
+        stats: args.stats.as_deref().map(|path| output_file("--stats", path)).transpose()?,
+        background: background_wish(&args)?,
         owner_wish: owner_wish(&args)?,
         foreground: args.foreground,
         cache_dir,
@@ -286,11 +293,28 @@ pub fn mountpoint(dir: &Path) -> Result<PathBuf> {
     }
 }
 
-/// `path`, absolute, in a directory that is there: said when the mount is asked for, not when the counters are lost.
-fn stats_file(path: &Path) -> Result<PathBuf> {
+fn background_wish(args: &MountArgs) -> Result<BackgroundWish> {
+    if args.no_profile && args.profile.is_some() {
+        return Err(UsageError("--profile and --no-profile: give one of them".to_owned()).into());
+    }
+    let fill = args.fill.unwrap_or_default();
+    if fill == Fill::None && args.fill_rate.is_some() {
+        return Err(UsageError("--fill-rate: give --fill now or --fill after with it".to_owned()).into());
+    }
+    Ok(BackgroundWish {
+        record: args.record.as_deref().map(|path| output_file("--record", path)).transpose()?,
+        profile: args.profile.as_deref().map(absolute).transpose()?,
+        no_profile: args.no_profile,
+        fill,
+        fill_rate: args.fill_rate,
+    })
+}
+
+/// `path`, absolute, in a directory that is there: said when the mount is asked for, not when what goes there is lost.
+fn output_file(option: &str, path: &Path) -> Result<PathBuf> {
     let path = absolute(path)?;
     if !path.parent().is_some_and(Path::is_dir) || path.is_dir() {
-        bail!("--stats {}: expected a file name in an existing directory", path.display());
+        bail!("{option} {}: expected a file name in an existing directory", path.display());
     }
     Ok(path)
 }
@@ -314,6 +338,11 @@ fn apply_ours(args: &mut MountArgs, option: &str) -> Result<bool, String> {
         "disk-io" => read.disk_io = Some(parse_disk_io(value()?)?),
         "stop-timeout" => args.stop_timeout = Some(parse_duration(value()?)?),
         "stats" => args.stats = path()?,
+        "record" => args.record = path()?,
+        "profile" => args.profile = path()?,
+        "no-profile" => args.no_profile = true,
+        "fill" => args.fill = Some(Fill::from_str(value()?, false)?),
+        "fill-rate" => args.fill_rate = Some(parse_rate(value()?)?),
         "log-file" => args.log_file = path()?,
         // A filter with commas is quoted, so that the list is not split there.
         "log-level" => args.log_level = Some(value()?.trim_matches('"').to_owned()),

@@ -17,6 +17,12 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
     number.checked_mul(1 << shift).ok_or_else(|| format!("{text} is over 16 EiB"))
 }
 
+/// Bytes a second: as [`parse_size`], over zero, `/s` behind it or not.
+pub fn parse_rate(text: &str) -> Result<u64, String> {
+    let bytes = parse_size(text.strip_suffix("/s").unwrap_or(text))?;
+    if bytes == 0 { Err("expected a rate over zero, such as 50M".to_owned()) } else { Ok(bytes) }
+}
+
 /// `30`, `30s`, `500ms`, `2m`, `1h`. A bare number is seconds.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
     let digits_len = text.bytes().take_while(u8::is_ascii_digit).count();
@@ -101,6 +107,14 @@ mod tests {
         for bad in ["", "MiB", "1MB", "-1", "1.5MiB", "99999999999GiB", "99999999999999999999"] {
             assert!(parse_size(bad).is_err(), "{bad}");
         }
+    }
+
+    /// A rate is a size, with or without its second, and never zero.
+    #[test]
+    fn rates() {
+        assert_eq!(parse_rate("50M"), Ok(50 << 20));
+        assert_eq!(parse_rate("64KiB/s"), Ok(64 << 10));
+        assert!(parse_rate("0").is_err() && parse_rate("M").is_err());
     }
 
     /// A span size outside the format's limits is an error of the command line.

@@ -5,7 +5,10 @@ use std::{path::PathBuf, time::Duration};
 use clap::Args;
 
 use super::ReadArgs;
-use crate::values::{parse_count, parse_duration, parse_size};
+use crate::{
+    owner::background::Fill,
+    values::{parse_count, parse_duration, parse_rate, parse_size},
+};
 
 /// `clip mount`
 #[derive(Clone, Debug, Args)]
@@ -20,6 +23,7 @@ twice: end all connections. SIGUSR1: log the counters and write every mount's --
 Examples:
   clip mount debian.clip /mnt/debian
   clip mount --foreground --stats stats.json debian.clip /mnt/debian
+  clip mount --profile python.profile --fill after --fill-rate 50M python.clip /mnt/python
   clip mount -o nosuid,nodev,fsname=debian debian.clip /mnt/debian
   mount -t clip /images/debian.clip /mnt/debian -o plain-http,cache-dir=/data/clip
   /etc/fstab:  /images/debian.clip  /mnt/debian  clip  _netdev,nofail,read-timeout=1m  0 0")]
@@ -50,6 +54,23 @@ pub struct MountArgs {
     /// it, all its mounts together
     #[arg(long, value_name = "FILE")]
     pub stats: Option<PathBuf>,
+    /// Write the order in which readers first need the image's parts to this file: an access profile. It is whole at any time, and
+    /// complete once the mount has ended; what the kernel reads ahead counts as needed
+    #[arg(long, value_name = "FILE")]
+    pub record: Option<PathBuf>,
+    /// Fetch what this access profile says will be needed, ahead of the readers; wins over one embedded in the .clip
+    #[arg(long, value_name = "FILE")]
+    pub profile: Option<PathBuf>,
+    /// Do not replay the profile that is embedded in the .clip
+    #[arg(long)]
+    pub no_profile: bool,
+    /// Fetch the whole image in the background, behind every reader: never, once the profile is replayed and no read of the process
+    /// has waited for 2 s, or from the start [default: none]
+    #[arg(long, value_enum, value_name = "WHEN")]
+    pub fill: Option<Fill>,
+    /// Compressed bytes a second that --fill may fetch [default: no limit]
+    #[arg(long, value_name = "SIZE", value_parser = parse_rate)]
+    pub fill_rate: Option<u64>,
     /// Where the background process logs [default: owner.log in the cache directory]
     #[arg(long, value_name = "FILE")]
     pub log_file: Option<PathBuf>,
@@ -65,6 +86,29 @@ pub struct MountArgs {
 }
 
 impl MountArgs {
+    /// What `clip mount` with these names and nothing else is.
+    pub fn new(clip: PathBuf, dir: PathBuf, read: ReadArgs) -> Self {
+        Self {
+            clip,
+            dir,
+            read,
+            foreground: false,
+            allow_other: false,
+            options: Vec::new(),
+            stop_timeout: None,
+            stats: None,
+            record: None,
+            profile: None,
+            no_profile: false,
+            fill: None,
+            fill_rate: None,
+            log_file: None,
+            session_threads: None,
+            kernel_read_ahead: None,
+            log_level: None,
+        }
+    }
+
     /// Whether this process will log as an owner does. The lists are only looked at, not understood: what an option means is decided
     /// where the mount is planned.
     pub fn in_foreground(&self) -> bool {

@@ -72,20 +72,7 @@ fn mount_args(source: std::path::PathBuf, dir: std::path::PathBuf, options: Vec<
     let mut args = match Cli::try_parse_from(argv) {
         Ok(Cli { command: Command::Mount(args), .. }) => args,
         // An environment variable that cannot be used: ignored here, since mount(8) users cannot see whose it is.
-        _ => MountArgs {
-            clip: source,
-            dir,
-            read: crate::args::ReadArgs::default(),
-            foreground: false,
-            allow_other: false,
-            options: Vec::new(),
-            stop_timeout: None,
-            stats: None,
-            log_file: None,
-            session_threads: None,
-            kernel_read_ahead: None,
-            log_level: None,
-        },
+        _ => MountArgs::new(source, dir, crate::args::ReadArgs::default()),
     };
     args.options = options.iter().map(|list| without_rw(list)).collect();
     args

@@ -11,11 +11,14 @@ use anyhow::{Context, Result, bail};
 use clip_fuse::MountOptions;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::DeserializeOwned};
 
-use super::settings::{OwnerSettings, OwnerWish};
+use super::{
+    background::BackgroundWish,
+    settings::{OwnerSettings, OwnerWish},
+};
 use crate::resolve::{Difference, EngineWish, MountPlan, Whence};
 
 /// Raised when a message changes its meaning.
-pub const PROTOCOL: u32 = 2;
+pub const PROTOCOL: u32 = 3;
 /// Bytes of one message at most.
 const LINE_BYTES_MAX: u64 = 1 << 20;
 
@@ -87,6 +90,9 @@ pub struct MountRequest {
     /// `--stats`
     #[serde(with = "optional_path")]
     pub stats: Option<PathBuf>,
+    /// What to do beside serving it. Protocol 2 had none.
+    #[serde(default)]
+    pub background: BackgroundWish,
     /// Also answer when the mount has ended; and detach it when the asker is gone.
     pub wait: bool,
 }
@@ -147,6 +153,7 @@ impl MountRequest {
             store_ref: plan.whence.store_ref.as_ref().map(ToString::to_string),
             options: MountWire::from(&plan.options),
             stats: plan.stats.clone(),
+            background: plan.background.clone(),
             wait,
         }
     }
@@ -262,6 +269,7 @@ pub mod optional_path {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::owner::background::Fill;
     use std::time::Duration;
 
     fn request() -> MountRequest {
@@ -289,6 +297,7 @@ mod tests {
                 read_ahead_kb: 512,
             },
             stats: None,
+            background: BackgroundWish { record: Some("/r".into()), fill: Fill::After, fill_rate: Some(7), ..BackgroundWish::default() },
             wait: true,
         }
     }

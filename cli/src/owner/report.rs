@@ -28,6 +28,34 @@ pub struct MountReport {
     pub mountpoint: String,
     /// What.
     pub clip: String,
+    /// What is done beside serving it.
+    #[serde(flatten)]
+    pub work: Work,
+}
+
+/// What is done beside serving a mount; empty where nothing was asked for.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Work {
+    /// The replay of a profile.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub replay: Option<Progress>,
+    /// `--fill`, once it has begun.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fill: Option<Progress>,
+    /// `--record`: spans that were needed so far.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recorded_spans: Option<u64>,
+}
+
+/// How far a replay or a fill is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Progress {
+    /// To be there.
+    pub spans: u64,
+    /// There, or given up.
+    pub spans_done: u64,
+    /// Nothing more will come.
+    pub is_finished: bool,
 }
 
 impl Report {

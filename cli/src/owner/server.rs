@@ -19,11 +19,15 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 
 use super::{
     SocketPath,
+    background::{Background, TICK},
     protocol::{self, MountRequest, PROTOCOL, Reply, Request},
     report::{self, MountReport, Report},
     settings::OwnerSettings,
 };
-use crate::{clip_input, exit::chain_text};
+use crate::{
+    clip_input::{self, Recording},
+    exit::chain_text,
+};
 
 /// How long an owner without any mount waits for its first request. Source: a starter connects within milliseconds; a machine
 /// under load gets room.
@@ -61,6 +65,7 @@ struct Served {
     mountpoint: PathBuf,
     clip: PathBuf,
     stats: Option<PathBuf>,
+    background: Background,
     waiters: Vec<mpsc::Sender<()>>,
 }
 
@@ -247,8 +252,12 @@ impl Owner {
     pub fn mount(self: &Arc<Self>, request: &MountRequest) -> Result<Taken> {
         let started = Instant::now();
         let options = clip_fuse::MountOptions::from(&request.options);
-        let image = clip_input::open(&self.engine, &request.clip, &request.whence()?)?;
-        let mounted = clip_fuse::mount(image, &request.mountpoint, &options)?;
+        let wish = &request.background;
+        let recording = if wish.record.is_some() { Recording::On } else { Recording::Off };
+        let image = clip_input::open(&self.engine, &request.clip, &request.whence()?, recording)?;
+        let profile = wish.choose(&request.clip, &image)?;
+        let mounted = clip_fuse::mount(image.clone(), &request.mountpoint, &options)?;
+        let background = wish.begin(image, &profile, self.engine.stats().reads_waited);
         let (waiter, ended) = mpsc::channel();
         let mut state = self.state();
         let id = state.next_id;
@@ -263,7 +272,8 @@ impl Owner {
         }
         let (mountpoint, clip) = (request.mountpoint.clone(), request.clip.clone());
         tracing::info!("mounted {} at {} in {:.1} ms", clip.display(), mountpoint.display(), started.elapsed().as_secs_f64() * 1e3);
-        state.mounts.insert(id, Served { mounted, mountpoint, clip, stats: request.stats.clone(), waiters: vec![waiter] });
+        let stats = request.stats.clone();
+        state.mounts.insert(id, Served { mounted, mountpoint, clip, stats, background, waiters: vec![waiter] });
         Ok(Taken { id, ended })
     }
 
@@ -271,7 +281,11 @@ impl Owner {
         let state = self.state();
         let mounts = state.mounts.values();
         let mounts = mounts
-            .map(|served| MountReport { mountpoint: served.mountpoint.display().to_string(), clip: served.clip.display().to_string() })
+            .map(|served| MountReport {
+                mountpoint: served.mountpoint.display().to_string(),
+                clip: served.clip.display().to_string(),
+                work: served.background.work(),
+            })
             .collect();
         let seconds = self.started.elapsed().as_secs_f64();
         Report::new(&self.engine.config().cache_dir, seconds, mounts, &self.engine.stats())
@@ -297,7 +311,8 @@ impl Owner {
         let mut stop_by = None;
         loop {
             let wake = stop_by.unwrap_or(first_request_by).saturating_duration_since(Instant::now());
-            match events.0.recv_timeout(if wake.is_zero() { Duration::from_secs(3600) } else { wake }) {
+            let wake = if wake.is_zero() { Duration::from_secs(3600) } else { wake };
+            match events.0.recv_timeout(if self.tick() { wake.min(TICK) } else { wake }) {
                 Ok(Event::Ended(id)) => self.ended(id),
                 Ok(Event::Signal(SIGUSR1)) => {
                     report::log(&self.engine.stats());
@@ -335,9 +350,22 @@ impl Owner {
         Ok(())
     }
 
+    /// Does what is due beside serving; true when it must be looked at again soon.
+    fn tick(&self) -> bool {
+        let mut state = self.state();
+        let mut working = state.mounts.values_mut().map(|served| &mut served.background).filter(|work| work.wants_ticks()).peekable();
+        let again = working.peek().is_some();
+        if again {
+            let reads_waited = self.engine.stats().reads_waited;
+            working.for_each(|work| work.tick(reads_waited));
+        }
+        again
+    }
+
     fn ended(&self, id: u64) {
         let removed = self.state().mounts.remove(&id);
-        let Some(served) = removed else { return };
+        let Some(mut served) = removed else { return };
+        served.background.write_record();
         tracing::info!("{} is unmounted", served.mountpoint.display());
         if let Some(path) = &served.stats {
             self.write_stats(std::slice::from_ref(path));
@@ -352,10 +380,12 @@ impl Owner {
         state.phase = Phase::Stopping;
         let seconds = self.settings.stop_timeout.as_secs_f64();
         tracing::info!("signal {signal}: {} mounts are detached; open files are served for {seconds} s at most", state.mounts.len());
-        for served in state.mounts.values() {
+        for served in state.mounts.values_mut() {
             if let Err(error) = served.mounted.detach() {
                 tracing::warn!("{error}");
             }
+            served.background.cancel();
+            served.background.write_record();
         }
     }
 
@@ -377,10 +407,11 @@ impl Owner {
             let mut state = self.state();
             state.phase = Phase::Leaving;
             tracing::warn!("{why}: ending {} mounts; files that are still open fail from here on", state.mounts.len());
-            for served in state.mounts.values() {
+            for served in state.mounts.values_mut() {
                 if let Err(error) = served.mounted.abort() {
                     tracing::warn!("{error}");
                 }
+                served.background.write_record();
             }
         }
         self.write_stats(&stats_paths);

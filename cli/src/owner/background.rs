@@ -1,0 +1,193 @@
+//! What an owner does beside serving a mount: replay a profile, fill the cache, keep the record of a run.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use clap::ValueEnum;
+use clip_engine::{BackgroundHandle, BackgroundProgress, FillOptions, Image};
+use clip_format::{digest::Digest, profile::Profile};
+use serde::{Deserialize, Serialize};
+
+use super::report::Work;
+use crate::{exit::chain_text, profile_input};
+
+/// How often [`Background::tick`] wants to be called while [`Background::wants_ticks`].
+pub const TICK: Duration = Duration::from_millis(500);
+/// `--fill after` begins when no read had to wait for this long. Source: chosen; the gaps between misses of a Python import are below
+/// 100 ms, and a service that has started misses for minutes no more.
+const QUIET: Duration = Duration::from_secs(2);
+/// How often a record is written while it grows. Source: chosen; a crash of the machine loses no more than this.
+const RECORD_EVERY: Duration = Duration::from_secs(10);
+
+/// When the whole image is fetched.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Fill {
+    /// Never.
+    #[default]
+    None,
+    /// When the profile is replayed and no read has waited for two seconds.
+    After,
+    /// From the start.
+    Now,
+}
+
+/// What was typed about work beside the mount. All paths absolute.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackgroundWish {
+    /// `--record`
+    #[serde(with = "super::protocol::optional_path")]
+    pub record: Option<PathBuf>,
+    /// `--profile`
+    #[serde(with = "super::protocol::optional_path")]
+    pub profile: Option<PathBuf>,
+    /// `--no-profile`
+    pub no_profile: bool,
+    /// `--fill`
+    pub fill: Fill,
+    /// `--fill-rate`: compressed bytes a second.
+    pub fill_rate: Option<u64>,
+}
+
+/// The work of one mount. Dropping it ends it.
+pub struct Background {
+    image: Arc<Image>,
+    replay: Option<BackgroundHandle>,
+    fill: Filling,
+    record: Option<Record>,
+}
+
+enum Filling {
+    Off,
+    /// Not yet: since when no read has waited, and how many had by then.
+    Later {
+        options: FillOptions,
+        quiet_since: Instant,
+        reads_waited: u64,
+    },
+    On(BackgroundHandle),
+}
+
+/// Where the record goes, and what of it is there.
+struct Record {
+    path: PathBuf,
+    spans_written: Option<u64>,
+    written_at: Instant,
+}
+
+/// A profile that was found to be of use.
+pub struct Chosen(Option<Profile>);
+
+impl BackgroundWish {
+    /// The profile to replay, checked against the image; one that was asked for and is of no use is an error, an embedded one a warning.
+    pub fn choose(&self, clip: &Path, image: &Image) -> Result<Chosen> {
+        if let Some(path) = &self.profile {
+            let profile = profile_input::read_profile(path)?;
+            return useful(profile, image, &path.display().to_string()).map(|profile| Chosen(Some(profile)));
+        }
+        if self.no_profile {
+            return Ok(Chosen(None));
+        }
+        let name = format!("the profile embedded in {}", clip.display());
+        let embedded = profile_input::embedded_profile(clip);
+        let chosen = embedded.and_then(|profile| profile.map(|profile| useful(profile, image, &name)).transpose());
+        Ok(Chosen(chosen.unwrap_or_else(|error| {
+            tracing::warn!("{name} is not used: {}", chain_text(&error));
+            None
+        })))
+    }
+
+    /// Begins what was asked for.
+    pub fn begin(&self, image: Arc<Image>, chosen: &Chosen, reads_waited: u64) -> Background {
+        let replay = chosen.0.as_ref().map(|profile| image.replay(profile));
+        let options = FillOptions { bytes_per_second: self.fill_rate };
+        let fill = match self.fill {
+            Fill::None => Filling::Off,
+            Fill::Now => Filling::On(image.fill(options)),
+            Fill::After => Filling::Later { options, quiet_since: Instant::now(), reads_waited },
+        };
+        let record = self.record.clone().map(|path| Record { path, spans_written: None, written_at: Instant::now() });
+        Background { image, replay, fill, record }
+    }
+}
+
+fn useful(profile: Profile, image: &Image, name: &str) -> Result<Profile> {
+    let fit = image.fit(&profile);
+    let info = image.storage_info();
+    let digests: Vec<Digest> = info.layers.iter().map(|layer| layer.digest).collect();
+    ensure!(fit.is_useful(), "profile {name}: {}", profile_input::refusal(&profile, &info.manifest_digest, &digests));
+    tracing::info!("profile {name}: {}", profile_input::fit_text(&profile, &fit));
+    Ok(profile)
+}
+
+impl Background {
+    /// Whether [`Self::tick`] has anything to do.
+    pub fn wants_ticks(&self) -> bool {
+        self.record.is_some() || matches!(self.fill, Filling::Later { .. })
+    }
+
+    /// Begins a fill whose time has come, and writes the record now and then. `reads_waited` is of the whole engine.
+    pub fn tick(&mut self, reads_waited: u64) {
+        let replayed = self.replay.as_ref().is_none_or(|replay| replay.progress().is_finished);
+        if let Filling::Later { options, quiet_since, reads_waited: before } = &mut self.fill {
+            if !replayed || *before != reads_waited {
+                (*quiet_since, *before) = (Instant::now(), reads_waited);
+            } else if quiet_since.elapsed() >= QUIET {
+                self.fill = Filling::On(self.image.fill(*options));
+            }
+        }
+        if self.record.as_ref().is_some_and(|record| record.written_at.elapsed() >= RECORD_EVERY) {
+            self.write_record();
+        }
+    }
+
+    /// Ends replay and fill; what is on its way is still kept.
+    pub fn cancel(&mut self) {
+        (self.replay, self.fill) = (None, Filling::Off);
+    }
+
+    /// The record, as it is now, is in its file, whole; nothing is done when it is there already. A failure is in the log.
+    pub fn write_record(&mut self) {
+        let Some(record) = &mut self.record else { return };
+        record.written_at = Instant::now();
+        let spans = self.image.recorded_spans();
+        if record.spans_written == Some(spans) {
+            return;
+        }
+        match write_profile(&record.path, &self.image) {
+            Ok(()) => {
+                record.spans_written = Some(spans);
+                tracing::info!("the record in {} has {spans} spans", record.path.display());
+            }
+            Err(error) => tracing::error!("the record cannot be written: {}", chain_text(&error)),
+        }
+    }
+
+    /// How far the work is.
+    pub fn work(&self) -> Work {
+        let fill = match &self.fill {
+            Filling::On(fill) => Some(fill.progress()),
+            Filling::Off | Filling::Later { .. } => None,
+        };
+        let recorded_spans = self.record.as_ref().map(|_| self.image.recorded_spans());
+        Work { replay: self.replay.as_ref().map(BackgroundHandle::progress).map(Into::into), fill: fill.map(Into::into), recorded_spans }
+    }
+}
+
+fn write_profile(path: &Path, image: &Image) -> Result<()> {
+    let context = || format!("profile {}", path.display());
+    let profile = image.recorded().context("the image was not opened to be recorded")?;
+    let bytes = profile.and_then(|profile| profile.to_bytes()).with_context(context)?;
+    clip_indexer::write_clip(path, &bytes).with_context(context)
+}
+
+impl From<BackgroundProgress> for super::report::Progress {
+    fn from(progress: BackgroundProgress) -> Self {
+        let BackgroundProgress { spans, spans_done, is_finished } = progress;
+        Self { spans, spans_done, is_finished }
+    }
+}
