@@ -5,7 +5,6 @@ use std::{fs::File, io::Read as _, path::Path};
 use anyhow::{Context, Result};
 use clip_format::{
     clip_file::profile_of,
-    digest::Digest,
     limits::PROFILE_BYTES_MAX,
     profile::{Fit, MAGIC, Profile},
 };
@@ -29,20 +28,6 @@ pub fn is_profile(bytes: &[u8]) -> bool {
 pub fn embedded_profile(path: &Path) -> Result<Option<Profile>> {
     let Some((header, stored)) = read_section(path, |header| header.profile)? else { return Ok(None) };
     profile_of(&header, &stored).map(Some).with_context(|| path.display().to_string())
-}
-
-/// Why `profile` is of no use for the image with these layers; says what is of both.
-pub fn refusal(profile: &Profile, manifest: &Digest, digests: &[Digest]) -> String {
-    let first = |digest: Option<&Digest>| digest.map_or("none".to_owned(), ToString::to_string);
-    format!(
-        "it is of another image: recorded from manifest {} with {} layers (the first is {}), and the image has manifest {manifest} with {} \
-         layers (the first is {}), none of them the same; record one of this image with clip record",
-        profile.manifest_digest(),
-        profile.layers().len(),
-        first(profile.layers().first().map(|layer| &layer.digest)),
-        digests.len(),
-        first(digests.first()),
-    )
 }
 
 /// How much of a profile is of use, for one line.

@@ -242,19 +242,24 @@ impl Image {
     }
 
     /// Which layers of this image `profile` speaks of.
-    #[must_use]
-    pub fn fit(&self, profile: &Profile) -> Fit {
-        let digests: Vec<Digest> = self.storage_info.layers.iter().map(|layer| layer.digest).collect();
-        profile.fit(&digests)
+    ///
+    /// # Errors
+    /// `OtherImage`, naming both, when no layer that it needs is this image's.
+    pub fn useful_fit(&self, profile: &Profile) -> Result<Fit, FormatError> {
+        profile.useful_fit(&self.storage_info.manifest_digest, &self.digests())
+    }
+
+    fn digests(&self) -> Vec<Digest> {
+        self.storage_info.layers.iter().map(|layer| layer.digest).collect()
     }
 
     /// Brings what `profile` says will be needed and is absent, in that order, ahead of the readers and behind their misses. A profile
-    /// of other layers brings nothing: see [`Fit::is_useful`].
+    /// of other layers brings nothing: see [`Self::useful_fit`].
     ///
     /// Cost: returns at once. Cancelled by dropping what is given back.
     #[must_use = "dropping it cancels the replay"]
     pub fn replay(self: &Arc<Self>, profile: &Profile) -> BackgroundHandle {
-        let parts = replay::parts(profile, &self.fit(profile), self.checkpoints.layers());
+        let parts = replay::parts(profile, &profile.fit(&self.digests()), self.checkpoints.layers());
         let run = |part: replay::Part| Run { layer: self.layers[usize::from(part.layer.get())].clone(), spans: part.spans };
         self.core().background(Purpose::Replay, parts.into_iter().map(run).collect(), None)
     }

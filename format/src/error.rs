@@ -80,6 +80,16 @@ pub enum FormatError {
         /// The count.
         found: u64,
     },
+    /// An access profile of which no layer is in the image.
+    #[error(
+        "the profile is of another image: it was recorded from {recorded}, and this image is {image}; no layer that it needs is in both, so record one of this image (clip record)"
+    )]
+    OtherImage {
+        /// The profile's manifest and layers.
+        recorded: String,
+        /// The image's.
+        image: String,
+    },
     /// A section's compression failed.
     #[error("{what}: zstd: {reason}")]
     Zstd {
@@ -107,7 +117,7 @@ impl FormatError {
             | FormatError::Hash { .. }
             | FormatError::Zstd { .. }
             | FormatError::Bincode { .. } => ErrorKind::Corrupt,
-            FormatError::Unknown { .. } => ErrorKind::Unsupported,
+            FormatError::Unknown { .. } | FormatError::OtherImage { .. } => ErrorKind::Unsupported,
             FormatError::Limit { .. } => ErrorKind::Exhausted,
         }
     }

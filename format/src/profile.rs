@@ -101,8 +101,7 @@ pub struct Fit {
 
 impl Fit {
     /// Whether the profile is of any use for the image. One without a run is, if it names one of its layers.
-    #[must_use]
-    pub fn is_useful(&self) -> bool {
+    fn is_useful(&self) -> bool {
         self.found > 0 || (self.needed == 0 && self.places.iter().any(Option::is_some))
     }
 }
@@ -171,6 +170,23 @@ impl Profile {
         }
         let found = places.iter().zip(&needed).filter(|(place, needed)| **needed && place.is_some()).count();
         Fit { places, needed: needed.into_iter().filter(|needed| *needed).count(), found }
+    }
+
+    /// As [`Self::fit`], for the image with this manifest.
+    ///
+    /// # Errors
+    /// `OtherImage`, naming both, when no layer that is needed is the image's.
+    pub fn useful_fit(&self, manifest: &Digest, digests: &[Digest]) -> Result<Fit, FormatError> {
+        let fit = self.fit(digests);
+        if fit.is_useful() {
+            return Ok(fit);
+        }
+        let named = |manifest: &Digest, layers: usize, first: Option<&Digest>| {
+            let first = first.map_or("none".to_owned(), ToString::to_string);
+            format!("manifest {manifest} ({layers} layers, the first is {first})")
+        };
+        let recorded = named(&self.manifest_digest, self.layers.len(), self.layers.first().map(|layer| &layer.digest));
+        Err(FormatError::OtherImage { recorded, image: named(manifest, digests.len(), digests.first()) })
     }
 
     /// The file's bytes: a pure function of the profile.

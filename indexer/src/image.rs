@@ -11,8 +11,9 @@ use std::{
 use clip_engine::{error::EngineError, registry::Client};
 use clip_format::{
     checkpoints::{Span, SpanStart},
-    clip_file::ClipParts,
+    clip_file::{ClipParts, with_profile},
     erofs::{Device, InodeSpec, write_image},
+    profile::Profile,
     storage_info::StorageInfo,
     windows::WindowsWriter,
 };
@@ -51,9 +52,13 @@ pub(crate) fn index(options: &IndexOptions, progress: &dyn Progress) -> Result<I
         source::resolve(options, &client, &runtime)?
     };
     let listed: Vec<_> = image.layers.iter().map(|layer| (layer.digest, layer.blob.size())).collect();
+    if let Some(profile) = &options.profile {
+        let digests: Vec<_> = listed.iter().map(|(digest, _)| *digest).collect();
+        profile.useful_fit(&image.manifest_digest, &digests)?;
+    }
     progress.layers(&listed);
     let merged = index_layers(&image, options, &client, progress)?;
-    let mut indexed = written(image, merged)?;
+    let mut indexed = written(image, merged, options.profile.as_ref())?;
     indexed.summary.reference = options.image.to_string();
     indexed.summary.seconds = started.elapsed().as_secs_f64();
     for warning in &indexed.summary.warnings {
@@ -148,7 +153,7 @@ fn merge_layer(merged: &mut Merged, mut output: LayerOutput) -> Result<(), Index
     Ok(())
 }
 
-fn written(image: ResolvedImage, merged: Merged) -> Result<Indexed, IndexError> {
+fn written(image: ResolvedImage, merged: Merged, profile: Option<&Profile>) -> Result<Indexed, IndexError> {
     let mut warnings = image.warnings;
     warnings.extend(merged.layers.iter().flat_map(|layer| layer.warnings.iter().cloned()));
     warnings.extend(merged.tree.warnings());
@@ -173,6 +178,10 @@ fn written(image: ResolvedImage, merged: Merged) -> Result<Indexed, IndexError> 
         layers: infos,
     };
     let clip = ClipParts { index: &index, storage_info: &storage_info, spans: &spans, windows: &windows }.to_bytes()?;
+    let clip = match profile {
+        Some(profile) => with_profile(&clip, profile)?,
+        None => clip,
+    };
     let platform = &storage_info.platform;
     let variant = platform.variant.as_ref().map(|variant| format!("/{variant}")).unwrap_or_default();
     let summary = Summary {

@@ -8,6 +8,7 @@ use clip_engine::{
 };
 use clip_format::{
     limits,
+    profile::Profile,
     storage_info::{Platform, Transport},
 };
 
@@ -105,6 +106,8 @@ pub struct IndexOptions {
     pub windows: Windows,
     /// Where reads will fetch the layers, when not from `image`.
     pub store_ref: Option<Reference>,
+    /// To be embedded. Refused, before a layer is read, when none of the layers that it needs is the image's.
+    pub profile: Option<Profile>,
     /// Layers side by side. Default: the number of cores.
     pub jobs: usize,
     /// How registries are spoken to.
@@ -121,6 +124,7 @@ impl IndexOptions {
             span_bytes: limits::SPAN_BYTES_DEFAULT,
             windows: Windows::Sparse,
             store_ref: None,
+            profile: None,
             jobs: std::thread::available_parallelism().map_or(1, usize::from),
             client: ClientConfig::default(),
         }

@@ -42,6 +42,9 @@ pub struct IndexArgs {
     /// Read the layers from here when mounted; its manifest must hold every layer of REF
     #[arg(long, value_name = "REF")]
     pub store_ref: Option<Reference>,
+    /// Embed this access profile (clip record); a mount then fetches ahead what it names
+    #[arg(long, value_name = "FILE")]
+    pub profile: Option<PathBuf>,
     /// Layers indexed side by side [default: number of cores]
     #[arg(short, long, value_name = "N", value_parser = parse_count)]
     pub jobs: Option<usize>,

@@ -14,7 +14,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use crate::{
     args::{IndexArgs, WindowsArg},
     exit::Outcome,
-    interrupt,
+    interrupt, profile_input,
     resolve::{client_config, limit_waits},
     values::size,
 };
@@ -59,6 +59,7 @@ fn to_options(args: &IndexArgs) -> Result<IndexOptions> {
         WindowsArg::None => Windows::None,
     };
     options.store_ref.clone_from(&args.store_ref);
+    options.profile = args.profile.as_deref().map(profile_input::read_profile).transpose()?;
     options.jobs = args.jobs.unwrap_or(options.jobs);
     options.client = client_config(&args.client)?;
     if let Some(timeout) = args.read_timeout {

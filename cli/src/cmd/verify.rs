@@ -95,6 +95,7 @@ fn check_file(path: &Path, bytes: &[u8]) -> Result<Verified> {
     );
     let counts = check(&index)?;
     let windows = check_windows(&clip, &checkpoints, &info)?;
+    clip.profile()?;
     let spans = checkpoints.layers().iter().map(|layer| u64::from(layer.len())).sum();
     Ok(Verified { file: path.display().to_string(), good: true, counts, spans, windows, layers: None })
 }

@@ -6,10 +6,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use clap::ValueEnum;
 use clip_engine::{BackgroundHandle, BackgroundProgress, FillOptions, Image};
-use clip_format::{digest::Digest, profile::Profile};
+use clip_format::profile::Profile;
 use serde::{Deserialize, Serialize};
 
 use super::report::Work;
@@ -92,11 +92,11 @@ impl BackgroundWish {
         if self.no_profile {
             return Ok(Chosen(None));
         }
-        let name = format!("the profile embedded in {}", clip.display());
+        let name = format!("embedded in {}", clip.display());
         let embedded = profile_input::embedded_profile(clip);
         let chosen = embedded.and_then(|profile| profile.map(|profile| useful(profile, image, &name)).transpose());
         Ok(Chosen(chosen.unwrap_or_else(|error| {
-            tracing::warn!("{name} is not used: {}", chain_text(&error));
+            tracing::warn!("the profile {name} is not used: {}", chain_text(&error));
             None
         })))
     }
@@ -116,10 +116,7 @@ impl BackgroundWish {
 }
 
 fn useful(profile: Profile, image: &Image, name: &str) -> Result<Profile> {
-    let fit = image.fit(&profile);
-    let info = image.storage_info();
-    let digests: Vec<Digest> = info.layers.iter().map(|layer| layer.digest).collect();
-    ensure!(fit.is_useful(), "profile {name}: {}", profile_input::refusal(&profile, &info.manifest_digest, &digests));
+    let fit = image.useful_fit(&profile).with_context(|| format!("profile {name}"))?;
     tracing::info!("profile {name}: {}", profile_input::fit_text(&profile, &fit));
     Ok(profile)
 }

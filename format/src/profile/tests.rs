@@ -135,7 +135,9 @@ fn fits_are_by_digest_of_needed_layers() {
     let part = profile.fit(&[other, two]);
     assert_eq!(part.places, [None, Some(LayerIndex(1)), None]);
     assert_eq!((part.needed, part.found, part.is_useful()), (2, 1, true));
-    assert!(!profile.fit(&[three, other]).is_useful(), "the only equal layer is one that was not needed");
+    let manifest = Digest::Sha256([5; 32]);
+    let error = profile.useful_fit(&manifest, &[three, other]).expect_err("the only equal layer is one that was not needed");
+    assert!(error.to_string().contains(&manifest.to_string()) && error.to_string().contains(&profile.manifest_digest().to_string()));
     let empty = profile.trimmed(0);
     assert!(empty.runs().is_empty() && empty.fit(&[one]).is_useful() && !empty.fit(&[other]).is_useful());
 }
