@@ -11,6 +11,7 @@ mod ls;
 mod mount;
 mod mount_helper;
 mod reading;
+mod record;
 mod runtime_spec;
 mod umount;
 mod verify;
@@ -32,6 +33,7 @@ pub use ls::LsArgs;
 pub use mount::MountArgs;
 pub use mount_helper::MountHelperArgs;
 pub use reading::{ClientArgs, ReadArgs, parse_disk_io};
+pub use record::RecordArgs;
 pub use runtime_spec::{Net, RuntimeSpecArgs};
 pub use umount::UmountArgs;
 pub use verify::VerifyArgs;
@@ -77,7 +79,9 @@ pub enum Command {
     Mount(MountArgs),
     /// Unmount a clip mount, live or dead
     Umount(UmountArgs),
-    /// Show what a .clip holds: header, sections, layers, counts, config
+    /// Run a command in an image and write which parts it needs, in order: an access profile
+    Record(RecordArgs),
+    /// Show what a .clip holds: header, sections, layers, counts, config; or an access profile
     Inspect(InspectArgs),
     /// List files of a .clip, without mounting it
     Ls(LsArgs),
@@ -99,6 +103,12 @@ pub enum Command {
         /// For people who read process lists; the settings come on standard input.
         #[arg(long)]
         cache_dir: Option<PathBuf>,
+    },
+    /// The process in which `clip record` runs its command
+    #[command(hide = true)]
+    RecordContainer {
+        /// Where its settings are.
+        scratch: PathBuf,
     },
     /// What mount(8) calls.
     #[command(

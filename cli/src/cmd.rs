@@ -10,6 +10,7 @@ pub mod ls;
 pub mod mount;
 pub mod mount_helper;
 pub mod owner;
+pub mod record;
 pub mod runtime_spec;
 pub mod umount;
 pub mod verify;
@@ -17,7 +18,7 @@ pub mod verify;
 use anyhow::Result;
 
 use crate::{
-    args::{Command, MountArgs},
+    args::{Command, MountArgs, RecordArgs},
     exit::Outcome,
 };
 
@@ -35,6 +36,8 @@ pub fn run(command: Command, log_level: Option<String>) -> Result<Outcome> {
         Command::RuntimeSpec(args) => runtime_spec::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Demo(args) => demo::run(&args),
+        Command::Record(args) => record::run(&RecordArgs { log_level, ..args }),
+        Command::RecordContainer { scratch } => record::container::run(&scratch),
         Command::Owner { .. } => owner::run(),
         Command::MountHelper { rest } => {
             let argv: Vec<_> = std::iter::once("mount.clip".into()).chain(rest).collect();

@@ -18,6 +18,8 @@ pub enum Outcome {
     Good,
     /// Something examined is bad; it has been reported.
     Bad,
+    /// A command that was run has ended with this code.
+    Exit(u8),
 }
 
 /// Prints clap's own message and gives its code: 0 for help and version, 2 for a command line that cannot be used.
@@ -31,6 +33,7 @@ pub fn finish(result: anyhow::Result<Outcome>) -> ExitCode {
     match result {
         Ok(Outcome::Good) => ExitCode::SUCCESS,
         Ok(Outcome::Bad) => ExitCode::from(FAILURE),
+        Ok(Outcome::Exit(code)) => ExitCode::from(code),
         Err(error) if is_closed_pipe(&error) => ExitCode::from(PIPE_CLOSED),
         Err(error) => {
             report(&error);

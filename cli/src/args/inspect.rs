@@ -7,8 +7,8 @@ use clap::Args;
 /// `clip inspect`
 #[derive(Debug, Args)]
 pub struct InspectArgs {
-    /// The .clip
-    #[arg(value_name = "FILE.clip")]
+    /// The .clip, or an access profile
+    #[arg(value_name = "FILE")]
     pub clip: PathBuf,
     /// As JSON
     #[arg(long)]

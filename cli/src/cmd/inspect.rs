@@ -1,11 +1,16 @@
 //! `clip inspect`
 
+mod profile;
+
+pub use profile::ProfileReport;
+
 use std::{io::Write, path::Path};
 
 use anyhow::{Context, Result};
 use clip_format::{
     checkpoints::{Checkpoints, SpanStart, SpanTable},
     clip_file::ClipFile,
+    digest::Digest,
     erofs::check::{Counts, check},
     header::{Header, Section},
     storage_info::{LayerInfo, Source, StorageInfo},
@@ -17,6 +22,7 @@ use crate::{
     clip_input,
     display::{columns, escaped},
     exit::Outcome,
+    profile_input,
     values::size,
 };
 
@@ -32,6 +38,16 @@ struct Inspection {
     layers: Vec<LayerReport>,
     counts: Counts,
     inodes: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    profile: Option<ProfileReport>,
+}
+
+/// What `clip inspect` says of an access profile.
+#[derive(Debug, Serialize)]
+struct ProfileInspection {
+    file: String,
+    file_bytes: u64,
+    profile: ProfileReport,
 }
 
 #[derive(Debug, Serialize)]
@@ -83,9 +99,12 @@ pub fn span_counts(table: &SpanTable) -> SpanCounts {
     counts
 }
 
-/// What the `.clip` holds is on standard output.
+/// What the `.clip`, or the access profile, holds is on standard output.
 pub fn run(args: &InspectArgs) -> Result<Outcome> {
     let bytes = clip_input::read_clip(&args.clip)?;
+    if profile_input::is_profile(&bytes) {
+        return inspect_profile(args, bytes.len() as u64);
+    }
     let inspection = inspect(&args.clip, &bytes)?;
     let mut out = std::io::stdout().lock();
     if args.json {
@@ -97,6 +116,20 @@ pub fn run(args: &InspectArgs) -> Result<Outcome> {
     Ok(Outcome::Good)
 }
 
+fn inspect_profile(args: &InspectArgs, file_bytes: u64) -> Result<Outcome> {
+    let profile = ProfileReport::new(&profile_input::read_profile(&args.clip)?);
+    let inspection = ProfileInspection { file: args.clip.display().to_string(), file_bytes, profile };
+    let mut out = std::io::stdout().lock();
+    if args.json {
+        serde_json::to_writer_pretty(&mut out, &inspection).map_err(std::io::Error::from)?;
+        writeln!(out)?;
+    } else {
+        writeln!(out, "File       {}, {}, access profile", inspection.file, size(file_bytes))?;
+        inspection.profile.print(&mut out)?;
+    }
+    Ok(Outcome::Good)
+}
+
 fn inspect(path: &Path, bytes: &[u8]) -> Result<Inspection> {
     let clip = clip_input::parse_clip(path, bytes)?;
     let named = || path.display().to_string();
@@ -104,6 +137,8 @@ fn inspect(path: &Path, bytes: &[u8]) -> Result<Inspection> {
     let checkpoints = open_checkpoints(&clip, &storage_info).with_context(named)?;
     let index = clip_input::open_index(path, &clip)?;
     let counts = check(&index).with_context(named)?;
+    let profile = clip.profile().with_context(named)?;
+    let digests: Vec<Digest> = storage_info.layers.iter().map(|layer| layer.digest).collect();
     let layers = storage_info.layers.iter().zip(checkpoints.layers());
     let layers = layers.map(|(info, table)| LayerReport { info: info.clone(), spans: span_counts(table) }).collect();
     Ok(Inspection {
@@ -115,6 +150,7 @@ fn inspect(path: &Path, bytes: &[u8]) -> Result<Inspection> {
         layers,
         counts,
         inodes: index.inode_count(),
+        profile: profile.map(|profile| ProfileReport::embedded(&profile, &digests, &checkpoints)),
         storage_info,
     })
 }
@@ -133,12 +169,14 @@ fn sections(header: &Header) -> Vec<SectionReport> {
         raw_bytes: section.raw_len,
         blake3: hex::encode(section.blake3),
     };
-    vec![
+    let mut sections = vec![
         report("index", &header.index),
         report("storage-info", &header.storage_info),
         report("checkpoints", &header.checkpoints),
         report("windows", &header.windows),
-    ]
+    ];
+    sections.extend(header.profile.as_ref().map(|section| report("profile", section)));
+    sections
 }
 
 fn print(inspection: &Inspection, out: &mut impl Write) -> Result<()> {
@@ -156,6 +194,10 @@ fn print(inspection: &Inspection, out: &mut impl Write) -> Result<()> {
     print_counts(inspection, out)?;
     print_sections(inspection, out)?;
     print_layers(inspection, out)?;
+    if let Some(profile) = &inspection.profile {
+        writeln!(out)?;
+        profile.print(out)?;
+    }
     print_config(info, out)
 }
 

@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// /etc/passwd and /etc/group at most. Source: a directory service dump of 100,000 users is some 10 MB.
-const ACCOUNTS_BYTES_MAX: u64 = 64 << 20;
+pub const ACCOUNTS_BYTES_MAX: u64 = 64 << 20;
 /// Source: what docker and podman set when the image has no PATH.
 const PATH_DEFAULT: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -49,7 +49,7 @@ fn spec(args: &RuntimeSpecArgs) -> Result<Value> {
 
 /// Pure: the spec of these settings.
 fn to_spec(args: &RuntimeSpecArgs, config: &ImageConfig, account: &Account) -> Result<Value> {
-    let command = command(args, config)?;
+    let command = command(&args.command, config, "clip runtime-spec FILE.clip -- /bin/sh")?;
     let capabilities = defaults::CAPABILITIES;
     // As docker: a process of another user than root starts without effective capabilities.
     let effective: &[&str] = if account.uid == 0 { &capabilities } else { &[] };
@@ -59,8 +59,8 @@ fn to_spec(args: &RuntimeSpecArgs, config: &ImageConfig, account: &Account) -> R
             "terminal": args.terminal,
             "user": { "uid": account.uid, "gid": account.gid, "additionalGids": account.additional_gids },
             "args": command,
-            "env": environment(args, config, account)?,
-            "cwd": working_dir(args, config),
+            "env": environment(config, account, &args.env, args.terminal)?,
+            "cwd": working_dir(args.workdir.as_deref(), config),
             "capabilities": { "bounding": capabilities, "effective": effective, "permitted": effective },
             "noNewPrivileges": false,
             "oomScoreAdj": 0,
@@ -78,24 +78,25 @@ fn to_spec(args: &RuntimeSpecArgs, config: &ImageConfig, account: &Account) -> R
     }))
 }
 
-fn command(args: &RuntimeSpecArgs, config: &ImageConfig) -> Result<Vec<String>> {
-    if !args.command.is_empty() {
-        return Ok(args.command.clone());
+/// The command that was typed, else the image's own; `example` says how to type one.
+pub fn command(typed: &[String], config: &ImageConfig, example: &str) -> Result<Vec<String>> {
+    if !typed.is_empty() {
+        return Ok(typed.to_vec());
     }
     let command: Vec<String> = config.entrypoint.iter().chain(&config.cmd).cloned().collect();
-    ensure!(!command.is_empty(), "the image names no command; give one after --, such as: clip runtime-spec FILE.clip -- /bin/sh");
+    ensure!(!command.is_empty(), "the image names no command; give one after --, such as: {example}");
     Ok(command)
 }
 
 /// The image's variables, then HOME and PATH where it has none, then `--env`.
-fn environment(args: &RuntimeSpecArgs, config: &ImageConfig, account: &Account) -> Result<Vec<String>> {
+pub fn environment(config: &ImageConfig, account: &Account, typed: &[String], terminal: bool) -> Result<Vec<String>> {
     fn name(variable: &str) -> &str {
         variable.split_once('=').map_or(variable, |(name, _)| name)
     }
     let mut variables = config.env.clone();
     let home = format!("HOME={}", account.home);
     let mut defaults = vec![PATH_DEFAULT.to_owned(), home];
-    if args.terminal {
+    if terminal {
         defaults.push("TERM=xterm".to_owned());
     }
     for default in defaults {
@@ -103,7 +104,7 @@ fn environment(args: &RuntimeSpecArgs, config: &ImageConfig, account: &Account) 
             variables.push(default);
         }
     }
-    for typed in &args.env {
+    for typed in typed {
         ensure!(typed.contains('=') && !typed.starts_with('='), "--env {typed:?}: expected NAME=VALUE");
         variables.retain(|variable| name(variable) != name(typed));
         variables.push(typed.clone());
@@ -111,8 +112,9 @@ fn environment(args: &RuntimeSpecArgs, config: &ImageConfig, account: &Account) 
     Ok(variables)
 }
 
-fn working_dir(args: &RuntimeSpecArgs, config: &ImageConfig) -> String {
-    let dir = args.workdir.as_deref().unwrap_or(&config.working_dir);
+/// The directory that was typed, else the image's, from `/`.
+pub fn working_dir(typed: Option<&str>, config: &ImageConfig) -> String {
+    let dir = typed.unwrap_or(&config.working_dir);
     if dir.starts_with('/') { dir.to_owned() } else { format!("/{dir}") }
 }
 
@@ -168,7 +170,7 @@ fn mounted_at(args: &RuntimeSpecArgs) -> Result<PathBuf> {
 }
 
 /// A path as overlayfs reads it in its options: backslash, comma and colon escaped. Source: linux fs/overlayfs/params.c.
-fn overlay_path(path: &std::path::Path) -> Result<String> {
+pub fn overlay_path(path: &std::path::Path) -> Result<String> {
     let mut text = String::new();
     for character in path_text(path)?.chars() {
         if matches!(character, '\\' | ',' | ':') {
@@ -212,18 +214,20 @@ mod tests {
     /// Entrypoint and command together, unless another command is typed; no command at all is an error that says what to do.
     #[test]
     fn commands() {
-        assert_eq!(command(&args(&[]), &config()).unwrap(), ["/entry", "one"]);
-        assert_eq!(command(&args(&["--", "sh", "-c"]), &config()).unwrap(), ["sh", "-c"]);
-        assert!(command(&args(&[]), &ImageConfig::default()).is_err());
+        let command =
+            |typed: &[&str], config: &ImageConfig| command(&typed.iter().map(ToString::to_string).collect::<Vec<_>>(), config, "x");
+        assert_eq!(command(&[], &config()).unwrap(), ["/entry", "one"]);
+        assert_eq!(command(&["sh", "-c"], &config()).unwrap(), ["sh", "-c"]);
+        assert!(command(&[], &ImageConfig::default()).is_err());
     }
 
     /// The image's own variables win over defaults, typed ones over both; PATH is always there.
     #[test]
     fn environments() {
         let account = Account { home: "/root".to_owned(), ..Account::default() };
-        let found = environment(&args(&["--env", "A=2"]), &config(), &account).unwrap();
+        let found = environment(&config(), &account, &["A=2".to_owned()], false).unwrap();
         assert_eq!(found, ["HOME=/image", PATH_DEFAULT, "A=2"]);
-        assert!(environment(&args(&["--env", "A"]), &config(), &account).is_err());
+        assert!(environment(&config(), &account, &["A".to_owned()], false).is_err());
     }
 
     /// The spec is one that the OCI runtime types read back, with and without the host's network.
