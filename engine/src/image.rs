@@ -16,9 +16,7 @@ use crate::{
     error::EngineError,
     image_layer::ImageLayer,
     metrics::count,
-    plan,
-    prefetch::Prefetch,
-    read,
+    plan, read,
     readahead::{History, Limits},
     source::BlobSource,
     span::SpanState,
@@ -139,7 +137,7 @@ impl Image {
         let store = &self.layers.get(usize::from(layer.get()))?.store;
         let spans = plan::spans_of(&store.table, &range)?;
         let doubts = store.doubts();
-        for span in spans.map(clip_format::units::SpanIndex) {
+        for span in spans.clone().map(clip_format::units::SpanIndex) {
             match store.states.get(span) {
                 SpanState::Present => {}
                 SpanState::Unverified => drop(store.verify(span)?),
@@ -154,6 +152,7 @@ impl Image {
             return None;
         }
         let bytes = store.file.mapped(range.start, range.end)?;
+        store.note_used(spans);
         count(&self.core().counters.reads_present, 1);
         count(&self.core().counters.bytes_read, bytes.len() as u64);
         Some(bytes)
@@ -206,7 +205,7 @@ impl Image {
         let Some(spans) = asked.and_then(|asked| plan::spans_of(&of.store.table, &asked)) else { return };
         let absent = |span: &u32| of.store.states.get(clip_format::units::SpanIndex(*span)) == SpanState::Absent;
         if spans.clone().any(|span| absent(&span)) {
-            core.prefetch(Prefetch::new(of.clone(), spans));
+            core.read_ahead(of, spans);
         }
     }
 
