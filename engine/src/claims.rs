@@ -4,11 +4,19 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use clip_format::units::SpanIndex;
 
-use crate::{error::EngineError, image_layer::ImageLayer, layer::LayerStore, read::PendingRead, span::VerifiedSpan};
+use crate::{
+    error::EngineError,
+    image_layer::ImageLayer,
+    layer::LayerStore,
+    priority::{Priority, Urgency},
+    read::PendingRead,
+    span::VerifiedSpan,
+};
 
 /// The spans that one decode job has claimed. Whatever is still open when the last holder lets go fails: no claim is ever lost.
 pub(crate) struct Claims {
     layer: Arc<ImageLayer>,
+    urgency: Arc<Urgency>,
     course: Mutex<Course>,
     error: OnceLock<EngineError>,
 }
@@ -27,10 +35,20 @@ struct Course {
 
 impl Claims {
     /// The claims of a job that decodes from span `from` on: `wanted`, which the caller has claimed, and what is absent on the way.
-    pub(crate) fn new(layer: Arc<ImageLayer>, from: SpanIndex, wanted: Vec<SpanIndex>) -> Self {
+    pub(crate) fn new(layer: Arc<ImageLayer>, from: SpanIndex, wanted: Vec<SpanIndex>, priority: Priority) -> Self {
         let mut course = Course { open: Vec::new(), next: from, last: from, ended: false };
         course.add(&layer.store, &wanted);
-        Self { layer, course: Mutex::new(course), error: OnceLock::new() }
+        Self { layer, urgency: Arc::new(Urgency::new(priority)), course: Mutex::new(course), error: OnceLock::new() }
+    }
+
+    /// How urgent they are.
+    pub(crate) fn urgency(&self) -> &Arc<Urgency> {
+        &self.urgency
+    }
+
+    /// Whether `span` is claimed here and has not come out.
+    pub(crate) fn holds(&self, span: SpanIndex) -> bool {
+        self.lock().open.contains(&span)
     }
 
     /// Takes `wanted` along, which the caller has claimed. False when the job is past them or has ended.
@@ -96,7 +114,7 @@ impl Course {
         self.open.extend(wanted);
         self.last = self.last.max(wanted[wanted.len() - 1]);
         let on_the_way = (self.next.get()..self.last.get()).map(SpanIndex);
-        self.open.extend(on_the_way.filter(|&span| store.claim(span)));
+        self.open.extend(on_the_way.filter(|&span| store.claim_ahead(span)));
     }
 }
 

@@ -34,9 +34,11 @@ pub struct EngineConfig {
     pub connections_per_layer_max: usize,
     /// Requests under way from this node. Default 16.
     pub connections_max: usize,
-    /// Decompressed bytes held until they are written; a longer span passes alone. Compressed bytes on their way come on top, at most those
-    /// of eight spans a connection, or 8 chunks as received of a longer span. Default 256 MiB.
+    /// Decompressed bytes held until they are written, half of it at most by background work; a longer span passes alone. Default 256 MiB.
     pub bytes_in_flight_max: u64,
+    /// Compressed bytes that wait for a decoder, half of it at most for background work; one chunk as received (at most 512 KiB) for each
+    /// request under way comes on top. Default 64 MiB.
+    pub compressed_bytes_max: u64,
     /// Compressed bytes that one ranged GET may ask for. Default 16 MiB.
     pub request_bytes_max: u64,
     /// Largest read-ahead of a sequential reader. Default 32 MiB; 0 turns it off.
@@ -59,6 +61,7 @@ impl EngineConfig {
             connections_per_layer_max: 4,
             connections_max: 16,
             bytes_in_flight_max: 256 << 20,
+            compressed_bytes_max: 64 << 20,
             request_bytes_max: 16 << 20,
             read_ahead_bytes_max: 32 << 20,
             client: ClientConfig::default(),

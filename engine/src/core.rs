@@ -2,6 +2,7 @@
 
 use std::{
     collections::VecDeque,
+    ops::Range,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -9,29 +10,37 @@ use std::{
 };
 
 use clip_format::{digest::Digest, units::SpanIndex};
-use crossbeam::queue::SegQueue;
-use tokio::sync::{Notify, Semaphore};
 
 use crate::{
-    background::{BackgroundHandle, Course, Purpose, Run, Task},
+    background::{BackgroundHandle, Purpose, Run, Task, UnderWay},
+    backlog::Course,
     cache::lock::OwnerLock,
     config::EngineConfig,
     error::EngineError,
     fetch::Flow,
     image_layer::{ImageLayer, Work},
-    job::DecodeJob,
+    job::Job,
+    jobs::Jobs,
+    layer::LayerStore,
     line_limit::LineLimit,
-    metrics::Counters,
+    metrics::{Counters, count},
     plan,
-    prefetch::Prefetch,
+    priority::Priority,
     progress::Progress,
+    quota::Quota,
     read::Deadline,
     registry::Client,
     shard::{Request, ShardHandle},
 };
 
-/// Bytes that one permit of the budget stands for, so that the semaphore's 32-bit counts reach over 4 GiB.
-pub(crate) const BUDGET_UNIT: u64 = 4096;
+/// How much one request may bring.
+#[derive(Clone, Copy)]
+pub(crate) struct Limits {
+    /// Compressed bytes, gaps included.
+    pub(crate) request_bytes_max: u64,
+    /// The widest gap within it.
+    pub(crate) bridge_bytes_max: u64,
+}
 
 /// The shared state of one engine.
 pub(crate) struct Core {
@@ -39,15 +48,13 @@ pub(crate) struct Core {
     pub(crate) client: Client,
     pub(crate) counters: Arc<Counters>,
     /// Groups to decode, for any idle shard.
-    pub(crate) jobs: SegQueue<DecodeJob>,
-    pub(crate) job_ready: Notify,
-    /// Decoded bytes that may be in memory, in units of [`BUDGET_UNIT`].
-    pub(crate) budget: Arc<Semaphore>,
-    pub(crate) budget_units: u32,
+    pub(crate) jobs: Arc<Jobs>,
+    /// Decoded bytes that may be in memory.
+    pub(crate) budget: Arc<Quota>,
+    /// Compressed bytes that may wait for decoders.
+    pub(crate) compressed: Arc<Quota>,
     /// Requests under way from this node.
-    pub(crate) connections: Arc<Semaphore>,
-    /// The part of them that read-ahead may use.
-    pub(crate) prefetch_connections: Arc<Semaphore>,
+    pub(crate) connections: Arc<Quota>,
     pub(crate) progress: Progress,
     /// When somebody last got a part of the budget.
     pub(crate) room: Progress,
@@ -58,26 +65,23 @@ pub(crate) struct Core {
     next_shard: AtomicUsize,
     stopping: AtomicBool,
     /// Read-ahead that waits for a shard; more is dropped.
-    pub(crate) prefetches_waiting: AtomicUsize,
+    read_aheads: Arc<AtomicUsize>,
     _lock: Mutex<Option<OwnerLock>>,
 }
 
 /// Read-ahead requests that may wait; a reader that outruns them fetches on demand.
-const PREFETCHES_MAX: usize = 64;
+const READ_AHEADS_MAX: usize = 64;
 
 impl Core {
     pub(crate) fn new(config: EngineConfig, client: Client, shards: Vec<ShardHandle>, lock: OwnerLock) -> Self {
-        let units = u32::try_from(config.bytes_in_flight_max / BUDGET_UNIT).unwrap_or(u32::MAX).clamp(1, Semaphore::MAX_PERMITS as u32);
-        let connections = config.connections_max.max(1);
         Self {
             client,
             counters: Arc::default(),
-            jobs: SegQueue::new(),
-            job_ready: Notify::new(),
-            budget: Arc::new(Semaphore::new(units as usize)),
-            budget_units: units,
-            connections: Arc::new(Semaphore::new(connections)),
-            prefetch_connections: Arc::new(Semaphore::new(connections.div_ceil(2))),
+            jobs: Arc::default(),
+            // Half is kept for readers: background buffers are written to a disk that may be slow.
+            budget: Quota::new(config.bytes_in_flight_max, config.bytes_in_flight_max / 2),
+            compressed: Quota::new(config.compressed_bytes_max, config.compressed_bytes_max / 2),
+            connections: connections(config.connections_max),
             progress: Progress::default(),
             room: Progress::default(),
             failures: LineLimit::default(),
@@ -85,34 +89,79 @@ impl Core {
             shards,
             next_shard: AtomicUsize::new(0),
             stopping: AtomicBool::new(false),
-            prefetches_waiting: AtomicUsize::new(0),
+            read_aheads: Arc::default(),
             _lock: Mutex::new(Some(lock)),
             config,
         }
     }
 
-    /// Starts the fetches that bring `claimed` (ascending, claimed by the caller).
+    /// Starts the fetches that bring `claimed` (ascending, claimed by the caller) to a reader.
     pub(crate) fn fetch(&self, layer: &Arc<ImageLayer>, claimed: Vec<SpanIndex>) {
-        for flow in flows(layer, claimed, self.config.request_bytes_max) {
-            self.send(Request::Flow(flow));
+        let taken_along = claimed.clone();
+        for flow in self.flows(layer, claimed, self.limits(layer), Priority::Demand) {
+            self.send_flow(flow);
+        }
+        // A background request that has not begun may have taken some along.
+        self.hurry(&layer.store, &taken_along);
+    }
+
+    /// The requests that bring `claimed`: groups by entry, neighbours joined. What a job under way takes along is in none.
+    pub(crate) fn flows(&self, layer: &Arc<ImageLayer>, claimed: Vec<SpanIndex>, limits: Limits, priority: Priority) -> Vec<Flow> {
+        let wanted = plan::by_entry(&layer.table, &claimed);
+        let works = wanted.into_iter().filter_map(|wanted| layer.work(wanted, priority)).collect();
+        self.flows_of(layer, works, limits, priority)
+    }
+
+    /// The requests that bring `works` (ascending).
+    fn flows_of(&self, layer: &Arc<ImageLayer>, mut works: VecDeque<Work>, limits: Limits, priority: Priority) -> Vec<Flow> {
+        let groups: Vec<plan::Group> = works.iter().map(|work| work.group.clone()).collect();
+        let mut flows = Vec::new();
+        while !works.is_empty() {
+            let joined = plan::joined(&groups[groups.len() - works.len()..], limits.request_bytes_max, limits.bridge_bytes_max);
+            count(&self.counters.requests_joined, joined as u64 - 1);
+            let rest = works.split_off(joined);
+            let course = Arc::new(Course::new(layer.clone(), std::mem::replace(&mut works, rest)));
+            flows.push(Flow::new(course, priority));
+        }
+        flows
+    }
+
+    /// What one request to `layer`'s blob may bring.
+    pub(crate) fn limits(&self, layer: &ImageLayer) -> Limits {
+        Limits { request_bytes_max: self.config.request_bytes_max, bridge_bytes_max: layer.source.bridge_bytes_max(&self.client) }
+    }
+
+    /// Readers wait for `spans`, which are claimed: where background work has claimed them it becomes urgent, or they are fetched at once.
+    ///
+    /// Cost: nothing where no background request to the layer is under way.
+    pub(crate) fn hurry(&self, store: &LayerStore, spans: &[SpanIndex]) {
+        if spans.is_empty() {
+            return;
+        }
+        for course in store.backlog.courses() {
+            let limits = self.limits(&course.layer);
+            let works: VecDeque<Work> = spans.iter().filter_map(|&span| course.hurry(span, limits.bridge_bytes_max)).collect();
+            for flow in self.flows_of(&course.layer, works, limits, Priority::Demand) {
+                self.send_flow(flow);
+            }
         }
     }
 
     /// Reads ahead what of `spans` is absent when its turn comes; dropped when too much waits already.
-    pub(crate) fn prefetch(&self, prefetch: Prefetch) {
-        if self.prefetches_waiting.fetch_add(1, Ordering::Relaxed) >= PREFETCHES_MAX {
-            self.prefetches_waiting.fetch_sub(1, Ordering::Relaxed);
-            return;
+    pub(crate) fn read_ahead(&self, layer: &Arc<ImageLayer>, spans: Range<u32>) {
+        let before = self.read_aheads.fetch_add(1, Ordering::Relaxed);
+        let under_way = UnderWay(self.read_aheads.clone());
+        if before < READ_AHEADS_MAX {
+            self.send(Request::Background(Task::read_ahead(layer.clone(), spans, under_way)));
         }
-        self.send(Request::Prefetch(prefetch));
     }
 
     /// Brings what of `runs` is absent, in their order and in joined requests, whenever readers leave room; `rate` is in compressed bytes a
     /// second. Cost: returns at once; nothing is claimed before its turn comes.
     pub(crate) fn background(&self, purpose: Purpose, runs: Vec<Run>, rate: Option<u64>) -> BackgroundHandle {
-        let course = Arc::new(Course::new(&runs));
-        self.send(Request::Background(Task { purpose, runs, rate, course: course.clone() }));
-        BackgroundHandle { course }
+        let (task, handle) = Task::new(self, purpose, runs, rate);
+        self.send(Request::Background(task));
+        handle
     }
 
     pub(crate) fn watch_read(&self, deadline: Deadline) {
@@ -125,9 +174,41 @@ impl Core {
         self.shards[shard].send(request);
     }
 
-    pub(crate) fn push_job(&self, job: DecodeJob) {
-        self.jobs.push(job);
-        self.job_ready.notify_one();
+    /// Gives `flow` to a shard that has an idle connection, so that no new one is opened beside it, or else to the one with the fewest.
+    pub(crate) fn send_flow(&self, mut flow: Flow) {
+        let turn = self.next_shard.fetch_add(1, Ordering::Relaxed);
+        let count = self.shards.len();
+        let by_turn = (0..count).map(|step| (turn + step) % count);
+        let Some(best) = by_turn.min_by_key(|&shard| (self.shards[shard].client.idle_connections() == 0, self.shards[shard].flows.count()))
+        else {
+            return;
+        };
+        flow.on = Some(self.shards[best].flows.weigh(1));
+        self.shards[best].send(Request::Flow(flow));
+    }
+
+    /// Gives `flow`, which is about to open a connection, to another shard than `own` that has an idle one; gives it back where there is none.
+    pub(crate) fn pass_on(&self, mut flow: Flow, own: usize) -> Option<Flow> {
+        let Some(other) = (0..self.shards.len()).find(|&shard| shard != own && self.shards[shard].client.idle_connections() > 0) else {
+            return Some(flow);
+        };
+        flow.on = Some(self.shards[other].flows.weigh(1));
+        self.shards[other].send(Request::Flow(flow));
+        None
+    }
+
+    /// The client of shard `index`, with its own connections.
+    pub(crate) fn client_of(&self, index: usize) -> &Client {
+        &self.shards[index].client
+    }
+
+    /// A span was decoded by shard `index`.
+    pub(crate) fn note_decoded(&self, index: usize) {
+        self.shards[index].spans.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn spans_by_shard(&self) -> Vec<u64> {
+        self.shards.iter().map(|shard| shard.spans.load(Ordering::Relaxed)).collect()
     }
 
     /// Writes the one log line of a failed fetch, which `said` remembers; nothing while stopping, and a count instead of a flood.
@@ -152,21 +233,19 @@ impl Core {
 
     /// After the shards have left: what they left behind fails, and the directory is free.
     pub(crate) fn clear(&self) {
+        // Jobs that wait for room are woken by this, so that the queue has them all: those that waited for bytes lost their flow before.
+        self.budget.close();
+        self.compressed.close();
+        self.connections.close();
         while let Some(job) = self.jobs.pop() {
-            drop(job);
+            Job::abandon(&job);
         }
         *self._lock.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 }
 
-/// The requests that bring `claimed`: groups by entry, neighbours joined.
-pub(crate) fn flows(layer: &Arc<ImageLayer>, claimed: Vec<SpanIndex>, request_bytes_max: u64) -> Vec<Flow> {
-    let mut works: VecDeque<Work> = plan::by_entry(&layer.table, &claimed).into_iter().filter_map(|wanted| layer.work(wanted)).collect();
-    let groups: Vec<plan::Group> = works.iter().map(|work| work.group.clone()).collect();
-    let mut flows = Vec::new();
-    while !works.is_empty() {
-        let rest = works.split_off(plan::joined(&groups[groups.len() - works.len()..], request_bytes_max));
-        flows.push(Flow { layer: layer.clone(), works: std::mem::replace(&mut works, rest) });
-    }
-    flows
+/// A limit on requests under way, a quarter of which (one at least, where there are two) is kept for readers.
+pub(crate) fn connections(max: usize) -> Arc<Quota> {
+    let max = max.max(1) as u64;
+    Quota::new(max, max - max.div_ceil(4))
 }

@@ -70,7 +70,7 @@ impl Engine {
         let lock = OwnerLock::take(&config.cache_dir)?;
         image_dir::remove_leftovers(&config.cache_dir);
         let client = Client::new(config.client.clone())?;
-        let (handles, queues): (Vec<_>, Vec<_>) = (0..config.shards.max(1)).map(|_| shard::queues()).unzip();
+        let (handles, queues): (Vec<_>, Vec<_>) = (0..config.shards.max(1)).map(|_| shard::queues(client.with_own_pool())).unzip();
         let mut threads = Threads { core: Arc::new(Core::new(config, client, handles, lock)), joins: Vec::new() };
         for (index, queues) in queues.into_iter().enumerate() {
             threads.joins.push(shard::spawn(threads.core.clone(), queues, index)?);
@@ -115,7 +115,11 @@ impl Engine {
     #[must_use]
     pub fn stats(&self) -> Stats {
         let core = &self.0.threads.core;
-        core.counters.snapshot(core.client.traffic())
+        Stats {
+            bytes_in_flight_peak: core.budget.held_max(),
+            spans_by_shard: core.spans_by_shard(),
+            ..core.counters.snapshot(core.client.traffic())
+        }
     }
 
     fn layers(&self, image: &ExpandedImage, options: &ImageOptions) -> Result<Vec<Arc<ImageLayer>>, EngineError> {

@@ -1,7 +1,6 @@
 //! One flow: a ranged request (or a few in a row) whose bytes feed the decode jobs of its groups while they arrive.
 
 use std::{
-    collections::VecDeque,
     future::Future,
     ops::Range,
     rc::Rc,
@@ -13,18 +12,23 @@ use std::{
 
 use bytes::Bytes;
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    sync::{Semaphore, mpsc},
     time::timeout,
 };
 
 use crate::{
+    background::Ticket,
+    backlog::Course,
     claims::{Claims, Failed},
+    core::Core,
     error::EngineError,
     image_layer::{ImageLayer, Work},
-    job::DecodeJob,
-    metrics::count,
+    job::{DecodeJob, Job, Piece},
+    metrics::{Weight, count},
     plan,
+    priority::Priority,
     progress::{self, Progress},
+    quota::{Held, Quota},
     shard::Shard,
     source::{BlobSource, SourceReader},
 };
@@ -37,21 +41,43 @@ const CHUNKS_WAITING_MAX: usize = 8;
 const CHUNKS_WAITING_MAX_PARTIAL: usize = 2;
 
 /// Decode jobs of one flow that are under way or wait for a shard; with more the flow stops reading. Source: as many as there are
-/// shards by default, so that one flow can keep all of them busy; it bounds what one flow holds to the compressed bytes of so many groups.
+/// shards by default, so that one flow can keep all of them busy.
 const JOBS_MAX: usize = 8;
 
-/// Neighbouring groups of one layer, fetched together.
+/// What one group's job may hold of compressed bytes: a full channel of chunks, or its group where that is less.
+const GROUP_BYTES_WAITING_MAX: u64 = 2 << 20;
+
+/// Groups of one layer, fetched together.
 pub(crate) struct Flow {
-    pub(crate) layer: Arc<ImageLayer>,
-    /// Not empty; ascending, without gaps.
-    pub(crate) works: VecDeque<Work>,
+    /// What it has to bring; ascending, with gaps that are bridged.
+    pub(crate) course: Arc<Course>,
+    pub(crate) priority: Priority,
+    /// Its part of the connections, where it has that already.
+    pub(crate) slots: Option<Slots>,
+    /// What counts it, where somebody counts.
+    pub(crate) ticket: Option<Arc<Ticket>>,
+    /// Its weight on the shard that it was given to.
+    pub(crate) on: Option<Weight>,
+    passed_on: bool,
 }
 
 impl Flow {
-    /// Fails every span of a flow that will not be run.
-    pub(crate) fn fail(self, error: &EngineError) {
-        let failed: Vec<Failed> = self.works.iter().map(|work| work.claims.fail(error.clone())).collect();
-        drop(failed);
+    pub(crate) fn new(course: Arc<Course>, priority: Priority) -> Self {
+        Self { course, priority, slots: None, ticket: None, on: None, passed_on: false }
+    }
+}
+
+/// A flow's part of the connections to its layer's blob and of the node's.
+pub(crate) struct Slots {
+    _of_layer: Held,
+    _of_node: Held,
+}
+
+impl Slots {
+    /// Waits for both, however long that takes.
+    pub(crate) async fn acquire(core: &Core, layer: &ImageLayer, priority: Priority) -> Result<Self, EngineError> {
+        let _of_layer = layer.store.connections.acquire(1, priority).await?;
+        Ok(Self { _of_layer, _of_node: core.connections.acquire(1, priority).await? })
     }
 }
 
@@ -62,43 +88,56 @@ struct Target {
     stream: Range<u64>,
 }
 
-impl Target {
-    fn of(flow: &Flow) -> Self {
-        let range = |span| flow.layer.table.stream_range(span);
-        let start = flow.works.front().map_or(0, |work| range(work.group.from).start);
-        let end = flow.works.back().map_or(0, |work| range(work.group.last).end);
-        Self { layer: flow.layer.clone(), stream: start..end }
+/// Fetches `flow`. A failure fails every span of it that has not got its bytes, with one log line; bytes that do not decode are their
+/// spans' failure only.
+pub(crate) async fn run(mut flow: Flow, shard: Rc<Shard>) {
+    let progress = Progress::default();
+    let target = Target { layer: flow.course.layer.clone(), stream: flow.course.stream() };
+    let said = Arc::new(AtomicBool::new(false));
+    let slots = match flow.slots.take() {
+        Some(slots) => Ok(slots),
+        None => acquire(&target, flow.priority, &progress, &shard).await,
+    };
+    let is_settled = flow.passed_on || shard.client.idle_connections() > 0 || matches!(target.layer.source, BlobSource::File { .. });
+    let slots = match slots {
+        Ok(slots) if !is_settled => {
+            (flow.slots, flow.passed_on) = (Some(slots), true);
+            match shard.core.pass_on(flow, shard.index) {
+                None => return,
+                Some(kept) => flow = kept,
+            }
+            flow.slots.take().ok_or(EngineError::Stopped)
+        }
+        slots => slots,
+    };
+    let mut feed = Feed::new(&flow, said.clone(), shard.clone());
+    let fetched = match &slots {
+        Ok(_) => fetch(&target, &mut feed, &progress, &shard).await,
+        Err(error) => Err(error.clone()),
+    };
+    if let Some(ticket) = &flow.ticket {
+        ticket.note_fetched(fetched.is_ok());
+    }
+    if let Err(error) = &fetched {
+        shard.core.say_fetch_failed(&said, &target.layer.store.digest, error);
+        target.layer.store.failed_fetches.fetch_add(1, Ordering::Relaxed);
+        feed.fail(error);
     }
 }
 
-/// Fetches `flow`. A failure fails every span of it that has not got its bytes, with one log line.
-///
-/// # Errors
-/// Why the source could not be read; bytes that do not decode are their spans' failure only.
-pub(crate) async fn run(mut flow: Flow, shard: Rc<Shard>) -> Result<(), EngineError> {
-    let progress = Progress::default();
-    let target = Target::of(&flow);
-    let works = std::mem::take(&mut flow.works);
-    let turns = Arc::new(Semaphore::new(JOBS_MAX));
-    let said = Arc::new(AtomicBool::new(false));
-    let mut feed = Feed { works, open: None, turns, said: said.clone(), shard: shard.clone(), layer: flow.layer.clone() };
-    let fetched = fetch(&target, &mut feed, &progress, &shard).await;
-    if let Err(error) = &fetched {
-        shard.core.say_fetch_failed(&said, &flow.layer.store.digest, error);
-        flow.layer.store.failed_fetches.fetch_add(1, Ordering::Relaxed);
-        feed.fail(error);
-    }
-    fetched
+/// A reader's part of the connections, waited for as long as those who hold them move on.
+async fn acquire(target: &Target, priority: Priority, progress: &Progress, shard: &Shard) -> Result<Slots, EngineError> {
+    let (core, store) = (&shard.core, &target.layer.store);
+    let _of_layer = permit(&store.connections, priority, &store.progress, progress, target, shard).await?;
+    let _of_node = permit(&core.connections, priority, &core.progress, progress, target, shard).await?;
+    Ok(Slots { _of_layer, _of_node })
 }
 
 async fn fetch(target: &Target, feed: &mut Feed, progress: &Progress, shard: &Shard) -> Result<(), EngineError> {
-    let (core, layer) = (&shard.core, &target.layer);
-    let _of_layer = permit(&layer.store.connections, &layer.store.progress, progress, target, shard).await?;
-    let _of_node = permit(&core.connections, &core.progress, progress, target, shard).await?;
-    let Some(range) = feed.range() else { return Ok(()) };
+    let Some(range) = feed.course.range() else { return Ok(()) };
     let mut start = range.start;
     while start < range.end {
-        let end = range.end.min(start.saturating_add(core.config.request_bytes_max.max(1)));
+        let end = range.end.min(start.saturating_add(shard.core.config.request_bytes_max.max(1)));
         if request(target, feed, start..end, progress, shard).await? == Fed::All {
             return Ok(());
         }
@@ -110,6 +149,7 @@ async fn fetch(target: &Target, feed: &mut Feed, progress: &Progress, shard: &Sh
 /// Feeds the bytes `range` of the blob.
 async fn request(target: &Target, feed: &mut Feed, range: Range<u64>, progress: &Progress, shard: &Shard) -> Result<Fed, EngineError> {
     let layer = &target.layer;
+    feed.course.note_position(range.start);
     let mut reader = within(target, progress, shard, layer.source.open(&shard.client, range.clone())).await?;
     let mut position = range.start;
     while position < range.end {
@@ -155,47 +195,57 @@ enum Fed {
 
 /// Gives the bytes of a flow to the groups that need them, starting each group's decode job with its first bytes.
 struct Feed {
-    /// Not started.
-    works: VecDeque<Work>,
+    course: Arc<Course>,
     open: Option<Open>,
+    /// The blob's bytes before this have been used.
+    used: u64,
     turns: Arc<Semaphore>,
     said: Arc<AtomicBool>,
+    ticket: Option<Arc<Ticket>>,
     shard: Rc<Shard>,
-    layer: Arc<ImageLayer>,
 }
 
 /// The group that is being fed.
 struct Open {
     compressed: Range<u64>,
     /// Closed by the job when it needs no more, or cannot use them.
-    sender: mpsc::Sender<Bytes>,
+    sender: mpsc::Sender<Piece>,
     claims: Weak<Claims>,
 }
 
 impl Feed {
-    /// The blob's bytes from the first group's start to the last one's end.
-    fn range(&self) -> Option<Range<u64>> {
-        Some(self.works.front()?.group.compressed.start..self.works.back()?.group.compressed.end)
+    fn new(flow: &Flow, said: Arc<AtomicBool>, shard: Rc<Shard>) -> Self {
+        let turns = Arc::new(Semaphore::new(JOBS_MAX));
+        Self { course: flow.course.clone(), open: None, used: 0, turns, said, ticket: flow.ticket.clone(), shard }
     }
 
-    /// Hands out `chunk`, the blob's bytes at `position`. A byte that two groups share goes to both.
+    /// Hands out `chunk`, the blob's bytes at `position`. A byte that two groups share goes to both, one of a gap to none.
     async fn give(&mut self, position: u64, chunk: &Bytes) -> Result<Fed, EngineError> {
         let chunk_end = position + chunk.len() as u64;
+        self.course.note_position(position);
         loop {
             if self.open.is_none() {
-                match self.works.pop_front() {
-                    None => return Ok(Fed::All),
+                let Some(next) = self.course.next() else { return Ok(Fed::All) };
+                let gap = next.start.min(chunk_end).saturating_sub(self.used.max(position));
+                count(&self.shard.core.counters.gap_bytes, gap);
+                if !next.is_empty() && next.start >= chunk_end {
+                    return Ok(Fed::More);
+                }
+                match self.course.start() {
                     Some(work) => self.open = Some(self.start(work).await?),
+                    None => return Ok(Fed::All),
                 }
             }
             let Some(open) = &self.open else { return Ok(Fed::All) };
             let part = plan::part_of(position, chunk.len(), &open.compressed);
-            let taken = part.is_empty() || open.sender.send(chunk.slice(part)).await.is_ok();
+            self.used = chunk_end.min(open.compressed.end);
+            let piece = Piece::new(chunk.slice(part), &self.shard.core.counters.compressed);
+            let taken = piece.bytes.is_empty() || open.sender.send(piece).await.is_ok();
             if taken && chunk_end < open.compressed.end {
                 return Ok(Fed::More);
             }
             self.open = None;
-            if self.works.is_empty() {
+            if !self.course.has_more() {
                 return Ok(Fed::All);
             }
         }
@@ -204,29 +254,32 @@ impl Feed {
     /// Starts the jobs that need no bytes: a kept decoder may have used all of its group's, and hold the output back.
     async fn start_rest(&mut self) -> Result<(), EngineError> {
         self.open = None;
-        while let Some(work) = self.works.pop_front() {
+        while let Some(work) = self.course.start() {
             drop(self.start(work).await?);
         }
         Ok(())
     }
 
-    /// Queues the decode job of `work`, once one of the flow's jobs has ended if there are too many. Those have all their bytes, so
-    /// that they end whatever becomes of this flow.
+    /// Queues the decode job of `work`, once there is room for its compressed bytes and one of the flow's jobs has ended if there are too
+    /// many. Those have all their bytes, so that they end whatever becomes of this flow; the job has room for all it needs, so that it
+    /// never waits for bytes that wait for room.
     async fn start(&self, work: Work) -> Result<Open, EngineError> {
-        let turn = match self.turns.clone().acquire_owned().await {
-            Ok(turn) => turn,
-            Err(_) => return Err(EngineError::Stopped),
-        };
+        let core = &self.shard.core;
+        let turn = self.turns.clone().acquire_owned().await.map_err(|_| EngineError::Stopped)?;
+        let compressed = work.group.compressed.clone();
+        let bytes = compressed.end.saturating_sub(compressed.start).min(GROUP_BYTES_WAITING_MAX);
+        let room = core.compressed.acquire_as(bytes, work.claims.urgency()).await?;
         let (sender, input) = mpsc::channel(if work.group.whole { CHUNKS_WAITING_MAX } else { CHUNKS_WAITING_MAX_PARTIAL });
-        let open = Open { compressed: work.group.compressed.clone(), sender, claims: Arc::downgrade(&work.claims) };
-        self.shard.core.push_job(DecodeJob { layer: self.layer.clone(), work, input, turn, said: self.said.clone() });
+        let open = Open { compressed, sender, claims: Arc::downgrade(&work.claims) };
+        let (layer, said, ticket) = (self.course.layer.clone(), self.said.clone(), self.ticket.clone());
+        Job::start(core, DecodeJob { layer, work, input, turn, room, said, ticket });
         Ok(open)
     }
 
     /// True for ever once the last group's job needs no more bytes.
     async fn last_is_done(&self) {
         match &self.open {
-            Some(open) if self.works.is_empty() => open.sender.closed().await,
+            Some(open) if !self.course.has_more() => open.sender.closed().await,
             _ => std::future::pending().await,
         }
     }
@@ -234,7 +287,8 @@ impl Feed {
     /// Fails what has not got all its bytes: the open group before its channel closes, so that its job knows why.
     fn fail(self, error: &EngineError) {
         let open = self.open.as_ref().and_then(|open| open.claims.upgrade());
-        let claims = open.iter().chain(self.works.iter().map(|work| &work.claims));
+        let rest = self.course.take();
+        let claims = open.iter().chain(rest.iter().map(|work| &work.claims));
         let failed: Vec<Failed> = claims.map(|claims| claims.fail(error.clone())).collect();
         drop(failed);
     }
@@ -242,14 +296,16 @@ impl Feed {
 
 /// Waits for a permit as long as those who hold them move on (`moving`), or the flow is younger than the timeout.
 async fn permit(
-    semaphore: &Arc<Semaphore>,
+    quota: &Arc<Quota>,
+    priority: Priority,
     moving: &Progress,
     progress: &Progress,
     target: &Target,
     shard: &Shard,
-) -> Result<OwnedSemaphorePermit, EngineError> {
+) -> Result<Held, EngineError> {
     let idle_max = shard.core.config.read_timeout;
-    let permit = progress::acquire(semaphore, 1, &[progress, moving], idle_max).await.ok_or_else(|| stalled(target, shard))??;
+    let permit = progress::while_moving(quota.acquire(1, priority), &[progress, moving], idle_max).await;
+    let permit = permit.ok_or_else(|| stalled(target, shard))??;
     progress.inherit(moving);
     Ok(permit)
 }

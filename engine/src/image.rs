@@ -24,9 +24,7 @@ use crate::{
     error::EngineError,
     image_layer::ImageLayer,
     metrics::count,
-    plan,
-    prefetch::Prefetch,
-    read,
+    plan, read,
     readahead::{History, Limits},
     record::Recorder,
     replay,
@@ -156,7 +154,7 @@ impl Image {
             recorder.note(layer, spans.clone());
         }
         let doubts = store.doubts();
-        for span in spans.map(clip_format::units::SpanIndex) {
+        for span in spans.clone().map(clip_format::units::SpanIndex) {
             match store.states.get(span) {
                 SpanState::Present => {}
                 SpanState::Unverified => drop(store.verify(span)?),
@@ -171,6 +169,7 @@ impl Image {
             return None;
         }
         let bytes = store.file.mapped(range.start, range.end)?;
+        store.note_used(spans);
         count(&self.core().counters.reads_present, 1);
         count(&self.core().counters.bytes_read, bytes.len() as u64);
         Some(bytes)
@@ -228,7 +227,7 @@ impl Image {
         let Some(spans) = asked.and_then(|asked| plan::spans_of(&of.store.table, &asked)) else { return };
         let absent = |span: &u32| of.store.states.get(clip_format::units::SpanIndex(*span)) == SpanState::Absent;
         if spans.clone().any(|span| absent(&span)) {
-            core.prefetch(Prefetch::new(of.clone(), spans));
+            core.read_ahead(of, spans);
         }
     }
 

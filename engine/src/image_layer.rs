@@ -15,6 +15,7 @@ use crate::{
     error::EngineError,
     layer::LayerStore,
     plan::{Group, Wanted},
+    priority::Priority,
     source::BlobSource,
 };
 
@@ -58,16 +59,20 @@ impl ImageLayer {
 
     /// How `wanted`, whose spans are claimed, is decoded; `None` when a job that is under way takes them along. Absent spans on the way
     /// there are claimed too: they come out anyway.
-    pub(crate) fn work(self: &Arc<Self>, wanted: Wanted) -> Option<Work> {
+    pub(crate) fn work(self: &Arc<Self>, wanted: Wanted, priority: Priority) -> Option<Work> {
         let (entry, first, last) = (wanted.entry, wanted.first(), wanted.last());
-        if self.jobs_from(entry).iter().any(|claims| claims.extend(&wanted.wanted)) {
+        let jobs = self.jobs_from(entry);
+        if let Some(claims) = jobs.iter().find(|claims| claims.extend(&wanted.wanted)) {
+            if priority == Priority::Demand {
+                claims.urgency().raise();
+            }
             return None;
         }
         let suspended = self.resume(entry, first);
         let from = suspended.as_ref().map_or(entry, |suspended| suspended.next);
         let start = suspended.as_ref().map_or_else(|| self.table.compressed_range(entry).start, |suspended| suspended.position);
         let group = Group::new(&self.table, entry, from, start, last);
-        let claims = Arc::new(Claims::new(self.clone(), from, wanted.wanted));
+        let claims = Arc::new(Claims::new(self.clone(), from, wanted.wanted, priority));
         // Only a chain can be gone on with.
         if self.table.next_entry(entry).map_or(self.table.len(), SpanIndex::get) > entry.get() + 1 {
             let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);

@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    ops::Range,
     path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -10,16 +11,19 @@ use std::{
 };
 
 use clip_format::{checkpoints::SpanTable, digest::Digest, units::SpanIndex};
-use tokio::sync::Semaphore;
 
 use crate::{
+    backlog::Backlog,
     cache::layer_file::{LayerFile, note_presence},
+    core::connections,
     error::EngineError,
     line_limit::LineLimit,
     metrics::{Counters, count},
     progress::Progress,
+    quota::Quota,
     read::PendingRead,
     span::{SPAN_LEN_MAX, SpanState, SpanStates, VerifiedSpan},
+    unread::Unread,
 };
 
 /// Turns of one span's state that a reader follows before it gives up. Each turn means that another thread, or damage on the disk,
@@ -38,9 +42,12 @@ pub(crate) struct LayerStore {
     pub(crate) table: SpanTable,
     pub(crate) file: LayerFile,
     pub(crate) states: SpanStates,
-    pub(crate) connections: Arc<Semaphore>,
-    /// The part of them that read-ahead may use.
-    pub(crate) prefetch_connections: Arc<Semaphore>,
+    /// Requests under way to the blob.
+    pub(crate) connections: Arc<Quota>,
+    /// Background requests under way, where a reader finds the spans that it waits for.
+    pub(crate) backlog: Backlog,
+    /// Spans that nobody has read yet though they were brought.
+    pub(crate) unread: Unread,
     pub(crate) progress: Progress,
     /// Requests that failed, of whatever image: what was to be read ahead before that is left to readers.
     pub(crate) failed_fetches: AtomicU64,
@@ -84,8 +91,9 @@ impl LayerStore {
             table: table.clone(),
             states: SpanStates::new(table.len(), |span| file.presence().get(span)),
             file,
-            connections: Arc::new(Semaphore::new(connections_max.max(1))),
-            prefetch_connections: Arc::new(Semaphore::new(connections_max.max(1).div_ceil(2))),
+            connections: connections(connections_max),
+            backlog: Backlog::default(),
+            unread: Unread::new(table.len()),
             progress: Progress::default(),
             failed_fetches: AtomicU64::new(0),
             in_flight: Mutex::default(),
@@ -157,6 +165,42 @@ impl LayerStore {
             in_flight.insert(span, InFlight::default());
         }
         claimed
+    }
+
+    /// As [`Self::claim`], of a span that no reader has asked for.
+    pub(crate) fn claim_ahead(&self, span: SpanIndex) -> bool {
+        let claimed = self.claim(span);
+        if claimed {
+            self.unread.add(span);
+            count(&self.counters.spans_prefetched, 1);
+        }
+        claimed
+    }
+
+    /// Those of `spans` that readers wait for.
+    pub(crate) fn waited_for(&self, spans: &[SpanIndex]) -> Vec<SpanIndex> {
+        let in_flight = self.lock();
+        let is_waited_for = |span: &SpanIndex| in_flight.get(span).is_some_and(|entry| !entry.waiters.is_empty());
+        spans.iter().copied().filter(is_waited_for).collect()
+    }
+
+    /// A reader uses `spans`: what of them was brought before anybody asked is needed after all.
+    ///
+    /// Cost: one load where nothing of the layer waits to be read.
+    pub(crate) fn note_used(&self, spans: Range<u32>) {
+        if self.unread.is_empty() {
+            return;
+        }
+        for span in spans.map(SpanIndex).filter(|&span| self.unread.remove(span)) {
+            count(&self.counters.spans_prefetched_used, 1);
+            self.note_needed(span);
+        }
+    }
+
+    /// A reader has asked for `span`, which was absent.
+    pub(crate) fn note_needed(&self, span: SpanIndex) {
+        let range = self.table.stream_range(span);
+        count(&self.counters.bytes_needed, range.end - range.start);
     }
 
     /// Hashes an unverified span from disk. `None` when it was damaged and is absent now, or when its state changed meanwhile.

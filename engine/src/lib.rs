@@ -6,6 +6,7 @@
 #![deny(clippy::undocumented_unsafe_blocks)]
 
 pub mod background;
+mod backlog;
 mod cache;
 mod claims;
 pub mod config;
@@ -19,12 +20,14 @@ pub mod image;
 mod image_layer;
 pub mod inflate;
 mod job;
+mod jobs;
 mod layer;
 mod line_limit;
 pub mod metrics;
 mod plan;
-mod prefetch;
+mod priority;
 mod progress;
+mod quota;
 mod read;
 mod readahead;
 mod record;
@@ -34,6 +37,7 @@ mod shard;
 pub mod source;
 mod span;
 pub mod stretch;
+mod unread;
 
 pub use background::{BackgroundHandle, BackgroundProgress, FillOptions};
 pub use config::{DiskIo, EngineConfig};

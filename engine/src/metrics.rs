@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Mutex, PoisonError,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -39,6 +39,27 @@ pub struct Stats {
     pub spans_not_cached: u64,
     /// Reads that failed.
     pub reads_failed: u64,
+    /// Bytes of the spans that readers asked for and that were absent, or had been brought before they asked; each counted once as long as
+    /// it stays. What was decoded beyond that was decoded for nothing.
+    pub bytes_needed: u64,
+    /// Spans that were brought before a reader asked: read-ahead, replay, fill, and what a decoder passes on its way.
+    pub spans_prefetched: u64,
+    /// Those of them that a reader has asked for since.
+    pub spans_prefetched_used: u64,
+    /// Requests saved by asking for neighbouring groups of spans at once.
+    pub requests_joined: u64,
+    /// Compressed bytes received between the groups of one request and thrown away.
+    pub gap_bytes: u64,
+    /// Connections cancelled because they fell far behind their peers; another brought the rest.
+    pub stragglers_cancelled: u64,
+    /// The most decoded bytes held at once, until they were written.
+    pub bytes_in_flight_peak: u64,
+    /// The most compressed bytes that waited for a decoder at once.
+    pub compressed_in_flight_peak: u64,
+    /// Spans decoded by each shard.
+    pub spans_by_shard: Vec<u64>,
+    /// Time that shards slept while a decode job waited, all together, in microseconds.
+    pub shard_idle_with_work_us: u64,
     /// The slowest read that waited, in microseconds.
     pub slowest_read_us: u64,
     /// The layer (`sha256:...`) and stream offset of that read; empty when there was none.
@@ -58,8 +79,49 @@ pub(crate) struct Counters {
     pub(crate) spans_repaired: AtomicU64,
     pub(crate) spans_not_cached: AtomicU64,
     pub(crate) reads_failed: AtomicU64,
+    pub(crate) bytes_needed: AtomicU64,
+    pub(crate) spans_prefetched: AtomicU64,
+    pub(crate) spans_prefetched_used: AtomicU64,
+    pub(crate) requests_joined: AtomicU64,
+    pub(crate) gap_bytes: AtomicU64,
+    pub(crate) idle_with_work_us: AtomicU64,
+    pub(crate) compressed: Arc<Gauge>,
     slowest_us: AtomicU64,
     slowest: Mutex<String>,
+}
+
+/// An amount that rises and falls, and its peak.
+#[derive(Default)]
+pub(crate) struct Gauge {
+    now: AtomicU64,
+    max: AtomicU64,
+}
+
+impl Gauge {
+    /// Adds `weight` for as long as what is given back lives.
+    pub(crate) fn weigh(self: &Arc<Self>, weight: u64) -> Weight {
+        let now = self.now.fetch_add(weight, Ordering::Relaxed) + weight;
+        self.max.fetch_max(now, Ordering::Relaxed);
+        Weight { gauge: self.clone(), weight }
+    }
+}
+
+impl Gauge {
+    pub(crate) fn count(&self) -> u64 {
+        self.now.load(Ordering::Relaxed)
+    }
+}
+
+/// A part of a [`Gauge`].
+pub(crate) struct Weight {
+    gauge: Arc<Gauge>,
+    weight: u64,
+}
+
+impl Drop for Weight {
+    fn drop(&mut self) {
+        self.gauge.now.fetch_sub(self.weight, Ordering::Relaxed);
+    }
 }
 
 /// Adds to a counter.
@@ -97,8 +159,17 @@ impl Counters {
             spans_repaired: now(&self.spans_repaired),
             spans_not_cached: now(&self.spans_not_cached),
             reads_failed: now(&self.reads_failed),
+            bytes_needed: now(&self.bytes_needed),
+            spans_prefetched: now(&self.spans_prefetched),
+            spans_prefetched_used: now(&self.spans_prefetched_used),
+            requests_joined: now(&self.requests_joined),
+            gap_bytes: now(&self.gap_bytes),
+            stragglers_cancelled: traffic.stragglers,
+            compressed_in_flight_peak: now(&self.compressed.max),
+            shard_idle_with_work_us: now(&self.idle_with_work_us),
             slowest_read_us: now(&self.slowest_us),
             slowest_read: self.slowest.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            ..Stats::default()
         }
     }
 }

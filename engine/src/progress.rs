@@ -3,18 +3,13 @@
 use std::{
     pin::pin,
     sync::{
-        Arc, LazyLock,
+        LazyLock,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
 
-use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time::timeout,
-};
-
-use crate::error::EngineError;
+use tokio::time::timeout;
 
 /// The time that all progress is counted from.
 static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
@@ -44,19 +39,14 @@ impl Progress {
     }
 }
 
-/// `count` permits, waited for as long as one of `moving` has moved within `idle_max`; `None` after that.
-pub(crate) async fn acquire(
-    semaphore: &Arc<Semaphore>,
-    count: u32,
-    moving: &[&Progress],
-    idle_max: Duration,
-) -> Option<Result<OwnedSemaphorePermit, EngineError>> {
-    let mut acquire = pin!(semaphore.clone().acquire_many_owned(count));
+/// What `future` gives, waited for as long as one of `moving` has moved within `idle_max`; `None` after that.
+pub(crate) async fn while_moving<T>(future: impl Future<Output = T>, moving: &[&Progress], idle_max: Duration) -> Option<T> {
+    let mut future = pin!(future);
     loop {
         let idle = moving.iter().map(|progress| progress.idle()).min().unwrap_or_default();
-        // A timeout of zero still takes a permit that is free.
-        if let Ok(permit) = timeout(idle_max.saturating_sub(idle), acquire.as_mut()).await {
-            return Some(permit.map_err(|_| EngineError::Stopped));
+        // A timeout of zero still takes what is there already.
+        if let Ok(value) = timeout(idle_max.saturating_sub(idle), future.as_mut()).await {
+            return Some(value);
         }
         if moving.iter().all(|progress| progress.idle() >= idle_max) {
             return None;
@@ -72,10 +62,9 @@ fn now() -> u64 {
 mod tests {
     use super::*;
 
-    /// Claim: a permit is waited for as long as something moves, then no longer; one that is free is had at once even so.
+    /// Claim: something is waited for as long as anything moves, then no longer; what is there is had at once even so.
     #[tokio::test]
     async fn waiting_ends_when_nothing_moves() {
-        let (none, one) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(1)));
         let (still, moving, idle_max) = (Progress::default(), Progress::default(), Duration::from_millis(200));
         let started = Instant::now();
         let mover = async {
@@ -85,10 +74,8 @@ mod tests {
             }
         };
         let progresses = [&still, &moving];
-        let ((), permit) = tokio::join!(mover, acquire(&none, 1, &progresses, idle_max));
-        assert!(permit.is_none() && started.elapsed() >= Duration::from_millis(690), "{:?}", started.elapsed());
-        assert!(acquire(&one, 1, &[&still], idle_max).await.is_some_and(|permit| permit.is_ok()));
-        one.close();
-        assert!(acquire(&one, 1, &[&still], idle_max).await.is_some_and(|permit| permit.is_err()));
+        let ((), given) = tokio::join!(mover, while_moving(std::future::pending::<()>(), &progresses, idle_max));
+        assert!(given.is_none() && started.elapsed() >= Duration::from_millis(690), "{:?}", started.elapsed());
+        assert_eq!(while_moving(async { 1 }, &[&still], idle_max).await, Some(1));
     }
 }

@@ -63,12 +63,22 @@ pub(crate) fn start(core: &Arc<Core>, layer: &Arc<ImageLayer>, range: Range<u64>
 impl PendingRead {
     /// Obtains `spans` and starts the fetches of those that nobody has or fetches.
     fn request(self: &Arc<Self>, spans: impl Iterator<Item = SpanIndex>) {
-        let mut claimed = Vec::new();
+        let (mut claimed, mut waited_for) = (Vec::new(), Vec::new());
+        let store = &self.layer.store;
         for span in spans {
-            match self.layer.store.obtain(span, self) {
-                Ok(Obtained::Copied) => self.part_done(),
-                Ok(Obtained::Waiting) => self.lock().waited = true,
+            match store.obtain(span, self) {
+                Ok(Obtained::Copied) => {
+                    store.note_used(span.get()..span.get() + 1);
+                    self.part_done();
+                }
+                Ok(Obtained::Waiting) => {
+                    store.note_used(span.get()..span.get() + 1);
+                    self.lock().waited = true;
+                    waited_for.push(span);
+                }
                 Ok(Obtained::Claimed) => {
+                    store.unread.remove(span);
+                    store.note_needed(span);
                     self.lock().waited = true;
                     claimed.push(span);
                 }
@@ -78,6 +88,7 @@ impl PendingRead {
         if !claimed.is_empty() {
             self.core.fetch(&self.layer, claimed);
         }
+        self.core.hurry(store, &waited_for);
     }
 
     /// Copies the part of `span` that this read covers from the span's bytes.

@@ -1,7 +1,7 @@
 //! Talking to registries: references, credentials, requests, retries. Nothing here knows spans or files.
 //!
 //! From the outside in: [`client`] has the requests that clip makes and [`blob`] resumes a body; `fetch` is one try of one of them with
-//! credentials (`auth`) and redirects (`redirect`); `exchange` is one request and answer over a connection of `pool`; `connect` opens those.
+//! credentials (`auth`) and redirects (`redirect`); `pace` measures bodies and finds stragglers; `exchange` is one request and answer over a connection of `pool`; `connect` opens those.
 
 mod auth;
 pub mod blob;
@@ -10,6 +10,7 @@ mod connect;
 mod exchange;
 mod fetch;
 mod location;
+mod pace;
 mod pool;
 mod redirect;
 pub mod reference;

@@ -6,31 +6,31 @@ use std::{
     rc::Rc,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
         mpsc,
     },
     thread::JoinHandle,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use crossbeam::channel::{Receiver, Sender, unbounded};
 use tokio::{
-    sync::{Notify, OwnedSemaphorePermit},
+    sync::Notify,
     task::{LocalSet, spawn_local, yield_now},
 };
 
 use crate::{
-    background::Task,
+    background::{self, Task},
     claims::Delivered,
     config::DiskIo,
     core::Core,
     disk::Disk,
     error::EngineError,
     fetch::{self, Flow},
-    job,
+    job::{Kept, Ran},
     layer::LayerStore,
-    metrics::count,
-    prefetch::{self, Prefetch},
+    metrics::{Gauge, count},
+    quota::Held,
     read::Deadline,
     registry::Client,
     span::VerifiedSpan,
@@ -44,7 +44,6 @@ const POOL_THREADS: usize = 2;
 /// What a shard is asked for.
 pub(crate) enum Request {
     Flow(Flow),
-    Prefetch(Prefetch),
     Background(Task),
     Deadline(Deadline),
 }
@@ -52,28 +51,40 @@ pub(crate) enum Request {
 /// The senders' side of a shard: two queues, on-demand work first.
 pub(crate) struct ShardHandle {
     demand: Sender<Request>,
-    prefetch: Sender<Request>,
+    background: Sender<Request>,
     wake: Arc<Notify>,
+    /// With the shard's own connections.
+    pub(crate) client: Client,
+    /// Flows that were given to it.
+    pub(crate) flows: Arc<Gauge>,
+    /// Spans that it has decoded.
+    pub(crate) spans: AtomicU64,
 }
 
 /// The thread's side.
 pub(crate) struct ShardQueues {
     demand: Receiver<Request>,
-    prefetch: Receiver<Request>,
+    background: Receiver<Request>,
     wake: Arc<Notify>,
 }
 
-/// The two ends of a shard's queues.
-pub(crate) fn queues() -> (ShardHandle, ShardQueues) {
-    let (wake, (demand_in, demand), (prefetch_in, prefetch)) = (Arc::new(Notify::new()), unbounded(), unbounded());
-    (ShardHandle { demand: demand_in, prefetch: prefetch_in, wake: wake.clone() }, ShardQueues { demand, prefetch, wake })
+/// The two ends of a shard's queues; `client` has a pool of connections for this shard alone.
+pub(crate) fn queues(client: Client) -> (ShardHandle, ShardQueues) {
+    let (wake, (demand_in, demand), (background_in, background)) = (Arc::new(Notify::new()), unbounded(), unbounded());
+    let (flows, spans) = (Arc::default(), AtomicU64::new(0));
+    let handle = ShardHandle { demand: demand_in, background: background_in, wake: wake.clone(), client, flows, spans };
+    (handle, ShardQueues { demand, background, wake })
 }
 
 impl ShardHandle {
     /// Queues `request`; where the shard is gone it is dropped, which fails what it had claimed.
     pub(crate) fn send(&self, request: Request) {
-        let queue = if matches!(request, Request::Prefetch(_) | Request::Background(_)) { &self.prefetch } else { &self.demand };
-        drop(queue.send(request));
+        let is_background = match &request {
+            Request::Background(_) => true,
+            Request::Flow(flow) => flow.priority.is_background(),
+            Request::Deadline(_) => false,
+        };
+        drop(if is_background { &self.background } else { &self.demand }.send(request));
         self.wake.notify_one();
     }
 
@@ -92,7 +103,7 @@ pub(crate) fn spawn(core: Arc<Core>, queues: ShardQueues, index: usize) -> Resul
         Err(error) => drop(ready.send(Err(error))),
         Ok((runtime, disk)) => {
             drop(ready.send(Ok(())));
-            runtime.block_on(serve(core, disk, queues));
+            runtime.block_on(serve(core, disk, queues, index));
         }
     };
     let thread = std::thread::Builder::new().name(format!("clip-shard-{index}")).spawn(body);
@@ -150,15 +161,17 @@ impl Runtime {
 pub(crate) struct Shard {
     pub(crate) core: Arc<Core>,
     pub(crate) client: Client,
+    /// Its number.
+    pub(crate) index: usize,
     disk: Disk,
     writes: Cell<usize>,
     written: Notify,
 }
 
 /// Serves requests and decode jobs until the engine stops, then waits for the last writes.
-async fn serve(core: Arc<Core>, disk: Disk, queues: ShardQueues) {
-    let client = core.client.with_own_pool();
-    let shard = Rc::new(Shard { core, client, disk, writes: Cell::new(0), written: Notify::new() });
+async fn serve(core: Arc<Core>, disk: Disk, queues: ShardQueues, index: usize) {
+    let client = core.client_of(index).clone();
+    let shard = Rc::new(Shard { core, client, index, disk, writes: Cell::new(0), written: Notify::new() });
     let jobs = spawn_local(take_jobs(shard.clone()));
     loop {
         while let Ok(request) = queues.demand.try_recv() {
@@ -167,7 +180,7 @@ async fn serve(core: Arc<Core>, disk: Disk, queues: ShardQueues) {
         if shard.core.is_stopping() {
             break;
         }
-        match queues.prefetch.try_recv() {
+        match queues.background.try_recv() {
             Ok(request) => {
                 shard.accept(request);
                 yield_now().await;
@@ -184,18 +197,35 @@ async fn serve(core: Arc<Core>, disk: Disk, queues: ShardQueues) {
     let _ = tokio::time::timeout(LAST_WRITES_MAX, last_writes).await;
 }
 
-/// Starts one waiting decode job after another, leaving the rest to other shards while it runs.
+/// Decodes: the most urgent job, a step at a time, with a look at the sockets after each step. A job gives way to more urgent ones after
+/// any step, to its equals after each span; another shard may go on with it.
 async fn take_jobs(shard: Rc<Shard>) {
+    let jobs = shard.core.jobs.clone();
+    let (mut kept, mut slept_since) = (Vec::new(), None);
     loop {
-        match shard.core.jobs.pop() {
-            Some(job) => {
-                if !shard.core.jobs.is_empty() {
-                    shard.core.job_ready.notify_one();
-                }
-                spawn_local(job::run(job, shard.clone()));
-                yield_now().await;
+        let Some(job) = jobs.pop() else {
+            slept_since.get_or_insert_with(Instant::now);
+            jobs.ready.notified().await;
+            continue;
+        };
+        if let Some(slept_since) = slept_since.take() {
+            let idle = job.queued_since().max(slept_since).elapsed();
+            count(&shard.core.counters.idle_with_work_us, u64::try_from(idle.as_micros()).unwrap_or(u64::MAX));
+        }
+        loop {
+            let ran = job.step(&mut kept);
+            for Kept { delivered, verified, held } in kept.drain(..) {
+                shard.core.note_decoded(shard.index);
+                shard.keep(delivered, verified, held);
             }
-            None => shard.core.job_ready.notified().await,
+            if ran == Ran::Over {
+                break;
+            }
+            yield_now().await;
+            if jobs.has_before(job.priority(), ran == Ran::SpanDone) {
+                job.put_back(ran == Ran::OnAndOn);
+                break;
+            }
         }
     }
 }
@@ -204,14 +234,13 @@ impl Shard {
     fn accept(self: &Rc<Self>, request: Request) {
         match request {
             Request::Flow(flow) => drop(spawn_local(fetch::run(flow, self.clone()))),
-            Request::Prefetch(prefetch) => drop(spawn_local(prefetch::run(prefetch, self.clone()))),
-            Request::Background(task) => drop(spawn_local(prefetch::run_task(task, self.clone()))),
+            Request::Background(task) => drop(spawn_local(background::run(task, self.clone()))),
             Request::Deadline(deadline) => drop(spawn_local(deadline.watch())),
         }
     }
 
     /// Writes a delivered span to the cache; its bytes count as in flight until then.
-    pub(crate) fn keep(self: &Rc<Self>, delivered: Delivered, verified: VerifiedSpan, held: OwnedSemaphorePermit) {
+    pub(crate) fn keep(self: &Rc<Self>, delivered: Delivered, verified: VerifiedSpan, held: Held) {
         self.writes.set(self.writes.get() + 1);
         let shard = self.clone();
         spawn_local(async move {

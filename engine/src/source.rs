@@ -59,6 +59,14 @@ impl BlobSource {
         }
     }
 
+    /// The widest gap within one request that costs less than another request; 0 for a file, or before the registry has been measured.
+    pub(crate) fn bridge_bytes_max(&self, client: &Client) -> u64 {
+        match self {
+            BlobSource::Registry { repository, .. } => client.bridge_bytes_max(repository),
+            BlobSource::File { .. } => 0,
+        }
+    }
+
     /// Opens `range` of the blob, half-open. `client` is not touched for files. Must run on a tokio runtime.
     ///
     /// # Errors

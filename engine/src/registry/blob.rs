@@ -1,6 +1,6 @@
 //! The bytes of a range of a blob, resumed where they stop.
 
-use std::ops::Range;
+use std::{ops::Range, pin::pin, time::Instant};
 
 use bytes::Bytes;
 use clip_format::digest::Digest;
@@ -10,6 +10,7 @@ use super::{
     client::{Client, blob_path, not_encoded},
     exchange::Exchange,
     fetch::Get,
+    pace::Transfer,
     reference::Reference,
     retry::{Failure, Tries},
 };
@@ -17,6 +18,9 @@ use crate::error::EngineError;
 
 /// Bodies of one reader that may break off after progress. Source: a 10 GB layer through a proxy that cuts each body at 16 MiB.
 const RESUMES_MAX: u32 = 1024;
+
+/// Connections of one reader that are given up for being far behind their peers. Source: the third is as likely to be slow as the network.
+const STRAGGLERS_MAX: u32 = 2;
 
 /// The body of a blob request, chunk by chunk. Dropping it midway closes its connection.
 pub struct BlobReader {
@@ -29,11 +33,13 @@ pub struct BlobReader {
     body: Option<Body>,
     tries: Tries,
     resumes_left: u32,
+    stragglers_left: u32,
 }
 
 /// An answer under way.
 struct Body {
     exchange: Exchange,
+    transfer: Transfer,
     /// Bytes before the range, from a registry that ignored it.
     skip: u64,
 }
@@ -61,7 +67,17 @@ impl BlobReader {
             });
         }
         let tries = client.tries();
-        let mut reader = Self { client, reference, digest, blob_size, rest: range, body: None, tries, resumes_left: RESUMES_MAX };
+        let mut reader = Self {
+            client,
+            reference,
+            digest,
+            blob_size,
+            rest: range,
+            body: None,
+            tries,
+            resumes_left: RESUMES_MAX,
+            stragglers_left: STRAGGLERS_MAX,
+        };
         while reader.body.is_none() && !reader.rest.is_empty() {
             match reader.request().await {
                 Ok(body) => reader.body = Some(body),
@@ -107,7 +123,15 @@ impl BlobReader {
             None => self.request().await?,
         };
         loop {
-            let Some(mut bytes) = body.exchange.chunk().await? else {
+            let watched = watched(&mut body, self.rest.end - self.rest.start, self.stragglers_left > 0).await?;
+            let Watched::Chunk(chunk) = watched else {
+                self.stragglers_left -= 1;
+                self.client.transport.counters.note_straggler();
+                tracing::debug!(url = %body.exchange.url, at = self.rest.start, "the connection is far behind its peers; another brings the rest");
+                body = self.request().await?;
+                continue;
+            };
+            let Some(mut bytes) = chunk else {
                 let (method, url) = (body.exchange.method, body.exchange.url.to_string());
                 let reason = format!("the body ended before byte {} of the blob, at {}", self.rest.end, self.rest.start);
                 return Err(Failure::passing(EngineError::Transport { method, url, reason }));
@@ -129,8 +153,11 @@ impl BlobReader {
         let mut get = Get::new(&self.reference, blob_path(&self.reference, &self.digest));
         get.blob = Some(self.digest);
         get.range = (!whole).then(|| self.rest.clone());
+        let asked = Instant::now();
         let exchange = self.client.try_get(&get).await?;
         not_encoded(&exchange)?;
+        let pace = self.client.pace(&self.reference);
+        pace.note_first_byte(asked.elapsed());
         let skip = match (exchange.status(), whole) {
             (StatusCode::PARTIAL_CONTENT, false) => {
                 self.check_partial(&exchange)?;
@@ -145,7 +172,7 @@ impl BlobReader {
             }
             (status, _) => return Err(exchange.contradiction("the whole blob (status 200)", status.as_u16().to_string()).into()),
         };
-        Ok(Body { exchange, skip })
+        Ok(Body { exchange, transfer: pace.begin(), skip })
     }
 
     /// The answer holds exactly the range asked for. Source: RFC 9110 section 14.4.
@@ -171,6 +198,37 @@ impl BlobReader {
                 server = %exchange.url.origin,
                 "the registry ignores Range and sends whole layers; every read costs all bytes before it"
             );
+        }
+    }
+}
+
+enum Watched {
+    /// As from [`Exchange::chunk`].
+    Chunk(Option<Bytes>),
+    /// The connection is far behind its peers, and may be given up.
+    Straggler,
+}
+
+/// The next bytes of `body`, of which `rest` are wanted; none of a straggler, if those `may_be` given up.
+async fn watched(body: &mut Body, rest: u64, may_be: bool) -> Result<Watched, Failure> {
+    let (exchange, transfer) = (&mut body.exchange, &body.transfer);
+    if may_be && transfer.is_straggler(rest) {
+        return Ok(Watched::Straggler);
+    }
+    let mut chunk = pin!(exchange.chunk());
+    loop {
+        let asked = Instant::now();
+        let came = tokio::time::timeout(Transfer::LOOK, chunk.as_mut()).await;
+        let bytes = match &came {
+            Ok(Ok(Some(bytes))) => bytes.len() as u64,
+            _ => 0,
+        };
+        transfer.note(bytes, asked.elapsed());
+        match came {
+            Ok(Ok(chunk)) => return Ok(Watched::Chunk(chunk)),
+            Ok(Err(failure)) => return Err(failure),
+            Err(_) if may_be && transfer.is_straggler(rest) => return Ok(Watched::Straggler),
+            Err(_) => {}
         }
     }
 }

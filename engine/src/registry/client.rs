@@ -13,6 +13,7 @@ use super::{
     connect::Tls,
     exchange::{Counters, Exchange, Transport},
     fetch::Get,
+    pace::{Pace, Paces},
     pool::Pool,
     redirect::Targets,
     reference::Reference,
@@ -100,6 +101,7 @@ pub struct Client {
 pub(super) struct Shared {
     pub auth: Auth,
     pub targets: Targets,
+    pub paces: Paces,
     /// Registries already reported for answering a ranged request with the whole blob.
     pub rangeless: std::sync::Mutex<std::collections::HashSet<String>>,
 }
@@ -118,7 +120,7 @@ impl Client {
     pub fn new(config: ClientConfig) -> Result<Self, EngineError> {
         let tls = Arc::new(Tls::new(config.ca_file.as_deref())?);
         let auth = Auth::new(config.docker_config_dir.clone());
-        let shared = Shared { auth, targets: Targets::default(), rangeless: std::sync::Mutex::default() };
+        let shared = Shared { auth, targets: Targets::default(), paces: Paces::default(), rangeless: std::sync::Mutex::default() };
         let pool = Arc::new(Pool::new(config.idle_per_host_max));
         let transport = Transport { config: Arc::new(config), tls, pool, counters: Arc::new(Counters::default()) };
         Ok(Self { shared: Arc::new(shared), transport })
@@ -233,6 +235,20 @@ impl Client {
         }
     }
 
+    /// Idle connections of this clone's pool.
+    pub(crate) fn idle_connections(&self) -> usize {
+        self.transport.pool.len()
+    }
+
+    /// The widest gap that costs less to receive from the registry of `reference` than another request does; 0 before it was measured.
+    pub(crate) fn bridge_bytes_max(&self, reference: &Reference) -> u64 {
+        self.pace(reference).bridge_bytes_max()
+    }
+
+    pub(super) fn pace(&self, reference: &Reference) -> Arc<Pace> {
+        self.shared.paces.of(reference.endpoint())
+    }
+
     pub(super) fn tries(&self) -> Tries {
         Tries::new(self.transport.config.tries_max)
     }
@@ -294,4 +310,6 @@ pub struct Traffic {
     pub bytes: u64,
     /// Connections opened.
     pub connections: u64,
+    /// Connections given up because they fell far behind their peers.
+    pub stragglers: u64,
 }

@@ -45,11 +45,18 @@ pub(super) struct Counters {
     requests: AtomicU64,
     bytes: AtomicU64,
     connections: AtomicU64,
+    stragglers: AtomicU64,
 }
 
 impl Counters {
     pub fn traffic(&self) -> Traffic {
-        Traffic { requests: self.requests.load(Relaxed), bytes: self.bytes.load(Relaxed), connections: self.connections.load(Relaxed) }
+        let now = |counter: &AtomicU64| counter.load(Relaxed);
+        let (requests, bytes) = (now(&self.requests), now(&self.bytes));
+        Traffic { requests, bytes, connections: now(&self.connections), stragglers: now(&self.stragglers) }
+    }
+
+    pub fn note_straggler(&self) {
+        self.stragglers.fetch_add(1, Relaxed);
     }
 }
 
