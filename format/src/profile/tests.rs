@@ -148,3 +148,25 @@ fn trimming_keeps_what_was_needed_first() {
     assert_eq!(sample().trimmed(1_000_001).runs(), &sample().runs()[..2]);
     assert_eq!(sample().trimmed(u64::MAX), sample());
 }
+
+proptest::proptest! {
+    /// Claim: whatever runs there are, in whatever order, they come back.
+    #[test]
+    fn random_profiles_are_read_as_written(
+        cuts in proptest::collection::vec((0_u16..3, 1_u64..5000, 0_u64..5000, 0_u32..1000, proptest::prelude::any::<u64>()), 0..60)
+    ) {
+        let mut ends = [0_u64; 3];
+        let mut runs: Vec<(u64, Run)> = Vec::new();
+        for (layer, len, gap, ms, order) in cuts {
+            let start = ends[usize::from(layer)] + gap;
+            ends[usize::from(layer)] = start + len;
+            runs.push((order, run(layer, start..start + len, ms)));
+        }
+        runs.sort_by_key(|(order, _)| *order);
+        let mut ms = 0;
+        let runs = runs.into_iter().map(|(_, run)| { ms += run.ms; Run { ms, ..run } }).collect();
+        let layers = [0, 1, 2].map(|number| layer(number, ends[usize::from(number)])).to_vec();
+        let profile = Profile::new(Digest::Sha256([7; 32]), layers, runs).unwrap();
+        proptest::prop_assert_eq!(Profile::from_bytes(&profile.to_bytes().unwrap()).unwrap(), profile);
+    }
+}
