@@ -37,6 +37,8 @@ pub struct EngineConfig {
     /// Decompressed bytes held until they are written; a longer span passes alone. Compressed bytes on their way come on top, at most those
     /// of eight spans a connection, or 8 chunks as received of a longer span. Default 256 MiB.
     pub bytes_in_flight_max: u64,
+    /// Buffers of decoded bytes that are kept for the next spans; what is not used for a second goes back to the system. Default 32 MiB.
+    pub buffers_kept_bytes_max: u64,
     /// Compressed bytes that one ranged GET may ask for. Default 16 MiB.
     pub request_bytes_max: u64,
     /// Largest read-ahead of a sequential reader. Default 32 MiB; 0 turns it off.
@@ -59,6 +61,7 @@ impl EngineConfig {
             connections_per_layer_max: 4,
             connections_max: 16,
             bytes_in_flight_max: 256 << 20,
+            buffers_kept_bytes_max: 32 << 20,
             request_bytes_max: 16 << 20,
             read_ahead_bytes_max: 32 << 20,
             client: ClientConfig::default(),

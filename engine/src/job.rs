@@ -10,6 +10,7 @@ use clip_format::units::SpanIndex;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use crate::{
+    buffers::Buffer,
     core::BUDGET_UNIT,
     decode::Decoder,
     error::EngineError,
@@ -84,7 +85,7 @@ async fn next_span(
     source: &mut Source,
     span: SpanIndex,
     shard: &Shard,
-) -> Result<(Vec<u8>, OwnedSemaphorePermit), EngineError> {
+) -> Result<(Buffer, OwnedSemaphorePermit), EngineError> {
     let range = layer.table.stream_range(span);
     let len = range.end - range.start;
     if len > SPAN_LEN_MAX {
@@ -93,7 +94,7 @@ async fn next_span(
     // A span larger than the whole budget takes all of it, and so passes alone.
     let units = u32::try_from(len.div_ceil(BUDGET_UNIT)).unwrap_or(u32::MAX).min(shard.core.budget_units);
     let held = room(units, layer, shard).await?;
-    let mut bytes = vec![0; len as usize];
+    let mut bytes = layer.store.buffers.take(len as usize);
     let mut filled = 0;
     loop {
         // Before more input is waited for: the decoder may hold output of input that it has used.
@@ -126,7 +127,7 @@ async fn room(units: u32, layer: &ImageLayer, shard: &Shard) -> Result<OwnedSema
     Ok(held)
 }
 
-fn verify(layer: &ImageLayer, span: SpanIndex, bytes: Vec<u8>) -> Result<VerifiedSpan, EngineError> {
+fn verify(layer: &ImageLayer, span: SpanIndex, bytes: Buffer) -> Result<VerifiedSpan, EngineError> {
     let expected = layer.store.table.span(span).digest;
     VerifiedSpan::verify(bytes, &expected).map_err(|found| {
         let text = |digest| format!("BLAKE3 {}", hex::encode(digest));

@@ -5,6 +5,7 @@
 //! verifies each span, answers its waiters and only then writes it to the cache.
 #![deny(clippy::undocumented_unsafe_blocks)]
 
+mod buffers;
 mod cache;
 mod claims;
 pub mod config;
@@ -20,6 +21,7 @@ pub mod inflate;
 mod job;
 mod layer;
 mod line_limit;
+pub mod memory;
 pub mod metrics;
 mod plan;
 mod prefetch;
@@ -31,7 +33,9 @@ mod shard;
 pub mod source;
 mod span;
 pub mod stretch;
+mod tend;
 
+pub use bytes::Bytes;
 pub use config::{DiskIo, EngineConfig};
 pub use engine::Engine;
 pub use error::{EngineError, ErrorKind};

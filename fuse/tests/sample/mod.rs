@@ -9,7 +9,7 @@ use std::{
     },
 };
 
-use clip_engine::{EngineError, image::ReadDone};
+use clip_engine::{Bytes, EngineError, image::ReadDone};
 use clip_format::{
     erofs::{Body, Device, FileExtent, Index, InodeSpec, write_image},
     units::{LayerIndex, StreamOffset},
@@ -55,7 +55,7 @@ impl Source {
     pub fn release(&self) {
         let held = std::mem::take(&mut *self.0.held.lock().unwrap());
         for (layer, range, done) in held.into_iter().rev() {
-            done(Ok(self.bytes(layer, range).to_vec()));
+            done(Ok(Bytes::copy_from_slice(self.bytes(layer, range))));
         }
     }
 
@@ -90,10 +90,10 @@ impl ByteSource for Source {
         let inside = self.0.layers.get(usize::from(layer.get())).is_some_and(|layer| layer.len() as u64 >= range.end);
         let supply = if inside { self.0.supply.lock().unwrap()[usize::from(layer.get())] } else { Supply::Failing };
         match supply {
-            Supply::Present => done(Ok(self.bytes(layer, range).to_vec())),
+            Supply::Present => done(Ok(Bytes::copy_from_slice(self.bytes(layer, range)))),
             Supply::Fetched => {
                 let source = self.clone();
-                std::thread::spawn(move || done(Ok(source.bytes(layer, range).to_vec())));
+                std::thread::spawn(move || done(Ok(Bytes::copy_from_slice(source.bytes(layer, range)))));
             }
             Supply::Held => self.0.held.lock().unwrap().push((layer, range, done)),
             Supply::Failing => {
