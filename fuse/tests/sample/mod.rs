@@ -163,6 +163,11 @@ impl Builder {
 
 /// The sample, with xattrs or without, all layers present.
 pub fn source(xattrs: bool) -> Source {
+    source_and_index(xattrs).0
+}
+
+/// As [`source`], and the bytes of its index.
+pub fn source_and_index(xattrs: bool) -> (Source, Vec<u8>) {
     let program = std::fs::read("/usr/bin/id").unwrap_or_default();
     let program_at = (FILE_AT + FILE_LEN).next_multiple_of(512);
     let mut base = noise(program_at, 1);
@@ -221,7 +226,7 @@ pub fn source(xattrs: bool) -> Source {
     ]);
     let devices: Vec<Device> = layers.iter().map(|layer| Device { stream_size: layer.len() as u64, tag: [b'0'; 64] }).collect();
     let bytes = write_image(&image.inodes, root, &devices).unwrap();
-    over(Index::open(Arc::new(bytes)).unwrap(), layers)
+    (over(Index::open(Arc::new(bytes.clone())).unwrap(), layers), bytes)
 }
 
 /// A tree of one file, one directory, one link and one xattr, and the bytes of its index.
