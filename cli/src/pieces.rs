@@ -6,7 +6,7 @@ use std::{
     sync::{Arc, mpsc},
 };
 
-use clip_engine::{EngineError, Image};
+use clip_engine::{Bytes, EngineError, Image};
 use clip_format::{
     erofs::{Extent, Inode},
     error::FormatError,
@@ -31,10 +31,10 @@ pub struct Piece<T> {
     pub range: Range<u64>,
 }
 
-type Answer = mpsc::Receiver<Result<Vec<u8>, EngineError>>;
+type Answer = mpsc::Receiver<Result<Bytes, EngineError>>;
 
 /// What came of one piece: exactly its bytes, or why not.
-pub type Fetched<T> = (Piece<T>, Result<Vec<u8>, EngineError>);
+pub type Fetched<T> = (Piece<T>, Result<Bytes, EngineError>);
 
 /// Reads what `wanted` yields and yields it in the same order; up to a bound is under way at any time.
 pub struct Pieces<T, I> {

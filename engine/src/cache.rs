@@ -5,6 +5,7 @@
 
 pub(crate) mod image_dir;
 pub(crate) mod layer_file;
+pub(crate) mod lease;
 pub(crate) mod lock;
 pub(crate) mod presence;
 

@@ -39,6 +39,8 @@ pub struct EngineConfig {
     /// Compressed bytes that wait for a decoder, half of it at most for background work; one chunk as received (at most 512 KiB) for each
     /// request under way comes on top. Default 64 MiB.
     pub compressed_bytes_max: u64,
+    /// Buffers of decoded bytes that are kept for the next spans; what is not used for a second goes back to the system. Default 32 MiB.
+    pub buffers_kept_bytes_max: u64,
     /// Compressed bytes that one ranged GET may ask for. Default 16 MiB.
     pub request_bytes_max: u64,
     /// Largest read-ahead of a sequential reader. Default 32 MiB; 0 turns it off.
@@ -62,6 +64,7 @@ impl EngineConfig {
             connections_max: 16,
             bytes_in_flight_max: 256 << 20,
             compressed_bytes_max: 64 << 20,
+            buffers_kept_bytes_max: 32 << 20,
             request_bytes_max: 16 << 20,
             read_ahead_bytes_max: 32 << 20,
             client: ClientConfig::default(),

@@ -13,6 +13,7 @@ use clip_format::{
 };
 
 use crate::{
+    buffers::Buffers,
     cache::{self, image_dir, image_dir::ExpandedImage, layer_file::layer_dir, lock::OwnerLock},
     config::EngineConfig,
     core::Core,
@@ -25,6 +26,7 @@ use crate::{
     shard,
     source::BlobSource,
     stretch,
+    tend::Tended,
 };
 
 /// One per cache directory and process; it holds the directory's lock. Dropping the last clone, and the last image, stops the shards.
@@ -42,6 +44,7 @@ struct Inner {
 /// The shards' threads. Dropping it stops and joins them.
 pub(crate) struct Threads {
     pub(crate) core: Arc<Core>,
+    tended: Arc<Tended>,
     joins: Vec<JoinHandle<()>>,
 }
 
@@ -71,7 +74,8 @@ impl Engine {
         image_dir::remove_leftovers(&config.cache_dir);
         let client = Client::new(config.client.clone())?;
         let (handles, queues): (Vec<_>, Vec<_>) = (0..config.shards.max(1)).map(|_| shard::queues(client.with_own_pool())).unzip();
-        let mut threads = Threads { core: Arc::new(Core::new(config, client, handles, lock)), joins: Vec::new() };
+        let tended = Tended::start(Buffers::new(config.buffers_kept_bytes_max));
+        let mut threads = Threads { core: Arc::new(Core::new(config, client, handles, lock)), tended, joins: Vec::new() };
         for (index, queues) in queues.into_iter().enumerate() {
             threads.joins.push(shard::spawn(threads.core.clone(), queues, index)?);
         }
@@ -142,8 +146,10 @@ impl Engine {
         if let Some(store) = stores.get(&dir).and_then(Weak::upgrade) {
             return Ok(store);
         }
-        let store = LayerStore::open(dir.clone(), info.digest, table, core.config.connections_per_layer_max, core.counters.clone())?;
+        let (connections_max, tended) = (core.config.connections_per_layer_max, &self.0.threads.tended);
+        let store = LayerStore::open(dir.clone(), info.digest, table, connections_max, core.counters.clone(), tended)?;
         let store = Arc::new(store);
+        tended.add(&store);
         stores.insert(dir, Arc::downgrade(&store));
         Ok(store)
     }

@@ -6,6 +6,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError, mpsc},
 };
 
+use bytes::Bytes;
 use clip_format::{
     checkpoints::Checkpoints,
     digest::Digest,
@@ -66,7 +67,7 @@ impl Eq for ImageOptions {}
 
 /// What answers a parked read: exactly the bytes asked for, or why not. Called once, from an engine thread or from within
 /// [`Image::read`]; must not block.
-pub type ReadDone = Box<dyn FnOnce(Result<Vec<u8>, EngineError>) + Send>;
+pub type ReadDone = Box<dyn FnOnce(Result<Bytes, EngineError>) + Send>;
 
 /// An image that can be read. Shared by every mount of it.
 pub struct Image {
@@ -138,8 +139,11 @@ impl Image {
     /// verified (an unverified one is verified here). No shard is entered. The slice's pages may be gone (a truncated file): pass it
     /// to a system call, never touch it otherwise.
     ///
-    /// Cost: an atomic load a span and one fstat (0.4 µs on the development machine); no lock, no allocation. The fstat notices a file that
-    /// somebody else has cut: within its last page the map reads zeros there and no fault, so nothing later could.
+    /// They are the right bytes as long as nobody else can have the file open (`cache/lease.rs`); a reply that takes longer than the grace
+    /// that another gets the file after may see what that one does.
+    ///
+    /// Cost: an atomic load a span and a few more, of cache lines that are seldom written; no lock, no allocation, no system call (one
+    /// fstat, 0.4 µs on the development machine, where the cache's file system has no leases).
     #[must_use]
     pub fn present(&self, layer: LayerIndex, range: Range<u64>) -> Option<&[u8]> {
         if self.damage.get().is_some() {
@@ -161,17 +165,13 @@ impl Image {
                 SpanState::Absent | SpanState::InFlight => return None,
             }
         }
-        if !store.file.is_intact() {
-            store.doubt_file();
-            return None;
-        }
-        if !store.undoubted_since(doubts) {
+        if !store.is_sure(doubts) {
             return None;
         }
         let bytes = store.file.mapped(range.start, range.end)?;
         store.note_used(spans);
-        count(&self.core().counters.reads_present, 1);
-        count(&self.core().counters.bytes_read, bytes.len() as u64);
+        self.core().counters.reads_present.add(1);
+        self.core().counters.bytes_read.add(bytes.len() as u64);
         Some(bytes)
     }
 
@@ -180,7 +180,7 @@ impl Image {
     /// Errors, through `done`: `Layer` for a layer or range that the image does not have; every kind from the fetch.
     pub fn read(self: &Arc<Self>, layer: LayerIndex, range: Range<u64>, done: ReadDone) {
         if range.start == range.end {
-            return done(Ok(Vec::new()));
+            return done(Ok(Bytes::new()));
         }
         match self.undamaged().and_then(|()| self.checked(layer, &range)) {
             Ok((of, spans)) => {
@@ -212,6 +212,20 @@ impl Image {
             at = end;
         }
         Ok(())
+    }
+
+    /// Whether a reader of `range`, of a file that ends at `file_end` of the stream, may be worth a [`Self::note_read`]: something is
+    /// absent not far behind. A reader in a file that is all there need not be remembered.
+    ///
+    /// Cost: a load for each span within twice the largest read-ahead; no lock.
+    #[must_use]
+    pub fn may_read_ahead(&self, layer: LayerIndex, range: &Range<u64>, file_end: u64) -> bool {
+        let window_bytes_max = self.core().config.read_ahead_bytes_max;
+        let Some(of) = self.layers.get(usize::from(layer.get())).filter(|_| window_bytes_max > 0) else { return false };
+        // Twice: a window that was asked for whole must not look like the end, where its reader is forgotten.
+        let end = range.end.saturating_add(window_bytes_max.saturating_mul(2)).min(file_end).min(of.store.table.stream_size());
+        let spans = plan::spans_of(&of.store.table, &(range.start..end));
+        spans.is_some_and(|mut spans| spans.any(|span| of.store.states.get(clip_format::units::SpanIndex(span)) == SpanState::Absent))
     }
 
     /// Tells the engine that a reader of `range` (of a file that ends at `file_end` of the stream) came by, so that it may read ahead.

@@ -18,6 +18,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use crate::{
     background::Ticket,
+    buffers::Buffer,
     claims::Delivered,
     core::Core,
     decode::Decoder,
@@ -302,14 +303,14 @@ async fn next_span(
     span: SpanIndex,
     urgency: &Urgency,
     core: &Core,
-) -> Result<(Vec<u8>, Held), EngineError> {
+) -> Result<(Buffer, Held), EngineError> {
     let range = layer.table.stream_range(span);
     let len = range.end - range.start;
     if len > SPAN_LEN_MAX {
         return Err(layer.store.bad(span, format!("at most {SPAN_LEN_MAX} bytes"), format!("{len} bytes")));
     }
     let held = room(len, layer, urgency, core).await?;
-    let mut bytes = vec![0; len as usize];
+    let mut bytes = layer.store.buffers.take(len as usize);
     let mut filled = 0;
     loop {
         // Before more input is waited for: the decoder may hold output of input that it has used.
@@ -344,7 +345,7 @@ async fn room(len: u64, layer: &ImageLayer, urgency: &Urgency, core: &Core) -> R
     Ok(held)
 }
 
-fn verify(layer: &ImageLayer, span: SpanIndex, bytes: Vec<u8>) -> Result<VerifiedSpan, EngineError> {
+fn verify(layer: &ImageLayer, span: SpanIndex, bytes: Buffer) -> Result<VerifiedSpan, EngineError> {
     let expected = layer.store.table.span(span).digest;
     VerifiedSpan::verify(bytes, &expected).map_err(|found| {
         let text = |digest| format!("BLAKE3 {}", hex::encode(digest));

@@ -1,20 +1,21 @@
 //! A layer as the node has it, shared by every image whose spans are the same.
 
+mod doubt;
+
 use std::{
     collections::HashMap,
     ops::Range,
     path::PathBuf,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicU64},
 };
 
 use clip_format::{checkpoints::SpanTable, digest::Digest, units::SpanIndex};
+use crossbeam::utils::CachePadded;
 
 use crate::{
     backlog::Backlog,
-    cache::layer_file::{LayerFile, note_presence},
+    buffers::Buffers,
+    cache::{layer_file::LayerFile, lease::Standing},
     core::connections,
     error::EngineError,
     line_limit::LineLimit,
@@ -23,6 +24,7 @@ use crate::{
     quota::Quota,
     read::PendingRead,
     span::{SPAN_LEN_MAX, SpanState, SpanStates, VerifiedSpan},
+    tend::Tended,
     unread::Unread,
 };
 
@@ -48,14 +50,16 @@ pub(crate) struct LayerStore {
     pub(crate) backlog: Backlog,
     /// Spans that nobody has read yet though they were brought.
     pub(crate) unread: Unread,
+    /// Where bytes of spans are decoded to, and read to.
+    pub(crate) buffers: Arc<Buffers>,
     pub(crate) progress: Progress,
     /// Requests that failed, of whatever image: what was to be read ahead before that is left to readers.
     pub(crate) failed_fetches: AtomicU64,
     in_flight: Mutex<HashMap<SpanIndex, InFlight>>,
     verifying: [Mutex<()>; VERIFY_LOCKS],
     mending: Mutex<()>,
-    /// Rises by one when the file is found changed by somebody else, and again when that is mended: odd meanwhile.
-    doubts: AtomicU64,
+    /// Rises by one when the file is found changed by somebody else, and again when that is mended: odd meanwhile. Read by every read.
+    doubts: CachePadded<AtomicU64>,
     lines: LineLimit,
     counters: Arc<Counters>,
 }
@@ -84,8 +88,9 @@ impl LayerStore {
         table: &SpanTable,
         connections_max: usize,
         counters: Arc<Counters>,
+        tended: &Tended,
     ) -> Result<Self, EngineError> {
-        let file = LayerFile::open(dir, table)?;
+        let file = LayerFile::open(dir, table, tended.watcher())?;
         Ok(Self {
             digest,
             table: table.clone(),
@@ -94,12 +99,13 @@ impl LayerStore {
             connections: connections(connections_max),
             backlog: Backlog::default(),
             unread: Unread::new(table.len()),
+            buffers: tended.buffers.clone(),
             progress: Progress::default(),
             failed_fetches: AtomicU64::new(0),
             in_flight: Mutex::default(),
             verifying: Default::default(),
             mending: Mutex::default(),
-            doubts: AtomicU64::new(0),
+            doubts: CachePadded::new(AtomicU64::new(0)),
             lines: LineLimit::default(),
             counters,
         })
@@ -111,10 +117,7 @@ impl LayerStore {
             let doubts = self.doubts();
             match self.states.get(span) {
                 SpanState::Present => {
-                    if !read.copy_from_file(span, &self.file) {
-                        self.doubt_file();
-                        self.states.change(span, SpanState::Present, SpanState::Unverified);
-                    } else if self.undoubted_since(doubts) {
+                    if self.copy_present(span, read, doubts) {
                         return Ok(Obtained::Copied);
                     }
                 }
@@ -132,6 +135,22 @@ impl LayerStore {
             }
         }
         Err(self.bad(span, "a cache file that stays as it was written", "one that keeps changing"))
+    }
+
+    /// Copies from the file. False when that was not the span's bytes for sure; its state has changed then, or what is known of the file.
+    fn copy_present(&self, span: SpanIndex, read: &PendingRead, doubts: u64) -> bool {
+        let copied = if self.file.standing() == Standing::Shared {
+            self.read_verified(span).map(|verified| read.copy(span, verified.bytes())).is_some()
+        } else if read.copy_from_file(span, &self.file) {
+            return self.is_sure(doubts);
+        } else {
+            false
+        };
+        if !copied {
+            self.doubt_file();
+            self.states.change(span, SpanState::Present, SpanState::Unverified);
+        }
+        copied
     }
 
     /// Waits for `span` or claims it; `None` when its state changed meanwhile.
@@ -214,7 +233,7 @@ impl LayerStore {
         if verified.is_some() {
             self.trust(span, SpanState::Unverified, doubts);
         } else if self.states.change(span, SpanState::Unverified, SpanState::Absent) {
-            note_presence(&self.file, span, false);
+            self.file.presence().set(span, false);
             count(&self.counters.spans_repaired, 1);
             if let Some(unsaid) = self.lines.next() {
                 let path = self.file.dir().display();
@@ -227,53 +246,9 @@ impl LayerStore {
     fn read_verified(&self, span: SpanIndex) -> Option<VerifiedSpan> {
         let range = self.table.stream_range(span);
         let len = Some(range.end - range.start).filter(|&len| len <= SPAN_LEN_MAX)?;
-        let mut bytes = vec![0; len as usize];
+        let mut bytes = self.buffers.take(len as usize);
         self.file.read_exact_at(&mut bytes, range.start).ok()?;
         VerifiedSpan::verify(bytes, &self.table.span(span).digest).ok()
-    }
-
-    /// After a sign that the file was changed by somebody else: if its length is wrong, no span is trusted before it is hashed, and then
-    /// the length is right again.
-    pub(crate) fn doubt_file(&self) {
-        let _one_at_a_time = self.mending.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.file.is_intact() {
-            return;
-        }
-        if let Some(unsaid) = self.lines.next() {
-            let path = self.file.dir().display();
-            tracing::warn!(layer = %self.digest, %path, unsaid, "a cache file was changed by another process; its spans are verified again");
-        }
-        self.doubts.fetch_add(1, Ordering::AcqRel);
-        self.states.doubt_all();
-        let mended = self.file.restore_length();
-        self.doubts.fetch_add(1, Ordering::AcqRel);
-        if let Err(error) = mended
-            && let Some(unsaid) = self.lines.next()
-        {
-            tracing::warn!(%error, unsaid, "a cache file could not be mended");
-        }
-    }
-
-    /// How often the file was found changed and mended, to be asked for again after it was used.
-    pub(crate) fn doubts(&self) -> u64 {
-        self.doubts.load(Ordering::Acquire)
-    }
-
-    /// Whether bytes of present spans, used since there were so many `doubts` and before the file was seen intact, are right. A cut file
-    /// is either still cut when it is looked at, or was mended, which counts; the state alone may be trusted anew by then.
-    pub(crate) fn undoubted_since(&self, doubts: u64) -> bool {
-        doubts.is_multiple_of(2) && self.doubts() == doubts
-    }
-
-    /// Makes `span`, whose bytes were seen or written when there were so many `doubts`, present; unverified when the file was found
-    /// changed since.
-    fn trust(&self, span: SpanIndex, from: SpanState, doubts: u64) {
-        let _nobody_mends = self.mending.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.undoubted_since(doubts) {
-            self.states.change(span, from, SpanState::Present);
-        } else if from == SpanState::InFlight {
-            self.states.change(span, from, SpanState::Unverified);
-        }
     }
 
     /// Hands verified bytes to all who wait for `span`; who comes before [`Self::settle`] gets them from memory too.
@@ -294,7 +269,7 @@ impl LayerStore {
     /// Ends a delivered span's flight: it was written when [`Self::doubts`] was so many, or it could not be kept and is absent again.
     pub(crate) fn settle(&self, span: SpanIndex, written: Option<u64>) {
         if written.is_some() {
-            note_presence(&self.file, span, true);
+            self.file.presence().set(span, true);
         }
         let mut in_flight = self.lock();
         match written {

@@ -7,6 +7,7 @@
 
 pub mod background;
 mod backlog;
+mod buffers;
 mod cache;
 mod claims;
 pub mod config;
@@ -23,6 +24,7 @@ mod job;
 mod jobs;
 mod layer;
 mod line_limit;
+pub mod memory;
 pub mod metrics;
 mod plan;
 mod priority;
@@ -40,6 +42,9 @@ pub mod stretch;
 mod unread;
 
 pub use background::{BackgroundHandle, BackgroundProgress, FillOptions};
+mod tend;
+
+pub use bytes::Bytes;
 pub use config::{DiskIo, EngineConfig};
 pub use engine::Engine;
 pub use error::{EngineError, ErrorKind};

@@ -6,9 +6,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use clip_format::units::SpanIndex;
 
 use crate::{
+    buffers::Buffer,
     cache::layer_file::LayerFile,
     core::Core,
     error::{EngineError, ErrorKind},
@@ -37,7 +39,7 @@ pub(crate) struct PendingRead {
 }
 
 struct Progress {
-    buffer: Vec<u8>,
+    bytes: Gathered,
     /// Spans without an answer.
     missing: usize,
     /// Starts over that are left.
@@ -49,11 +51,32 @@ struct Progress {
     done: Option<ReadDone>,
 }
 
+/// What a read has got so far.
+#[derive(Default)]
+enum Gathered {
+    /// Nothing yet, or it was given away.
+    #[default]
+    Nothing,
+    /// All of it, as a part of the one span that it lies in.
+    Slice(Bytes),
+    /// Parts of several spans, or what was read from the cache.
+    Parts(Buffer),
+}
+
+impl From<Gathered> for Bytes {
+    fn from(gathered: Gathered) -> Bytes {
+        match gathered {
+            Gathered::Nothing => Bytes::new(),
+            Gathered::Slice(slice) => slice,
+            Gathered::Parts(buffer) => buffer.into(),
+        }
+    }
+}
+
 /// Starts a read of `range`, which lies in the stream and in `spans`; `done` may be called before this returns.
 pub(crate) fn start(core: &Arc<Core>, layer: &Arc<ImageLayer>, range: Range<u64>, spans: Range<u32>, done: ReadDone) {
-    let buffer = vec![0; (range.end - range.start) as usize];
-    let progress =
-        Progress { buffer, missing: spans.len(), retries: RETRIES_MAX * spans.len(), waited: false, failed: None, done: Some(done) };
+    let (missing, retries) = (spans.len(), RETRIES_MAX * spans.len());
+    let progress = Progress { bytes: Gathered::Nothing, missing, retries, waited: false, failed: None, done: Some(done) };
     let read = PendingRead { core: core.clone(), layer: layer.clone(), range, started: Instant::now(), progress: Mutex::new(progress) };
     let read = Arc::new(read);
     read.request(spans.map(SpanIndex));
@@ -91,25 +114,43 @@ impl PendingRead {
         self.core.hurry(store, &waited_for);
     }
 
-    /// Copies the part of `span` that this read covers from the span's bytes.
-    pub(crate) fn copy(&self, span: SpanIndex, bytes: &[u8]) {
+    /// Takes the part of `span` that this read covers from the span's bytes. Cost: no copy when that is all that was asked for.
+    pub(crate) fn copy(&self, span: SpanIndex, bytes: &Bytes) {
         let (part, at) = self.part(span);
+        let start = (part.start - self.layer.store.table.stream_range(span).start) as usize;
         let mut progress = self.lock();
-        // The buffer is gone once the read has been answered.
-        if let Some(buffer) = progress.buffer.get_mut(at) {
-            let start = (part.start - self.layer.store.table.stream_range(span).start) as usize;
-            buffer.copy_from_slice(&bytes[start..start + buffer.len()]);
+        // Nobody wants the bytes once the read has been answered.
+        if progress.done.is_none() {
+            return;
+        }
+        if at == (0..self.len()) {
+            progress.bytes = Gathered::Slice(bytes.slice(start..start + at.len()));
+        } else {
+            self.parts(&mut progress)[at.clone()].copy_from_slice(&bytes[start..start + at.len()]);
         }
     }
 
-    /// As `copy`, by pread. False when the file is not as it should be.
+    /// As `copy`, by pread. False when the file could not be read.
     pub(crate) fn copy_from_file(&self, span: SpanIndex, file: &LayerFile) -> bool {
         let (part, at) = self.part(span);
         let mut progress = self.lock();
-        match progress.buffer.get_mut(at) {
-            Some(buffer) => file.read_exact_at(buffer, part.start).is_ok() && file.is_intact(),
-            None => true,
+        progress.done.is_none() || file.read_exact_at(&mut self.parts(&mut progress)[at], part.start).is_ok()
+    }
+
+    /// The buffer that parts are put together in.
+    fn parts<'a>(&self, progress: &'a mut Progress) -> &'a mut [u8] {
+        if !matches!(progress.bytes, Gathered::Parts(_)) {
+            progress.bytes = Gathered::Parts(self.layer.store.buffers.take(self.len()));
         }
+        match &mut progress.bytes {
+            Gathered::Parts(buffer) => buffer,
+            Gathered::Nothing | Gathered::Slice(_) => &mut [],
+        }
+    }
+
+    /// Bytes asked for.
+    fn len(&self) -> usize {
+        (self.range.end - self.range.start) as usize
     }
 
     /// What this read covers of `span`: in the stream, and in the buffer.
@@ -134,10 +175,10 @@ impl PendingRead {
             progress.failed.get_or_insert(error);
         }
         if progress.missing == 0 {
-            let buffer = std::mem::take(&mut progress.buffer);
+            let bytes = std::mem::take(&mut progress.bytes);
             let failed = progress.failed.take();
             drop(progress);
-            self.finish(failed.map_or(Ok(buffer), Err));
+            self.finish(failed.map_or_else(|| Ok(bytes.into()), Err));
         }
     }
 
@@ -159,15 +200,15 @@ impl PendingRead {
     }
 
     /// Answers the read, once.
-    fn finish(&self, result: Result<Vec<u8>, EngineError>) {
+    fn finish(&self, result: Result<Bytes, EngineError>) {
         let mut progress = self.lock();
         let Some(done) = progress.done.take() else { return };
-        progress.buffer = Vec::new();
+        progress.bytes = Gathered::Nothing;
         let waited = progress.waited;
         drop(progress);
         let counters = &self.core.counters;
         match &result {
-            Ok(buffer) => count(&counters.bytes_read, buffer.len() as u64),
+            Ok(bytes) => counters.bytes_read.add(bytes.len() as u64),
             Err(_) => count(&counters.reads_failed, 1),
         }
         if waited {

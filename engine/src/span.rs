@@ -76,9 +76,10 @@ pub(crate) struct VerifiedSpan(Bytes);
 
 impl VerifiedSpan {
     /// `bytes` when their BLAKE3 is `expected`; else the BLAKE3 that they have.
-    pub(crate) fn verify(bytes: Vec<u8>, expected: &[u8; 32]) -> Result<Self, [u8; 32]> {
+    pub(crate) fn verify(bytes: impl Into<Bytes>, expected: &[u8; 32]) -> Result<Self, [u8; 32]> {
+        let bytes = bytes.into();
         let found = *blake3::hash(&bytes).as_bytes();
-        if found == *expected { Ok(Self(Bytes::from(bytes))) } else { Err(found) }
+        if found == *expected { Ok(Self(bytes)) } else { Err(found) }
     }
 
     pub(crate) fn bytes(&self) -> &Bytes {

@@ -86,6 +86,8 @@ impl<B: ByteSource> Filesystem for Adapter<B> {
             && config.set_max_background(BACKGROUND_MAX).is_ok()
             && config.set_congestion_threshold(BACKGROUND_MAX).is_ok();
         debug_assert!(in_range);
+        let abi = config.kernel_abi();
+        debug!(%abi, ?offered, request_bytes = REQUEST_BYTES, background_max = BACKGROUND_MAX, "the kernel's FUSE");
         debug!(?agreed, no_open = self.no_open, no_opendir = self.no_opendir, no_xattrs = self.no_xattrs, "FUSE connection");
         Ok(())
     }

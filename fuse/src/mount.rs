@@ -4,6 +4,7 @@
 //! too. The one question that must be asked of the mount itself, whether it is dead, is asked from a thread that may be left behind.
 
 mod fusermount;
+mod in_force;
 mod kernel;
 mod mountinfo;
 mod options;
@@ -22,11 +23,11 @@ use clip_engine::Image;
 use rustix::io::Errno;
 use tracing::{debug, info};
 
+pub use self::{in_force::InForce, options::MountOptions, session::Mounted};
 use self::{
     kernel::system,
     mountinfo::{FS_TYPE, Mount},
 };
-pub use self::{options::MountOptions, session::Mounted};
 use crate::{error::MountError, source::ByteSource};
 
 /// How long a mount may take to say that it lives. A dead one answers at once, a living one from memory. Source: chosen so that a
@@ -63,7 +64,9 @@ pub fn mount_source<B: ByteSource>(source: B, mountpoint: &Path, options: &Mount
     let connection = connect(&mountpoint, options)?;
     let mounted = session::serve(source, connection, &mountpoint, options)?;
     kernel::set_read_ahead(mounted.device(), options.read_ahead_kb);
-    debug!(mountpoint = %mountpoint.display(), fsname = options.fsname, "mounted");
+    if tracing::enabled!(tracing::Level::DEBUG) {
+        debug!(mountpoint = %mountpoint.display(), fsname = options.fsname, in_force = ?mounted.in_force(), "mounted");
+    }
     Ok(mounted)
 }
 

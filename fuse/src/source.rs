@@ -26,6 +26,11 @@ pub trait ByteSource: Send + Sync + 'static {
     /// returns. Never blocks. `done` does not block either.
     fn read(&self, layer: LayerIndex, range: Range<u64>, done: ReadDone);
 
+    /// Whether [`Self::note_read`] could start anything; else the reader need not be remembered, which takes locks.
+    fn may_read_ahead(&self, _layer: LayerIndex, _range: &Range<u64>, _file_end: u64) -> bool {
+        true
+    }
+
     /// Tells that the reader behind `stream` asked for `range` of a file that ends at `file_end` of the layer's stream.
     fn note_read(&self, stream: &Self::Stream, layer: LayerIndex, range: Range<u64>, file_end: u64);
 }
@@ -47,6 +52,10 @@ impl ByteSource for Arc<Image> {
 
     fn read(&self, layer: LayerIndex, range: Range<u64>, done: ReadDone) {
         Image::read(self, layer, range, done);
+    }
+
+    fn may_read_ahead(&self, layer: LayerIndex, range: &Range<u64>, file_end: u64) -> bool {
+        Image::may_read_ahead(self, layer, range, file_end)
     }
 
     fn note_read(&self, stream: &ReadStream, layer: LayerIndex, range: Range<u64>, file_end: u64) {

@@ -1,6 +1,7 @@
 //! Real mounts over a source in memory: what the kernel makes of the file system. Needs root and /dev/fuse; says so and passes without.
 #![allow(missing_docs, clippy::unwrap_used)]
 
+mod place;
 mod sample;
 
 use std::{
@@ -12,12 +13,9 @@ use std::{
         fs::{FileExt, FileTypeExt, MetadataExt, PermissionsExt},
         process::CommandExt,
     },
-    path::{Path, PathBuf},
+    path::Path,
     process::{Child, Command, Stdio},
-    sync::{
-        atomic::{AtomicU32, Ordering},
-        mpsc::channel,
-    },
+    sync::mpsc::channel,
     thread,
     time::{Duration, Instant},
 };
@@ -29,45 +27,9 @@ use clip_fuse::{
     mount::{Detach, mounts, umount},
     mount_source,
 };
+use place::{Place, can_mount};
 use rustix::fs::SeekFrom;
 use sample::{FILE_AT, FILE_LEN, MANY, SPARSE_LEN, SPARSE_PIECE, SPARSE_SECOND, Source, Supply};
-
-/// A directory of its own, emptied of mounts and removed at the end.
-struct Place(PathBuf);
-
-impl Place {
-    fn new() -> Self {
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let dir = std::env::temp_dir().join(format!("clip-fuse-{}-{number}", std::process::id()));
-        fs::create_dir_all(dir.join("m")).unwrap();
-        Self(dir)
-    }
-
-    fn m(&self) -> PathBuf {
-        self.0.join("m")
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        for entry in mounts().unwrap() {
-            if entry.mountpoint.starts_with(&self.0) {
-                let _ = umount(&entry.mountpoint, Detach::Lazily);
-            }
-        }
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
-/// False, with a line that says so, where nothing can be mounted.
-fn can_mount() -> bool {
-    let can = rustix::process::geteuid().is_root() && File::options().read(true).write(true).open("/dev/fuse").is_ok();
-    if !can {
-        eprintln!("skipped: needs root and /dev/fuse");
-    }
-    can
-}
 
 fn options() -> MountOptions {
     MountOptions::new("/images/sample.clip".into())

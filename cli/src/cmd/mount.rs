@@ -28,6 +28,7 @@ pub fn mount(plan: &MountPlan) -> Result<()> {
 /// This process is the owner, unless there is one: then that one serves, and this process waits.
 fn serve_here(plan: &MountPlan) -> Result<()> {
     client::create_cache_dir(&plan.cache_dir)?;
+    clip_engine::memory::keep_little();
     let engine = match Engine::start(plan.wish.to_config(plan.cache_dir.clone())) {
         Ok(engine) => engine,
         Err(EngineError::CacheBusy { pid, .. }) => {

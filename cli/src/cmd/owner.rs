@@ -46,6 +46,7 @@ fn begin(start: &Start) -> Result<(std::sync::Arc<Owner>, Events), Started> {
         tracing::error!("{message}");
         Started::Failed { message }
     };
+    clip_engine::memory::keep_little();
     let engine = match Engine::start(start.wish.to_config(start.cache_dir.clone())) {
         Ok(engine) => engine,
         Err(error @ EngineError::CacheBusy { .. }) => return Err(Started::Busy { message: error.to_string() }),

@@ -8,11 +8,14 @@ use std::{
     sync::Arc,
 };
 
-use clip_format::{checkpoints::SpanTable, digest::Digest, units::SpanIndex};
+use clip_format::{checkpoints::SpanTable, digest::Digest};
 use memmap2::{Mmap, MmapOptions};
+use rustix::process::Pid;
 
 use super::{
-    create_dir, open_private,
+    create_dir,
+    lease::{Lease, Standing},
+    open_private,
     presence::{Presence, bitmap_bytes},
 };
 use crate::error::EngineError;
@@ -34,14 +37,15 @@ pub(crate) struct LayerFile {
     /// `None` for an empty stream.
     map: Option<Mmap>,
     presence: Presence,
+    lease: Lease,
 }
 
 impl LayerFile {
-    /// Opens the files in `dir`; files that are missing, or of a wrong length, begin anew and empty.
+    /// Opens the files in `dir`; files that are missing, or of a wrong length, begin anew and empty. `watcher` is told who else wants them.
     ///
     /// # Errors
     /// `Io`.
-    pub(crate) fn open(dir: PathBuf, table: &SpanTable) -> Result<Self, EngineError> {
+    pub(crate) fn open(dir: PathBuf, table: &SpanTable, watcher: Option<Pid>) -> Result<Self, EngineError> {
         create_dir(&dir)?;
         let (stream_path, spans_path) = (dir.join("stream"), dir.join("spans"));
         let too_long = || io::Error::from(ErrorKind::FileTooLarge);
@@ -51,10 +55,13 @@ impl LayerFile {
             lengths.iter().try_for_each(|(path, _)| remove_anything(path))?;
         }
         let stream = open_of_len(&stream_path, len)?;
+        let lease = Lease::take(&stream, watcher);
+        // Again, now that nobody else can change it.
+        stream.set_len(len).map_err(|error| EngineError::io("size", &stream_path, error))?;
         let spans = open_of_len(&spans_path, bitmap_bytes(table.len()) as u64)?;
         let presence = Presence::open(spans, table.len()).map_err(|error| EngineError::io("read", &spans_path, error))?;
         let map = map_stream(&stream, table.stream_size()).map_err(|error| EngineError::io("map", &stream_path, error))?;
-        Ok(Self { dir, stream: Arc::new(stream), len, map, presence })
+        Ok(Self { dir, stream: Arc::new(stream), len, map, presence, lease })
     }
 
     /// The bytes `start..end` of the map; `None` past its end. They may vanish: see `Image::present`.
@@ -70,8 +77,22 @@ impl LayerFile {
         &self.stream
     }
 
-    /// True while the file has its length; when not, somebody cut or grew it. Cost: one fstat.
+    /// What is known of others who may change the file.
+    pub(crate) fn standing(&self) -> Standing {
+        self.lease.standing()
+    }
+
+    pub(crate) fn lease(&self) -> &Lease {
+        &self.lease
+    }
+
+    /// False when somebody has cut or grown the file. Cost: one fstat, nothing while the file is ours alone.
     pub(crate) fn is_intact(&self) -> bool {
+        self.standing() == Standing::Sole || self.has_its_length()
+    }
+
+    /// Cost: one fstat.
+    pub(crate) fn has_its_length(&self) -> bool {
         rustix::fs::fstat(&*self.stream).is_ok_and(|stat| u64::try_from(stat.st_size) == Ok(self.len))
     }
 
@@ -82,6 +103,13 @@ impl LayerFile {
 
     pub(crate) fn presence(&self) -> &Presence {
         &self.presence
+    }
+
+    /// The file `spans` says what is present now. A failed write is worth one log line, no error: it costs a later owner a fetch or a hash.
+    pub(crate) fn write_presence(&self) {
+        if let Err(error) = self.presence.write() {
+            tracing::debug!(path = %self.dir.join("spans").display(), %error, "presence of spans was not written");
+        }
     }
 
     pub(crate) fn dir(&self) -> &Path {
@@ -119,9 +147,12 @@ fn map_stream(file: &File, len: u64) -> std::io::Result<Option<Mmap>> {
     unsafe { MmapOptions::new().len(len).map(file) }.map(Some)
 }
 
-/// The bit of `span` in the file, after a failed write is worth one log line, no error: it costs a later owner a fetch or a hash.
-pub(crate) fn note_presence(file: &LayerFile, span: SpanIndex, on_disk: bool) {
-    if let Err(error) = file.presence.set(span, on_disk) {
-        tracing::debug!(path = %file.dir.join("spans").display(), %error, "presence of a span was not written");
+/// Explicitly, since a write that a shard has not reaped yet may keep the file itself open for a moment.
+impl Drop for LayerFile {
+    fn drop(&mut self) {
+        self.write_presence();
+        if self.standing() == Standing::Sole {
+            self.lease.give_back(&self.stream);
+        }
     }
 }

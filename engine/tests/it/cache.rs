@@ -118,6 +118,52 @@ fn zeros_behind_a_cut_are_not_handed_out() {
     });
 }
 
+/// Claim: a span that somebody overwrites while it is in use, verified, is never served wrong: not while they have the file open, nor
+/// afterwards, when the file is trusted again.
+#[test]
+fn an_overwritten_span_is_never_served() {
+    each_disk_io(|disk_io| {
+        let node = Node::ordinary(disk_io);
+        let engine = node.start();
+        let (image, stream) = (node.open(&engine), &node.layers[0].stream);
+        read(&image, BASE, 0, stream.len()).unwrap();
+        wait_present(&image, BASE, 0, stream.len());
+        let path = node.cache_files("stream").into_iter().find(|path| std::fs::metadata(path).unwrap().len() == stream.len() as u64 + 1);
+        let file = std::fs::File::options().write(true).open(path.unwrap()).unwrap();
+        assert!(image.present(BASE, 0..4096).is_none(), "somebody has it open: nothing is handed out unseen");
+        for at in [5, 200_000, 1_000_000] {
+            file.write_all_at(&[stream[at] ^ 1], at as u64).unwrap();
+            assert!(read(&image, BASE, at & !4095, 4096).unwrap() == stream[at & !4095..][..4096], "at {at}");
+        }
+        file.write_all_at(&[stream[2_000_000] ^ 1], 2_000_000).unwrap();
+        drop(file);
+        assert_eq!(engine.stats().spans_repaired, 3);
+        wait_present(&image, BASE, 0, 4096);
+        assert!(read(&image, BASE, 0, stream.len()).unwrap() == *stream);
+        assert_eq!((engine.stats().spans_repaired, engine.stats().reads_failed), (4, 0));
+    });
+}
+
+/// Claim: another process that only reads a cache file, such as a backup, waits a moment, gets it, and leaves everything as it was.
+#[test]
+fn a_backup_of_the_cache_is_no_harm() {
+    let node = Node::ordinary(DiskIo::Auto);
+    let engine = node.start();
+    let (image, stream) = (node.open(&engine), &node.layers[0].stream);
+    read(&image, BASE, 0, stream.len()).unwrap();
+    wait_present(&image, BASE, 0, stream.len());
+    let fetched = engine.stats().spans_fetched;
+    let started = std::time::Instant::now();
+    for path in node.cache_files("stream") {
+        let copy = std::fs::read(&path).unwrap();
+        assert!(copy.len() != stream.len() + 1 || copy[..stream.len()] == stream[..]);
+    }
+    assert!(started.elapsed() < std::time::Duration::from_secs(5), "a lease was not given back in time");
+    wait_present(&image, BASE, 0, stream.len());
+    assert!(read(&image, BASE, 0, stream.len()).unwrap() == *stream);
+    assert_eq!((engine.stats().spans_fetched, engine.stats().spans_repaired), (fetched, 0));
+}
+
 /// Claim: cache files of a wrong length, of a wrong kind or full of ones begin anew or are verified; never a wrong byte.
 #[test]
 fn a_hostile_cache_directory_is_no_harm() {

@@ -53,7 +53,7 @@ fn thousands_of_waiters_are_answered() {
         let (answer, answers) = mpsc::channel();
         for number in 0..5000 {
             let (answer, at) = (answer.clone(), number * 629 % (stream.len() - 2000));
-            let done = Box::new(move |result: Result<Vec<u8>, EngineError>| answer.send((at, result.unwrap())).unwrap());
+            let done = Box::new(move |result: Result<clip_engine::Bytes, EngineError>| answer.send((at, result.unwrap())).unwrap());
             image.read(BASE, at as u64..at as u64 + 2000, done);
         }
         drop(answer);

@@ -299,7 +299,7 @@ fn a_panic_in_an_engine_thread_leaves_nobody_waiting() {
         let (answer, answers) = std::sync::mpsc::channel();
         for number in 0..30 {
             let answer = answer.clone();
-            let done = move |result: Result<Vec<u8>, EngineError>| {
+            let done = move |result: Result<clip_engine::Bytes, EngineError>| {
                 assert!(number != 3, "a panic that this test wants");
                 answer.send(result).unwrap();
             };

@@ -5,11 +5,12 @@ use std::{ffi::CString, fs, io, os::fd::AsRawFd, os::fd::OwnedFd, path::Path};
 use rustix::{
     fs::{Mode, OFlags},
     io::Errno,
-    mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, UnmountFlags},
+    mount::{MountFlags, UnmountFlags},
 };
 use tracing::debug;
 
 use super::{
+    in_force,
     mountinfo::{Device, FS_TYPE},
     options::MountOptions,
 };
@@ -20,7 +21,7 @@ pub(super) const DEV_FUSE: &str = "/dev/fuse";
 /// Its major and minor number. Source: linux include/linux/miscdevice.h, `FUSE_MINOR`; include/uapi/linux/major.h, `MISC_MAJOR`.
 const DEV_FUSE_NUMBER: (u32, u32) = (10, 229);
 /// Where the kernel lists its FUSE connections, when somebody has mounted it.
-const CONNECTIONS: &str = "/sys/fs/fuse/connections";
+pub(super) const CONNECTIONS: &str = "/sys/fs/fuse/connections";
 
 /// A mount by mount(2), and the connection to serve it by.
 ///
@@ -102,10 +103,7 @@ pub(super) fn abort(device: Device) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         done => return done,
     }
-    let context = rustix::mount::fsopen("fusectl", FsOpenFlags::FSOPEN_CLOEXEC)?;
-    rustix::mount::fsconfig_create(&context)?;
-    let unseen = rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?;
-    let abort = rustix::fs::openat(&unseen, &connection, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let abort = in_force::open_unseen(&connection, OFlags::WRONLY)?;
     rustix::io::write(&abort, b"1")?;
     Ok(())
 }

@@ -26,6 +26,8 @@ pub(super) struct Mount {
     pub(super) mountpoint: PathBuf,
     pub(super) fs_type: String,
     pub(super) source: OsString,
+    /// Of this mount, then of the file system.
+    pub(super) options: String,
 }
 
 /// All lines.
@@ -51,6 +53,7 @@ fn parse(line: &[u8]) -> Option<Mount> {
     let device = text(fields.next()?)?;
     let (major, minor) = device.split_once(':')?;
     let mountpoint = unescape(fields.nth(1)?);
+    let of_mount = text(fields.next()?)?;
     let mut after = fields.skip_while(|field| *field != b"-").skip(1);
     Some(Mount {
         id,
@@ -59,6 +62,7 @@ fn parse(line: &[u8]) -> Option<Mount> {
         mountpoint: PathBuf::from(OsString::from_vec(mountpoint)),
         fs_type: text(after.next()?)?,
         source: OsString::from_vec(unescape(after.next()?)),
+        options: format!("{of_mount},{}", String::from_utf8_lossy(after.next()?)),
     })
 }
 
@@ -94,6 +98,7 @@ mod tests {
         assert_eq!((mount.id, mount.parent, mount.device), (36, 35, Device { major: 0, minor: 98 }));
         assert_eq!(mount.mountpoint, Path::new("/mnt/a b\\"));
         assert_eq!((mount.fs_type.as_str(), mount.source.to_str()), ("fuse.clip", Some("/im\tages/x.clip")));
+        assert_eq!(mount.options, "rw,noatime,ro,user_id=0");
         assert_eq!(parse(b"36 35 0:98 / /mnt rw - "), None);
         assert_eq!(parse(b""), None);
         assert_eq!(unescape(br"\4\08\\"), br"\4\08\\");
@@ -109,6 +114,7 @@ mod tests {
             mountpoint: "/m".into(),
             fs_type: FS_TYPE.into(),
             source: "x".into(),
+            options: String::new(),
         };
         let stack = [mount(12, 10), mount(10, 1), mount(11, 12)];
         assert_eq!(topmost(&stack, Path::new("/m")).map(|mount| mount.id), Some(11));

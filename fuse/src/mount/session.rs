@@ -12,7 +12,9 @@ use rustix::io::Errno;
 use tracing::{debug, warn};
 
 use super::{
-    fusermount, kernel,
+    fusermount,
+    in_force::{self, InForce},
+    kernel,
     kernel::system,
     mountinfo::{self, Device},
     options::MountOptions,
@@ -74,6 +76,12 @@ impl Mounted {
         } else {
             state.waiting.push(ended);
         }
+    }
+
+    /// What the kernel says of this mount's settings. Cost: a few files of /proc and /sys are read.
+    #[must_use]
+    pub fn in_force(&self) -> InForce {
+        in_force::in_force(&self.mountpoint, self.device)
     }
 
     /// Detaches the mount from the tree now; open files keep being served. Nothing happens when it is detached already.

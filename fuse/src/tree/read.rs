@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use clip_engine::EngineError;
+use clip_engine::{Bytes, EngineError};
 use clip_format::{
     erofs::{Extent, FileType, Inode},
     units::{LayerIndex, Nid, StreamOffset},
@@ -51,7 +51,8 @@ impl<B: ByteSource> Tree<B> {
     /// they have come.
     ///
     /// Errors, through `reply`: ISDIR and INVAL for what is no regular file; what the errno match says for a failed fetch.
-    /// Cost: no copy of bytes that are present, in one piece; otherwise one.
+    /// Cost: no copy of bytes that are present, in one piece, nor an allocation or a lock while all that follows is present too; otherwise
+    /// one copy, none where the piece lies in one span.
     pub fn read<R: ReadReply>(&self, node: NodeId, offset: u64, size: u32, reply: R) {
         let (inode, range) = match self.readable(node, offset, size) {
             Ok(readable) => readable,
@@ -100,7 +101,7 @@ impl<B: ByteSource> Tree<B> {
             Some(present) => reply.fail(wrong_length(&range, present.len())),
             None => {
                 let failures = Arc::clone(&self.failures);
-                let done = Box::new(move |result: Result<Vec<u8>, EngineError>| match result {
+                let done = Box::new(move |result: Result<Bytes, EngineError>| match result {
                     Ok(read) if read.len() as u64 == range.end - range.start => reply.data(&read),
                     Ok(read) => reply.fail(wrong_length(&range, read.len())),
                     Err(error) => reply.fail(fetch_failure(&failures, nid, range, &error)),
@@ -108,7 +109,9 @@ impl<B: ByteSource> Tree<B> {
                 self.source.read(layer, bytes.clone(), done);
             }
         }
-        self.source.note_read(&self.streams.of(nid), layer, bytes, run_end.get());
+        if self.source.may_read_ahead(layer, &bytes, run_end.get()) {
+            self.source.note_read(&self.streams.of(nid), layer, bytes, run_end.get());
+        }
     }
 
     /// Holes, or several pieces: zeros into which each piece is put when it comes; the last one sends the reply.
@@ -190,7 +193,7 @@ struct Waiting<R> {
 }
 
 impl<R: ReadReply> Assembly<R> {
-    fn complete(&self, at: usize, len: usize, result: Result<Vec<u8>, EngineError>) {
+    fn complete(&self, at: usize, len: usize, result: Result<Bytes, EngineError>) {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         if waiting.reply.is_none() {
             return;

@@ -9,7 +9,7 @@ use std::{
     },
 };
 
-use clip_engine::{EngineError, image::ReadDone};
+use clip_engine::{Bytes, EngineError, image::ReadDone};
 use clip_format::{
     erofs::{Body, Device, FileExtent, Index, InodeSpec, write_image},
     units::{LayerIndex, StreamOffset},
@@ -55,7 +55,7 @@ impl Source {
     pub fn release(&self) {
         let held = std::mem::take(&mut *self.0.held.lock().unwrap());
         for (layer, range, done) in held.into_iter().rev() {
-            done(Ok(self.bytes(layer, range).to_vec()));
+            done(Ok(Bytes::copy_from_slice(self.bytes(layer, range))));
         }
     }
 
@@ -90,10 +90,10 @@ impl ByteSource for Source {
         let inside = self.0.layers.get(usize::from(layer.get())).is_some_and(|layer| layer.len() as u64 >= range.end);
         let supply = if inside { self.0.supply.lock().unwrap()[usize::from(layer.get())] } else { Supply::Failing };
         match supply {
-            Supply::Present => done(Ok(self.bytes(layer, range).to_vec())),
+            Supply::Present => done(Ok(Bytes::copy_from_slice(self.bytes(layer, range)))),
             Supply::Fetched => {
                 let source = self.clone();
-                std::thread::spawn(move || done(Ok(source.bytes(layer, range).to_vec())));
+                std::thread::spawn(move || done(Ok(Bytes::copy_from_slice(source.bytes(layer, range)))));
             }
             Supply::Held => self.0.held.lock().unwrap().push((layer, range, done)),
             Supply::Failing => {
@@ -163,6 +163,11 @@ impl Builder {
 
 /// The sample, with xattrs or without, all layers present.
 pub fn source(xattrs: bool) -> Source {
+    source_and_index(xattrs).0
+}
+
+/// As [`source`], and the bytes of its index.
+pub fn source_and_index(xattrs: bool) -> (Source, Vec<u8>) {
     let program = std::fs::read("/usr/bin/id").unwrap_or_default();
     let program_at = (FILE_AT + FILE_LEN).next_multiple_of(512);
     let mut base = noise(program_at, 1);
@@ -221,7 +226,7 @@ pub fn source(xattrs: bool) -> Source {
     ]);
     let devices: Vec<Device> = layers.iter().map(|layer| Device { stream_size: layer.len() as u64, tag: [b'0'; 64] }).collect();
     let bytes = write_image(&image.inodes, root, &devices).unwrap();
-    over(Index::open(Arc::new(bytes)).unwrap(), layers)
+    (over(Index::open(Arc::new(bytes.clone())).unwrap(), layers), bytes)
 }
 
 /// A tree of one file, one directory, one link and one xattr, and the bytes of its index.
