@@ -21,7 +21,6 @@ use clip_fuse::{ByteSource, MountOptions, Mounted};
 
 use super::{Findings, SameWork, timed};
 use crate::{
-    corpus::LARGE_PATH,
     machine,
     report::{Figure, Temperature, Unit, milliseconds},
     setup::Setup,
@@ -33,12 +32,16 @@ const IN_PROCESS: &str = "the same in this process, without the program";
 /// What an owner process may take to leave after the last umount. Source: chosen; reaching it is an error.
 const LEAVE: Duration = Duration::from_secs(20);
 
+/// `clip-bench mount`
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct MountArgs {}
+
 /// Times to the first stat: the first mount ever of an image on a node, and one whose index is expanded already; in this process, and
 /// by the `clip` program where it was found.
 ///
 /// # Errors
 /// Every kind.
-pub fn measure(setup: &Setup) -> Result<Findings> {
+pub fn measure(setup: &Setup, _args: &MountArgs) -> Result<Findings> {
     let mut findings = Findings::default();
     if let Some(reason) = machine::no_mounts() {
         findings.skipped.push(format!("mount: {reason}"));
@@ -101,7 +104,7 @@ fn in_process(setup: &Setup, times: &mut Times) -> Result<()> {
         let (took, mounted) = timed(|| {
             let (engine, image) = setup.open(cache.path())?;
             let mounted = mount(image, mountpoint.path())?;
-            let metadata = fs::metadata(mountpoint.path().join(LARGE_PATH))?;
+            let metadata = fs::metadata(mountpoint.path().join(&setup.clip.large.path))?;
             times.work.check("the first stat", stat_hash(&metadata))?;
             Ok((mounted, engine))
         })?;
@@ -118,7 +121,7 @@ fn by_program(setup: &Setup, program: &Path, times: &mut Times) -> Result<()> {
             let mut command = Command::new(program);
             command.arg("mount").arg(&setup.clip.path).arg(mountpoint.path()).arg("--cache-dir").arg(cache.path());
             run(&mut command)?;
-            let metadata = fs::metadata(mountpoint.path().join(LARGE_PATH))?;
+            let metadata = fs::metadata(mountpoint.path().join(&setup.clip.large.path))?;
             times.work.check("the first stat", stat_hash(&metadata))
         })?;
         if first { &mut times.program_first } else { &mut times.program_expanded }.push(milliseconds(took));
