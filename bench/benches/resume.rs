@@ -1,17 +1,19 @@
 //! Resume at a random checkpoint and verify the span, in memory; against plain inflate and BLAKE3 of the same bytes.
 
 use clip_bench::{
+    args::Common,
     corpus::{LARGE_LAYER, content::Draws},
     floor,
-    setup::{Options, Scale, Setup},
+    setup::Setup,
 };
 use clip_engine::inflate::Until;
 use clip_format::units::SpanIndex;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 
 fn resume(criterion: &mut Criterion) {
-    let setup = Setup::new(&Options { scale: Scale::Tiny, seed: 1, runs: None, clip_program: None }).expect("the tiny corpus can be made");
-    let (table, blob) = (setup.large_table(), &setup.corpus.layers[LARGE_LAYER].blob);
+    let setup = Setup::new(&Common::tiny(), 0).expect("the tiny corpus can be made");
+    let made = setup.made.as_ref().expect("an image made for the run");
+    let (table, blob) = (setup.large_table(), &made.corpus.layers[LARGE_LAYER].blob);
     // The first span has no window, the last is short.
     let spans: Vec<SpanIndex> = (1..table.len().saturating_sub(1)).map(SpanIndex).filter(|&span| table.entry_of(span) == span).collect();
     let decode = |span: SpanIndex| {
@@ -37,7 +39,7 @@ fn resume(criterion: &mut Criterion) {
     group.bench_function("at a checkpoint, verified", |bencher| {
         bencher.iter_batched(|| spans[draws.below(spans.len() as u64) as usize], decode, BatchSize::SmallInput);
     });
-    group.throughput(Throughput::Bytes(setup.corpus.layers[LARGE_LAYER].stream_bytes));
+    group.throughput(Throughput::Bytes(made.corpus.layers[LARGE_LAYER].stream_bytes));
     group.bench_function("floor: plain inflate of the layer", |bencher| {
         bencher.iter(|| floor::inflate(blob).expect("a blob of the corpus"))
     });

@@ -6,14 +6,13 @@ pub mod content;
 mod layer;
 
 use std::{
-    fmt, fs,
+    fs,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
 use clip_format::digest::Digest;
-use serde::Serialize;
 use serde_json::json;
 
 use content::{Draws, Kind, Writer};
@@ -46,13 +45,26 @@ pub struct Sizes {
     pub library_bytes: usize,
     /// Length of the large file.
     pub large_bytes: usize,
+    /// Bytes of libraries beside the large file, in the same layer.
+    pub beside_large_bytes: usize,
 }
 
 impl Sizes {
-    /// What figures are taken with.
-    pub const FULL: Self = Self { small_files: 20_000, libraries: 12, library_bytes: 8 << 20, large_bytes: 200_000_000 };
+    /// What figures are taken with; the large layer's size is the subcommand's affair.
+    pub const FULL: Self =
+        Self { small_files: 20_000, libraries: 12, library_bytes: 8 << 20, large_bytes: 192 << 20, beside_large_bytes: 192 << 20 };
     /// What tests run: everything once, in a few seconds without optimisation.
-    pub const TINY: Self = Self { small_files: 200, libraries: 2, library_bytes: 300 << 10, large_bytes: 5_000_000 };
+    pub const TINY: Self =
+        Self { small_files: 200, libraries: 2, library_bytes: 300 << 10, large_bytes: 5_000_000, beside_large_bytes: 1 << 20 };
+
+    /// With a large layer of `mib` MiB, half of it one file.
+    #[must_use]
+    pub fn with_large_layer(self, mib: u32) -> Self {
+        let bytes = (mib as usize) << 20;
+        // Every library stays shorter than the large file.
+        let library_bytes = self.library_bytes.min(bytes / 8);
+        Self { library_bytes, large_bytes: bytes / 2, beside_large_bytes: bytes - bytes / 2, ..self }
+    }
 }
 
 /// An image of the registry and of the layout.
@@ -79,34 +91,7 @@ pub struct Corpus {
     pub large_bytes: u64,
     /// BLAKE3 of the large file.
     pub large_hash: blake3::Hash,
-    /// Regular files.
-    pub files: u64,
-    /// Bytes of all paths, one a line, sorted.
-    pub paths: Vec<u8>,
     seed: u64,
-}
-
-/// The corpus in a line.
-#[derive(Clone, Debug, Serialize)]
-pub struct Summary {
-    /// What it was made from.
-    pub seed: u64,
-    /// Regular files.
-    pub files: u64,
-    /// Of all layer streams.
-    pub stream_bytes: u64,
-    /// Of all blobs.
-    pub compressed_bytes: u64,
-    /// Of the large file.
-    pub large_bytes: u64,
-}
-
-impl fmt::Display for Summary {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
-        let (stream, compressed) = (mib(self.stream_bytes), mib(self.compressed_bytes));
-        write!(f, "corpus: seed {}, {} files, {stream:.1} MiB of stream in 3 gzip layers of {compressed:.1} MiB", self.seed, self.files)
-    }
 }
 
 impl Corpus {
@@ -123,12 +108,8 @@ impl Corpus {
         });
         let ([small, library], (large, large_hash)) = (base?, large??);
         let layers = vec![small, library, large];
-        let mut paths: Vec<_> = layers.iter().flat_map(|layer| layer.paths.iter().map(String::as_str)).collect();
-        paths.sort_unstable();
         let mut corpus = Self {
             dir: dir.to_owned(),
-            files: paths.len() as u64,
-            paths: paths.join("\n").into_bytes(),
             layers,
             manifests: Vec::new(),
             configs: Vec::new(),
@@ -166,16 +147,10 @@ impl Corpus {
         self.layers_of(tag).iter().map(|layer| layer.stream_bytes).sum()
     }
 
-    /// The corpus in a line.
+    /// What it was made from.
     #[must_use]
-    pub fn summary(&self) -> Summary {
-        Summary {
-            seed: self.seed,
-            files: self.files,
-            stream_bytes: self.stream_bytes(TAG_ALL),
-            compressed_bytes: self.layers.iter().map(|layer| layer.blob.len() as u64).sum(),
-            large_bytes: self.large_bytes,
-        }
+    pub fn seed(&self) -> u64 {
+        self.seed
     }
 
     fn add_manifest(&mut self, tag: &'static str, first_layer: usize) {
@@ -280,5 +255,19 @@ fn large_layer(dir: &Path, writer: &Writer, seed: u64, sizes: Sizes) -> Result<(
     fs::write(&plain, &content).with_context(|| format!("write {}", plain.display()))?;
     layer.directory("data")?;
     layer.file(LARGE_PATH, &content)?;
-    Ok((layer.finish()?, blake3::hash(&content)))
+    let hash = blake3::hash(&content);
+    drop(content);
+    let mut draws = Draws::new(seed ^ 0xbe5);
+    let mut left = sizes.beside_large_bytes;
+    for number in 0.. {
+        if left == 0 {
+            break;
+        }
+        let len = left.min(sizes.library_bytes);
+        let mut content = Vec::with_capacity(len + 64);
+        writer.append_mixed(&mut content, len, &mut draws);
+        layer.file(&format!("data/module-{number:04}.so"), &content)?;
+        left -= len;
+    }
+    Ok((layer.finish()?, hash))
 }

@@ -6,12 +6,16 @@
 //! the corpus says, so a figure that was got by doing less is an error, not a record.
 #![deny(unsafe_code)]
 
+pub mod args;
 pub mod child;
 pub mod corpus;
 pub mod floor;
 pub mod machine;
 pub mod measure;
+pub mod page;
 pub mod registry;
 pub mod report;
+pub mod serve;
 pub mod setup;
+pub mod tree;
 pub mod trivial;

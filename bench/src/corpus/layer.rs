@@ -22,14 +22,11 @@ pub struct Layer {
     pub diff_id: Digest,
     /// Length of the stream.
     pub stream_bytes: u64,
-    /// Regular files, in stream order.
-    pub paths: Vec<String>,
 }
 
 /// Writes a tar into gzip, hashing both sides.
 pub(super) struct LayerWriter {
     tar: Builder<Stream>,
-    paths: Vec<String>,
 }
 
 /// Where the tar's bytes go.
@@ -55,7 +52,7 @@ impl Write for Stream {
 impl LayerWriter {
     pub(super) fn new() -> Self {
         let gzip = GzEncoder::new(Vec::new(), Compression::new(LEVEL));
-        Self { tar: Builder::new(Stream { gzip, hash: Sha256::new(), len: 0 }), paths: Vec::new() }
+        Self { tar: Builder::new(Stream { gzip, hash: Sha256::new(), len: 0 }) }
     }
 
     pub(super) fn directory(&mut self, path: &str) -> Result<()> {
@@ -65,16 +62,14 @@ impl LayerWriter {
 
     pub(super) fn file(&mut self, path: &str, content: &[u8]) -> Result<()> {
         let mut header = header(EntryType::Regular, 0o644, content.len() as u64);
-        self.tar.append_data(&mut header, path, content)?;
-        self.paths.push(path.to_owned());
-        Ok(())
+        Ok(self.tar.append_data(&mut header, path, content)?)
     }
 
     pub(super) fn finish(self) -> Result<Layer> {
         let stream = self.tar.into_inner()?;
         let blob = Bytes::from(stream.gzip.finish()?);
         let diff_id = Digest::Sha256(stream.hash.finalize().into());
-        Ok(Layer { digest: sha256(&blob), blob, diff_id, stream_bytes: stream.len, paths: self.paths })
+        Ok(Layer { digest: sha256(&blob), blob, diff_id, stream_bytes: stream.len })
     }
 }
 

@@ -7,27 +7,35 @@ use crate::{
     corpus::{TAG_ALL, TAG_LARGE},
     floor,
     report::{Figure, Unit, megabytes_per_second, milliseconds},
-    setup::{Setup, index, sections_hash},
+    setup::{Made, Setup, index, sections_hash},
 };
 
 const FLOOR: &str = "zlib-rs inflates the same blobs in memory, one core, nothing hashed but the gzip trailer's CRC-32";
+
+/// `clip-bench index`
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct IndexArgs {}
 
 /// Index rates in MB/s of stream, from the registry and from the layout, of one large layer and of all layers.
 ///
 /// # Errors
 /// The indexer's; when two runs index differently.
-pub fn measure(setup: &Setup) -> Result<Findings> {
+pub fn measure(setup: &Setup, _args: &IndexArgs) -> Result<Findings> {
     let mut findings = Findings::default();
+    let Some(made) = &setup.made else {
+        findings.skip("index", "needs the image that clip-bench makes; leave out --clip");
+        return Ok(findings);
+    };
     for (tag, image) in [(TAG_LARGE, "one large layer"), (TAG_ALL, "three layers of small, middle and large files")] {
         let mut work = SameWork::default();
         let sources = [
-            ("registry", "from the in-process registry", setup.registry.reference(tag)),
-            ("layout", "from an oci: directory", setup.corpus.local_reference(tag)),
+            ("registry", "from the in-process registry", made.registry.reference(tag)),
+            ("layout", "from an oci: directory", made.corpus.local_reference(tag)),
         ];
         for (source, place, reference) in sources {
             let mut runs = Runs::default();
             for _ in 0..setup.runs {
-                runs.add(setup, tag, &reference, &mut work)?;
+                runs.add(made, tag, &reference, &mut work)?;
             }
             let id = format!("index.{tag}.{source}");
             let what = format!("index rate of {image}, {place}, the .clip in memory");
@@ -58,12 +66,12 @@ struct Runs {
 }
 
 impl Runs {
-    fn add(&mut self, setup: &Setup, tag: &str, reference: &str, work: &mut SameWork) -> Result<()> {
-        let bytes = setup.corpus.stream_bytes(tag);
-        let (floor, ()) = costed(|| inflate_layers(setup, tag))?;
-        let served = setup.registry.served();
+    fn add(&mut self, made: &Made, tag: &str, reference: &str, work: &mut SameWork) -> Result<()> {
+        let bytes = made.corpus.stream_bytes(tag);
+        let (floor, ()) = costed(|| inflate_layers(made, tag))?;
+        let served = made.registry.served();
         let (cost, indexed) = costed(|| index(reference))?;
-        let registry = setup.registry.served().since(served).cpu;
+        let registry = made.registry.served().since(served).cpu;
         anyhow::ensure!(indexed.summary.stream_bytes == bytes, "expected {bytes} bytes, indexed {}", indexed.summary.stream_bytes);
         work.check(reference, sections_hash(&indexed.clip)?)?;
         self.rates.push(megabytes_per_second(bytes, cost.wall));
@@ -75,8 +83,8 @@ impl Runs {
     }
 }
 
-fn inflate_layers(setup: &Setup, tag: &str) -> Result<()> {
-    for layer in setup.corpus.layers_of(tag) {
+fn inflate_layers(made: &Made, tag: &str) -> Result<()> {
+    for layer in made.corpus.layers_of(tag) {
         let made = floor::inflate(&layer.blob)?;
         anyhow::ensure!(made == layer.stream_bytes, "expected {} bytes out of layer {}, found {made}", layer.stream_bytes, layer.digest);
     }

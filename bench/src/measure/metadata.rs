@@ -84,7 +84,7 @@ fn add(storm: Storm, threads: usize, targets: &Targets, rates: &Rates, work: &bl
     {
         let state = if name == "fresh" { "in a fresh mount" } else { "once the kernel has them" };
         let what = format!("{} {state}, {} of them, {threads} at a time", storm.what(), storm.operations(targets));
-        let figure = Figure::new(&format!("metadata.{}.{name}.{threads}", storm.id()), &what, Unit::OperationsPerSecond, values);
-        findings.figures.push(figure.floor(FLOOR, floors).temperature(temperature).at_least(BAR).work(work));
+        let figure = Figure::new(&format!("metadata.{}.{name}.{threads}", storm.id()), &what, Unit::PerSecond, values);
+        findings.figures.push(figure.floor(FLOOR, floors).bar_of_ratio(BAR).temperature(temperature).work(work));
     }
 }

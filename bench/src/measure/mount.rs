@@ -2,7 +2,6 @@
 
 use std::{
     fs,
-    ops::Range,
     os::unix::fs::MetadataExt as _,
     path::Path,
     process::{Command, Stdio},
@@ -11,20 +10,19 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use clip_engine::{EngineError, Image, image::ReadDone};
+use clip_engine::{EngineError, Image};
 use clip_format::{
     clip_file::ClipFile,
     erofs::{Body, Index, InodeSpec, write_image},
-    units::LayerIndex,
 };
-use clip_fuse::{ByteSource, MountOptions, Mounted};
+use clip_fuse::{MountOptions, Mounted};
 
 use super::{Findings, SameWork, timed};
 use crate::{
-    corpus::LARGE_PATH,
     machine,
     report::{Figure, Temperature, Unit, milliseconds},
     setup::Setup,
+    trivial::NoBytes,
 };
 
 const FIRST: &str = "zstd and BLAKE3 of index and checkpoints in memory, and a mount and stat of an empty tree";
@@ -33,12 +31,16 @@ const IN_PROCESS: &str = "the same in this process, without the program";
 /// What an owner process may take to leave after the last umount. Source: chosen; reaching it is an error.
 const LEAVE: Duration = Duration::from_secs(20);
 
+/// `clip-bench mount`
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct MountArgs {}
+
 /// Times to the first stat: the first mount ever of an image on a node, and one whose index is expanded already; in this process, and
 /// by the `clip` program where it was found.
 ///
 /// # Errors
 /// Every kind.
-pub fn measure(setup: &Setup) -> Result<Findings> {
+pub fn measure(setup: &Setup, _args: &MountArgs) -> Result<Findings> {
     let mut findings = Findings::default();
     if let Some(reason) = machine::no_mounts() {
         findings.skipped.push(format!("mount: {reason}"));
@@ -90,7 +92,7 @@ fn in_process(setup: &Setup, times: &mut Times) -> Result<()> {
         Ok(())
     })?;
     let (empty, mounted) = timed(|| {
-        let mounted = clip_fuse::mount_source(Empty::new()?, mountpoint.path(), &MountOptions::new("empty".to_owned()))?;
+        let mounted = clip_fuse::mount_source(empty()?, mountpoint.path(), &MountOptions::new("empty".to_owned()))?;
         ensure!(fs::metadata(mountpoint.path())?.is_dir(), "no directory");
         Ok(mounted)
     })?;
@@ -101,7 +103,7 @@ fn in_process(setup: &Setup, times: &mut Times) -> Result<()> {
         let (took, mounted) = timed(|| {
             let (engine, image) = setup.open(cache.path())?;
             let mounted = mount(image, mountpoint.path())?;
-            let metadata = fs::metadata(mountpoint.path().join(LARGE_PATH))?;
+            let metadata = fs::metadata(mountpoint.path().join(&setup.clip.large.path))?;
             times.work.check("the first stat", stat_hash(&metadata))?;
             Ok((mounted, engine))
         })?;
@@ -118,7 +120,7 @@ fn by_program(setup: &Setup, program: &Path, times: &mut Times) -> Result<()> {
             let mut command = Command::new(program);
             command.arg("mount").arg(&setup.clip.path).arg(mountpoint.path()).arg("--cache-dir").arg(cache.path());
             run(&mut command)?;
-            let metadata = fs::metadata(mountpoint.path().join(LARGE_PATH))?;
+            let metadata = fs::metadata(mountpoint.path().join(&setup.clip.large.path))?;
             times.work.check("the first stat", stat_hash(&metadata))
         })?;
         if first { &mut times.program_first } else { &mut times.program_expanded }.push(milliseconds(took));
@@ -169,30 +171,8 @@ pub fn end(mounted: Mounted) -> Result<()> {
 }
 
 /// A root directory without entries.
-struct Empty(Index);
-
-impl Empty {
-    fn new() -> Result<Self> {
-        let body = Body::Directory(Vec::new());
-        let root = InodeSpec { permissions: 0o755, uid: 0, gid: 0, mtime_s: 0, mtime_ns: 0, xattrs: Vec::new(), body };
-        Ok(Self(Index::open(Arc::new(write_image(&[root], 0, &[])?))?))
-    }
-}
-
-impl ByteSource for Empty {
-    type Stream = ();
-
-    fn index(&self) -> &Index {
-        &self.0
-    }
-
-    fn present(&self, _: LayerIndex, _: Range<u64>) -> Option<&[u8]> {
-        None
-    }
-
-    fn read(&self, _: LayerIndex, _: Range<u64>, done: ReadDone) {
-        done(Err(EngineError::Stopped));
-    }
-
-    fn note_read(&self, (): &(), _: LayerIndex, _: Range<u64>, _: u64) {}
+fn empty() -> Result<NoBytes> {
+    let body = Body::Directory(Vec::new());
+    let root = InodeSpec { permissions: 0o755, uid: 0, gid: 0, mtime_s: 0, mtime_ns: 0, xattrs: Vec::new(), body };
+    Ok(NoBytes(Index::open(Arc::new(write_image(&[root], 0, &[])?))?))
 }

@@ -6,7 +6,7 @@ use std::{
     os::unix::{ffi::OsStrExt as _, fs::MetadataExt as _},
     path::{Path, PathBuf},
     sync::Barrier,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
@@ -131,20 +131,20 @@ impl Storm {
     pub(super) fn rate(self, root: &Path, targets: &Targets, threads: usize) -> Result<(f64, blake3::Hash)> {
         let mut parts = (0..threads).map(|part| self.prepared(root, targets, part, threads)).collect::<Result<Vec<_>>>()?;
         // All stand ready before the clock starts.
-        let ready = Barrier::new(threads + 1);
-        let took = std::thread::scope(|scope| {
+        let ready = Barrier::new(threads);
+        let times = std::thread::scope(|scope| {
             let run = |part: &mut Part| {
                 ready.wait();
-                part.run()
+                let started = Instant::now();
+                part.run()?;
+                Ok::<_, anyhow::Error>((started, Instant::now()))
             };
             let running: Vec<_> = parts.iter_mut().map(|part| scope.spawn(move || run(part))).collect();
-            ready.wait();
-            let started = Instant::now();
-            for thread in running {
-                thread.join().map_err(|_| anyhow::anyhow!("a client panicked"))??;
-            }
-            Ok::<_, anyhow::Error>(started.elapsed())
+            let times = running.into_iter().map(|thread| thread.join().map_err(|_| anyhow::anyhow!("a client panicked"))?);
+            times.collect::<Result<Vec<_>>>()
         })?;
+        let (first, last) = (times.iter().map(|(started, _)| *started).min(), times.iter().map(|(_, ended)| *ended).max());
+        let took = first.zip(last).map_or(Duration::ZERO, |(first, last)| last - first);
         let mut hasher = blake3::Hasher::new();
         parts.iter().for_each(|part| part.hash(&mut hasher));
         Ok((self.operations(targets) as f64 / took.as_secs_f64().max(1e-9), hasher.finalize()))
@@ -235,11 +235,19 @@ impl Part {
     }
 
     fn hash(&self, hasher: &mut blake3::Hasher) {
-        let stat = |hasher: &mut blake3::Hasher, stat: &Stat| stat.0.iter().for_each(|field| drop(hasher.update(&field.to_le_bytes())));
+        let stat = |hasher: &mut blake3::Hasher, stat: &Stat| {
+            for field in stat.0 {
+                hasher.update(&field.to_le_bytes());
+            }
+        };
         match self {
             Self::Stat { found, .. } => found.iter().for_each(|found| stat(hasher, found)),
-            Self::Missing { paths } => drop(hasher.update(&paths.len().to_le_bytes())),
-            Self::OpenRead { bytes, .. } => drop(hasher.update(bytes)),
+            Self::Missing { paths } => {
+                hasher.update(&paths.len().to_le_bytes());
+            }
+            Self::OpenRead { bytes, .. } => {
+                hasher.update(bytes);
+            }
             Self::Readdir { found, .. } => {
                 for (name, of) in found {
                     hasher.update(name);

@@ -12,11 +12,11 @@ use clip_format::units::SpanIndex;
 
 use super::Way;
 use crate::{
-    corpus::{LARGE_LAYER, LARGE_PATH, content::Draws},
+    corpus::{LARGE_LAYER, content::Draws},
     floor::SpanLoop,
     measure::{Findings, SameWork, mount},
     report::{Figure, Temperature, Unit, percentile_us},
-    setup::Setup,
+    setup::{Made, Setup},
 };
 
 const READ_BYTES: usize = 4096;
@@ -43,13 +43,13 @@ impl Latencies {
     }
 }
 
-pub(super) fn measure(setup: &Setup, ways: &[Way], findings: &mut Findings) -> Result<()> {
+pub(super) fn measure(setup: &Setup, made: &Made, ways: &[Way], findings: &mut Findings) -> Result<()> {
     let probes = probes(setup);
     let mut work = SameWork::default();
     for &way in ways {
         let (mut floors, mut found, mut stats) = (Latencies::default(), Latencies::default(), Stats::default());
         for _ in 0..setup.runs {
-            floors.add(by_loop(setup, &probes, &mut work)?);
+            floors.add(by_loop(setup, made, &probes, &mut work)?);
             let (latencies, cost) = cold(setup, way, &probes, &mut work)?;
             found.add(latencies);
             stats = cost;
@@ -80,7 +80,7 @@ fn add_costs(way: Way, probes: &[Probe], stats: &Stats, findings: &mut Findings)
 
 /// Reads in the large file, in random order, each inside one span that no other touches.
 fn probes(setup: &Setup) -> Vec<Probe> {
-    let (table, large) = (setup.large_table(), setup.clip.large);
+    let (table, large) = (setup.large_table(), &setup.clip.large);
     let mut draws = Draws::new(0x4b);
     let mut spans: Vec<u32> = (0..table.len()).collect();
     for at in (1..spans.len()).rev() {
@@ -112,21 +112,21 @@ fn each(probes: &[Probe], work: &mut SameWork, mut read: impl FnMut(u64, &mut [u
     Ok(latencies)
 }
 
-fn by_loop(setup: &Setup, probes: &[Probe], work: &mut SameWork) -> Result<Vec<Duration>> {
-    let layer = &setup.corpus.layers[LARGE_LAYER];
-    let mut spans = SpanLoop::connect(setup.registry.address(), layer, setup.large_table(), &setup.clip.windows)?;
+fn by_loop(setup: &Setup, made: &Made, probes: &[Probe], work: &mut SameWork) -> Result<Vec<Duration>> {
+    let layer = &made.corpus.layers[LARGE_LAYER];
+    let mut spans = SpanLoop::connect(made.registry.address(), layer, setup.large_table(), &setup.clip.windows)?;
     each(probes, work, |at, buffer| spans.read(setup.clip.large.stream + at, buffer))
 }
 
 fn cold(setup: &Setup, way: Way, probes: &[Probe], work: &mut SameWork) -> Result<(Vec<Duration>, Stats)> {
-    let (cache, large) = (setup.fresh_dir()?, setup.clip.large);
+    let (cache, large) = (setup.fresh_dir()?, &setup.clip.large);
     let (engine, image) = setup.open(cache.path())?;
     let latencies = match way {
         Way::Library => each(probes, work, |at, buffer| Ok(image.read_exact_at(large.layer, large.stream + at, buffer)?))?,
         Way::Mount => {
             let mountpoint = setup.fresh_dir()?;
             let mounted = mount::mount(image, mountpoint.path())?;
-            let file = File::open(mountpoint.path().join(LARGE_PATH))?;
+            let file = File::open(mountpoint.path().join(&large.path))?;
             let latencies = each(probes, work, |at, buffer| Ok(file.read_exact_at(buffer, at)?))?;
             drop(file);
             mount::end(mounted)?;

@@ -13,12 +13,12 @@ use clip_engine::{Image, ReadStream, Stats};
 
 use super::Way;
 use crate::{
-    corpus::{LARGE_LAYER, LARGE_PATH},
+    corpus::LARGE_LAYER,
     floor::{self, PIECE_BYTES},
     machine,
     measure::{Cost, Findings, SameWork, costed, mount},
     report::{Figure, Temperature, Unit, megabytes_per_second, milliseconds},
-    setup::Setup,
+    setup::{Made, Setup},
 };
 
 const INFLATE: &str = "zlib-rs inflates the file's layer in memory, one core";
@@ -51,21 +51,22 @@ struct Rates {
 /// The place that the large file is read into, and what must stand there afterwards.
 struct Reader<'a> {
     setup: &'a Setup,
+    made: &'a Made,
     buffer: Vec<u8>,
     work: SameWork,
 }
 
-pub(super) fn measure(setup: &Setup, ways: &[Way], findings: &mut Findings) -> Result<()> {
+pub(super) fn measure(setup: &Setup, made: &Made, ways: &[Way], findings: &mut Findings) -> Result<()> {
     let len = usize::try_from(setup.clip.large.len)?;
     // Written once, so that no run pays for the pages.
-    let mut reader = Reader { setup, buffer: vec![1; len], work: SameWork::expect(setup.corpus.large_hash) };
+    let mut reader = Reader { setup, made, buffer: vec![1; len], work: SameWork::expect(made.corpus.large_hash) };
     let (mut rates, mut costs) = (Rates::default(), Vec::new());
     for _ in 0..setup.runs {
-        let layer = &setup.corpus.layers[LARGE_LAYER];
+        let layer = &made.corpus.layers[LARGE_LAYER];
         let (inflate, _) = costed(|| floor::inflate(&layer.blob))?;
         rates.inflate.push(megabytes_per_second(layer.stream_bytes, inflate.wall));
         rates.inflate_cpu.push(milliseconds(inflate.cpu));
-        rates.plain.push(reader.rate("ordinary file", |buffer| floor::read_file(&setup.corpus.plain_file(), buffer))?);
+        rates.plain.push(reader.rate("ordinary file", |buffer| floor::read_file(&made.corpus.plain_file(), buffer))?);
         let cache = setup.fresh_dir()?;
         costs = vec![(Way::Library, library(&mut reader, cache.path(), &mut rates)?)];
         if ways.contains(&Way::Mount) {
@@ -104,7 +105,7 @@ fn add_rates(setup: &Setup, ways: &[Way], rates: &Rates, work: &blake3::Hash, fi
 
 /// What the last cold run cost the registry.
 fn add_costs(setup: &Setup, way: Way, stats: &Stats, findings: &mut Findings) {
-    let (large, table) = (setup.clip.large, setup.large_table());
+    let (large, table) = (&setup.clip.large, setup.large_table());
     let mib = large.len as f64 / f64::from(1 << 20);
     let id = |name: &str| format!("read.sequential.{}.{name}", way.id());
     let mut add = |figure: Figure, floor: &str, value: f64| {
@@ -118,13 +119,13 @@ fn add_costs(setup: &Setup, way: Way, stats: &Stats, findings: &mut Findings) {
 
 /// Cold, then warm, then the same bytes straight from the cache file.
 fn library(reader: &mut Reader<'_>, cache: &Path, rates: &mut Rates) -> Result<Stats> {
-    let setup = reader.setup;
+    let (setup, made) = (reader.setup, reader.made);
     let (engine, image) = setup.open(cache)?;
     rates.library_cold.push(reader.rate("library, cold", |buffer| read_image(setup, &image, buffer))?);
     let stats = engine.stats();
     wait_until_cached(setup, &image)?;
     rates.library_warm.push(reader.rate("library, warm", |buffer| read_image(setup, &image, buffer))?);
-    let layer = cache.join("layers/sha256").join(setup.corpus.layers[LARGE_LAYER].digest.to_hex());
+    let layer = cache.join("layers/sha256").join(made.corpus.layers[LARGE_LAYER].digest.to_hex());
     let stream = File::open(machine::find_file(&layer, "stream")?)?;
     let start = setup.clip.large.stream;
     rates.cached.push(reader.rate("cache file", |buffer| {
@@ -136,7 +137,7 @@ fn library(reader: &mut Reader<'_>, cache: &Path, rates: &mut Rates) -> Result<S
 
 /// Readers are answered before the cache is written: waits until every byte of the large file is on disk.
 fn wait_until_cached(setup: &Setup, image: &Image) -> Result<()> {
-    let (large, deadline) = (setup.clip.large, Instant::now() + CACHED_WITHIN);
+    let (large, deadline) = (&setup.clip.large, Instant::now() + CACHED_WITHIN);
     while image.present(large.layer, large.stream..large.stream + large.len).is_none() {
         ensure!(Instant::now() < deadline, "the cache was not written within {CACHED_WITHIN:?}");
         std::thread::sleep(Duration::from_millis(2));
@@ -146,7 +147,7 @@ fn wait_until_cached(setup: &Setup, image: &Image) -> Result<()> {
 
 /// A reader that tells where it is, as the mount does, so that the engine may read ahead.
 fn read_image(setup: &Setup, image: &Arc<Image>, buffer: &mut [u8]) -> Result<()> {
-    let (large, stream) = (setup.clip.large, ReadStream::default());
+    let (large, stream) = (&setup.clip.large, ReadStream::default());
     let mut at = large.stream;
     for piece in buffer.chunks_mut(PIECE_BYTES) {
         let end = at + piece.len() as u64;
@@ -161,7 +162,8 @@ fn read_image(setup: &Setup, image: &Arc<Image>, buffer: &mut [u8]) -> Result<()
 fn fuse_cached(reader: &mut Reader<'_>, cache: &Path, rates: &mut Rates) -> Result<()> {
     let (_engine, image) = reader.setup.open(cache)?;
     let mountpoint = reader.setup.fresh_dir()?;
-    let file = mountpoint.path().join(LARGE_PATH);
+    let setup = reader.setup;
+    let file = mountpoint.path().join(&setup.clip.large.path);
     let mounted = mount::mount(image.clone(), mountpoint.path())?;
     rates.fuse_unverified.push(reader.rate("FUSE, unverified", |buffer| floor::read_file(&file, buffer))?);
     mount::end(mounted)?;
@@ -172,14 +174,14 @@ fn fuse_cached(reader: &mut Reader<'_>, cache: &Path, rates: &mut Rates) -> Resu
 }
 
 fn fuse_cold(reader: &mut Reader<'_>, rates: &mut Rates) -> Result<Stats> {
-    let setup = reader.setup;
+    let (setup, made) = (reader.setup, reader.made);
     let (cache, mountpoint) = (setup.fresh_dir()?, setup.fresh_dir()?);
     let (engine, image) = setup.open(cache.path())?;
     let mounted = mount::mount(image, mountpoint.path())?;
-    let file = mountpoint.path().join(LARGE_PATH);
-    let before = setup.registry.served();
+    let file = mountpoint.path().join(&setup.clip.large.path);
+    let before = made.registry.served();
     let cost = reader.cost("FUSE, cold", |buffer| floor::read_file(&file, buffer))?;
-    let registry = setup.registry.served().since(before).cpu;
+    let registry = made.registry.served().since(before).cpu;
     rates.fuse_cold.push(megabytes_per_second(setup.clip.large.len, cost.wall));
     rates.fuse_cold_cpu.push(milliseconds(cost.cpu.saturating_sub(registry)));
     rates.registry_cpu.push(registry.as_secs_f64() / cost.wall.as_secs_f64());
@@ -204,7 +206,7 @@ impl Reader<'_> {
 
     /// Where the buffer first differs from the file as the corpus has it.
     fn first_difference(&self) -> String {
-        let Ok(expected) = std::fs::read(self.setup.corpus.plain_file()) else { return "the ordinary file cannot be read".to_owned() };
+        let Ok(expected) = std::fs::read(self.made.corpus.plain_file()) else { return "the ordinary file cannot be read".to_owned() };
         let differs = |at: &usize| expected.get(*at) != self.buffer.get(*at);
         let len = expected.len().max(self.buffer.len());
         let (first, count) = ((0..len).find(differs), (0..len).filter(differs).count());

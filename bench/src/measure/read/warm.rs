@@ -31,7 +31,8 @@ struct Rates {
 ///
 /// # Errors
 /// Every kind; wrong bytes are an error.
-pub(super) fn measure(setup: &Setup, path: &Path, hash: blake3::Hash, findings: &mut Findings) -> Result<()> {
+pub(super) fn measure(setup: &Setup, hash: blake3::Hash, findings: &mut Findings) -> Result<()> {
+    let path = &setup.clip.large.path;
     let (cache, ours, theirs) = (setup.fresh_dir()?, setup.fresh_dir()?, setup.fresh_dir()?);
     let mut filler = Served::start(Server::Clip, &setup.clip.path, cache.path(), ours.path())?;
     filler.fill()?;
@@ -61,7 +62,7 @@ pub(super) fn measure(setup: &Setup, path: &Path, hash: blake3::Hash, findings: 
         let figure = Figure::new(&format!("read.warm.{name}"), what, Unit::MegabytesPerSecond, values);
         let figure = figure.floor(FLOOR, floors).temperature(temperature).work(&reader.work.hash());
         findings.figures.push(match bar {
-            Some(bar) => figure.at_least(bar),
+            Some(bar) => figure.bar_of_ratio(bar),
             None => figure,
         });
     };
