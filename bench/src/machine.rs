@@ -70,6 +70,18 @@ pub fn status_kib(name: &str) -> Result<u64> {
     Ok(number.parse()?)
 }
 
+/// Anonymous resident memory of process `pid`, in KiB.
+///
+/// # Errors
+/// When there is no such process, or it is another user's.
+pub fn anonymous_kib(pid: rustix::process::Pid) -> Result<u64> {
+    let path = format!("/proc/{}/smaps_rollup", pid.as_raw_nonzero());
+    let rollup = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
+    let line = rollup.lines().find_map(|line| line.strip_prefix("Anonymous:"));
+    let number = line.and_then(|line| line.split_whitespace().next()).with_context(|| format!("{path} has no Anonymous"))?;
+    Ok(number.parse()?)
+}
+
 /// Time that all threads of this process, ended ones included, have spent on a core. Cost of precision: 10 ms.
 ///
 /// # Errors

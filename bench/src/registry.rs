@@ -16,6 +16,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
+use clip_format::digest::Digest;
 use http_body_util::Full;
 use hyper::{
     Method, Request, Response, StatusCode,
@@ -29,11 +30,15 @@ use tokio::{net::TcpListener, sync::oneshot};
 
 use crate::{
     corpus::{Corpus, REPOSITORY},
+    layout::LayoutImage,
     machine,
 };
 
+/// The tag of an image that is served alone.
+const IMAGE_TAG: &str = "image";
+
 struct Object {
-    media_type: &'static str,
+    media_type: String,
     bytes: Bytes,
 }
 
@@ -79,11 +84,33 @@ impl Registry {
     /// # Errors
     /// The system's.
     pub fn start(corpus: &Corpus) -> Result<Self> {
+        Self::serve(objects(corpus))
+    }
+
+    /// Serves one image from memory, as [`image_reference`](Self::image_reference).
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn of_image(image: &LayoutImage) -> Result<Self> {
+        let blobs = image.layers.iter().chain([&image.config]);
+        let blob = |(digest, bytes): &(Digest, Bytes)| {
+            let object = Object { media_type: "application/octet-stream".to_owned(), bytes: bytes.clone() };
+            (format!("/v2/{REPOSITORY}/blobs/{digest}"), object)
+        };
+        let mut objects: HashMap<_, _> = blobs.map(blob).collect();
+        for name in [IMAGE_TAG.to_owned(), image.digest.to_string()] {
+            let object = Object { media_type: image.media_type.clone(), bytes: image.manifest.clone() };
+            objects.insert(format!("/v2/{REPOSITORY}/manifests/{name}"), object);
+        }
+        Self::serve(objects)
+    }
+
+    fn serve(objects: HashMap<String, Object>) -> Result<Self> {
         let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).context("listen on loopback")?;
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
         let counters = (AtomicU64::new(0), AtomicU64::new(0), AtomicI32::new(0));
-        let shelf = Arc::new(Shelf { objects: objects(corpus), requests: counters.0, bytes: counters.1, tid: counters.2 });
+        let shelf = Arc::new(Shelf { objects, requests: counters.0, bytes: counters.1, tid: counters.2 });
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (stop, stopped) = oneshot::channel();
         let serving = shelf.clone();
@@ -111,6 +138,12 @@ impl Registry {
         format!("{}/{REPOSITORY}:{tag}", self.address)
     }
 
+    /// The image of [`of_image`](Self::of_image).
+    #[must_use]
+    pub fn image_reference(&self) -> String {
+        self.reference(IMAGE_TAG)
+    }
+
     /// What it has done so far.
     #[must_use]
     pub fn served(&self) -> Served {
@@ -132,12 +165,12 @@ impl Drop for Registry {
 
 fn objects(corpus: &Corpus) -> HashMap<String, Object> {
     let blob = |(digest, bytes): (clip_format::digest::Digest, &Bytes)| {
-        (format!("/v2/{REPOSITORY}/blobs/{digest}"), Object { media_type: "application/octet-stream", bytes: bytes.clone() })
+        (format!("/v2/{REPOSITORY}/blobs/{digest}"), Object { media_type: "application/octet-stream".to_owned(), bytes: bytes.clone() })
     };
     let mut objects: HashMap<_, _> = corpus.blobs().map(blob).collect();
     for manifest in &corpus.manifests {
         for name in [manifest.tag.to_owned(), manifest.digest.to_string()] {
-            let object = Object { media_type: manifest.media_type(), bytes: manifest.bytes.clone() };
+            let object = Object { media_type: manifest.media_type().to_owned(), bytes: manifest.bytes.clone() };
             objects.insert(format!("/v2/{REPOSITORY}/manifests/{name}"), object);
         }
     }
@@ -174,7 +207,7 @@ impl Shelf {
         let part = range.map_or_else(|| object.bytes.clone(), |(start, end)| object.bytes.slice(start..end));
         let mut answer = Response::builder()
             .status(if range.is_some() { StatusCode::PARTIAL_CONTENT } else { StatusCode::OK })
-            .header(CONTENT_TYPE, object.media_type)
+            .header(CONTENT_TYPE, object.media_type.as_str())
             .header(ACCEPT_RANGES, "bytes")
             .header(CONTENT_LENGTH, part.len());
         if let Some((start, end)) = range {
