@@ -7,13 +7,17 @@
 #![forbid(unsafe_code)]
 
 pub mod args;
+pub mod background;
 pub mod child;
 pub mod corpus;
 pub mod floor;
 pub mod machine;
 pub mod measure;
+pub mod origin;
 pub mod page;
 pub mod registry;
+pub mod relay;
 pub mod report;
 pub mod setup;
+pub mod shaper;
 pub mod tree;

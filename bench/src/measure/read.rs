@@ -52,7 +52,7 @@ pub fn measure(setup: &Setup, _args: &ReadArgs) -> Result<Findings> {
         None => ways.push(Way::Mount),
         Some(reason) => findings.skipped.push(format!("read through FUSE: {reason}")),
     }
-    random::measure(setup, made, &ways, &mut findings)?;
+    random::measure(setup, &ways, &mut findings)?;
     sequential::measure(setup, made, &ways, &mut findings)?;
     Ok(findings)
 }
