@@ -27,6 +27,8 @@ pub const LARGE_PATH: &str = "data/large.bin";
 pub const TAG_ALL: &str = "all";
 /// The tag of the image that is only the layer of the large file.
 pub const TAG_LARGE: &str = "large";
+/// The tag of the image of equal layers, where it was made.
+pub const TAG_EQUAL: &str = "equal";
 /// Repository name in the registry.
 pub const REPOSITORY: &str = "clip-bench/corpus";
 /// The layer of the large file in the whole image.
@@ -49,15 +51,29 @@ pub struct Sizes {
     pub large_bytes: usize,
     /// Bytes of libraries beside the large file, in the same layer.
     pub beside_large_bytes: usize,
+    /// Equal layers of an image of their own.
+    pub equal_layers: usize,
 }
 
 impl Sizes {
     /// What figures are taken with; the large layer's size is the subcommand's affair.
-    pub const FULL: Self =
-        Self { small_files: 20_000, libraries: 12, library_bytes: 8 << 20, large_bytes: 192 << 20, beside_large_bytes: 192 << 20 };
+    pub const FULL: Self = Self {
+        small_files: 20_000,
+        libraries: 12,
+        library_bytes: 8 << 20,
+        large_bytes: 192 << 20,
+        beside_large_bytes: 192 << 20,
+        equal_layers: 0,
+    };
     /// What tests run: everything once, in a few seconds without optimisation.
-    pub const TINY: Self =
-        Self { small_files: 200, libraries: 2, library_bytes: 300 << 10, large_bytes: 5_000_000, beside_large_bytes: 1 << 20 };
+    pub const TINY: Self = Self {
+        small_files: 200,
+        libraries: 2,
+        library_bytes: 300 << 10,
+        large_bytes: 5_000_000,
+        beside_large_bytes: 1 << 20,
+        equal_layers: 0,
+    };
 
     /// With a large layer of `mib` MiB, half of it one file.
     #[must_use]
@@ -85,9 +101,11 @@ pub struct Corpus {
     dir: PathBuf,
     /// Of the whole image, the base first.
     pub layers: Vec<Layer>,
-    /// Both images.
+    /// Of the image of equal layers.
+    pub equal: Vec<Layer>,
+    /// One an image.
     pub manifests: Vec<Manifest>,
-    /// Configs of both images, by digest.
+    /// Their configs, by digest.
     pub configs: Vec<(Digest, Bytes)>,
     /// Length of the large file.
     pub large_bytes: u64,
@@ -103,24 +121,26 @@ impl Corpus {
     /// When `dir` cannot be written.
     pub fn make(dir: &Path, seed: u64, sizes: Sizes) -> Result<Self> {
         let writer = Writer::new(seed);
-        let (base, large) = std::thread::scope(|scope| {
+        let (others, large) = std::thread::scope(|scope| {
             let large = scope.spawn(|| large_layer(dir, &writer, seed, sizes));
-            let base = small_layer(&writer, seed, sizes).and_then(|small| Ok([small, library_layer(&writer, seed, sizes)?]));
-            (base, large.join().map_err(|_| anyhow::anyhow!("the large layer's thread panicked")))
+            let others = other_layers(&writer, seed, sizes);
+            (others, large.join().map_err(|_| anyhow::anyhow!("the large layer's thread panicked")))
         });
-        let ([small, library], (large, large_hash)) = (base?, large??);
+        let ((small, library, equal), (large, large_hash)) = (others?, large??);
         let layers = vec![small, library, large];
         let mut corpus = Self {
             dir: dir.to_owned(),
             layers,
+            equal,
             manifests: Vec::new(),
             configs: Vec::new(),
             large_bytes: sizes.large_bytes as u64,
             large_hash,
             seed,
         };
-        corpus.add_manifest(TAG_ALL, 0);
-        corpus.add_manifest(TAG_LARGE, LARGE_LAYER);
+        for tag in [TAG_ALL, TAG_LARGE, TAG_EQUAL] {
+            corpus.add_manifest(tag);
+        }
         corpus.write_layout()?;
         Ok(corpus)
     }
@@ -140,7 +160,11 @@ impl Corpus {
     /// The layers of the image `tag`.
     #[must_use]
     pub fn layers_of(&self, tag: &str) -> &[Layer] {
-        if tag == TAG_LARGE { &self.layers[LARGE_LAYER..] } else { &self.layers }
+        match tag {
+            TAG_LARGE => &self.layers[LARGE_LAYER..],
+            TAG_EQUAL => &self.equal,
+            _ => &self.layers,
+        }
     }
 
     /// Bytes of the streams of the image `tag`.
@@ -155,10 +179,14 @@ impl Corpus {
         self.seed
     }
 
-    fn add_manifest(&mut self, tag: &'static str, first_layer: usize) {
-        let image = image_of(&self.layers[first_layer..]);
-        self.configs.push(image.config);
-        self.manifests.push(Manifest { tag, digest: image.digest, bytes: image.manifest });
+    /// Images without layers are not made.
+    fn add_manifest(&mut self, tag: &'static str) {
+        let layers = self.layers_of(tag);
+        if !layers.is_empty() {
+            let image = image_of(layers);
+            self.configs.push(image.config);
+            self.manifests.push(Manifest { tag, digest: image.digest, bytes: image.manifest });
+        }
     }
 
     fn write_layout(&self) -> Result<()> {
@@ -176,7 +204,7 @@ impl Corpus {
 
     /// Every blob: layers, configs, manifests.
     pub fn blobs(&self) -> impl Iterator<Item = (Digest, &Bytes)> {
-        let layers = self.layers.iter().map(|layer| (layer.digest, &layer.blob));
+        let layers = self.layers.iter().chain(&self.equal).map(|layer| (layer.digest, &layer.blob));
         let configs = self.configs.iter().map(|(digest, bytes)| (*digest, bytes));
         layers.chain(configs).chain(self.manifests.iter().map(|manifest| (manifest.digest, &manifest.bytes)))
     }
@@ -240,6 +268,46 @@ fn plain_file(dir: &Path) -> PathBuf {
     dir.join("large.plain")
 }
 
+fn other_layers(writer: &Writer, seed: u64, sizes: Sizes) -> Result<(Layer, Layer, Vec<Layer>)> {
+    let (small, library) = (small_layer(writer, seed, sizes)?, library_layer(writer, seed, sizes)?);
+    let bytes = sizes.large_bytes.checked_div(sizes.equal_layers).unwrap_or(0);
+    let equal = (0..sizes.equal_layers).map(|number| equal_layer(writer, seed, number, bytes)).collect::<Result<_>>()?;
+    Ok((small, library, equal))
+}
+
+/// A layer of libraries of up to 4 MiB.
+fn equal_layer(writer: &Writer, seed: u64, number: usize, bytes: usize) -> Result<Layer> {
+    let mut layer = LayerWriter::new();
+    let mut draws = Draws::new(seed ^ 0xe9a1 ^ ((number as u64) << 32));
+    let directory = format!("opt/part-{number}");
+    layer.directory(&directory)?;
+    append_libraries(&mut layer, writer, &directory, Left { bytes, each_max: 4 << 20 }, &mut draws)?;
+    layer.finish()
+}
+
+/// What is still to be written.
+struct Left {
+    bytes: usize,
+    /// A file is at most so long.
+    each_max: usize,
+}
+
+/// Fills `layer` with files of mixed content.
+fn append_libraries(layer: &mut LayerWriter, writer: &Writer, directory: &str, mut left: Left, draws: &mut Draws) -> Result<()> {
+    let mut content = Vec::with_capacity(left.each_max + 64);
+    for number in 0.. {
+        if left.bytes == 0 {
+            break;
+        }
+        let len = left.bytes.min(left.each_max);
+        content.clear();
+        writer.append_mixed(&mut content, len, draws);
+        layer.file(&format!("{directory}/module-{number:04}.so"), &content)?;
+        left.bytes -= len;
+    }
+    Ok(())
+}
+
 fn small_layer(writer: &Writer, seed: u64, sizes: Sizes) -> Result<Layer> {
     let mut layer = LayerWriter::new();
     let mut draws = Draws::new(seed ^ 0x5a11);
@@ -283,17 +351,7 @@ fn large_layer(dir: &Path, writer: &Writer, seed: u64, sizes: Sizes) -> Result<(
     layer.file(LARGE_PATH, &content)?;
     let hash = blake3::hash(&content);
     drop(content);
-    let mut draws = Draws::new(seed ^ 0xbe5);
-    let mut left = sizes.beside_large_bytes;
-    for number in 0.. {
-        if left == 0 {
-            break;
-        }
-        let len = left.min(sizes.library_bytes);
-        let mut content = Vec::with_capacity(len + 64);
-        writer.append_mixed(&mut content, len, &mut draws);
-        layer.file(&format!("data/module-{number:04}.so"), &content)?;
-        left -= len;
-    }
+    let left = Left { bytes: sizes.beside_large_bytes, each_max: sizes.library_bytes };
+    append_libraries(&mut layer, writer, "data", left, &mut Draws::new(seed ^ 0xbe5))?;
     Ok((layer.finish()?, hash))
 }

@@ -7,6 +7,7 @@
 #![deny(unsafe_code)]
 
 pub mod args;
+pub mod background;
 pub mod child;
 pub mod corpus;
 pub mod floor;
@@ -17,10 +18,12 @@ pub mod node;
 pub mod origin;
 pub mod page;
 pub mod registry;
+pub mod relay;
 pub mod report;
 pub mod rootfs;
 pub mod serve;
 pub mod setup;
+pub mod shaper;
 pub mod tree;
 pub mod trivial;
 pub mod unpack;

@@ -56,9 +56,18 @@ pub(crate) struct Cost {
 
 /// What `work` cost, and what it gave.
 pub(crate) fn costed<T>(work: impl FnOnce() -> Result<T>) -> Result<(Cost, T)> {
+    let before = machine::cpu_time()?.own;
+    let (wall, made) = timed(work)?;
+    Ok((Cost { wall, cpu: machine::cpu_time()?.own.saturating_sub(before) }, made))
+}
+
+/// As [`costed`], for work that programs do which have ended when `work` returns; of this process only the registry's time is in it.
+pub(crate) fn costed_with_children<T>(work: impl FnOnce() -> Result<T>) -> Result<(Cost, T)> {
     let before = machine::cpu_time()?;
     let (wall, made) = timed(work)?;
-    Ok((Cost { wall, cpu: machine::cpu_time()?.saturating_sub(before) }, made))
+    let after = machine::cpu_time()?;
+    let cpu = after.own.saturating_sub(before.own) + after.children.saturating_sub(before.children);
+    Ok((Cost { wall, cpu }, made))
 }
 
 /// Remembers the first run's hash and refuses a later run that did other work.

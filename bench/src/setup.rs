@@ -2,9 +2,10 @@
 
 use std::{
     fmt,
+    io::Write as _,
     os::unix::ffi::OsStrExt as _,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, OnceLock},
 };
 
 use anyhow::{Context, Result};
@@ -24,6 +25,8 @@ use tempfile::TempDir;
 use crate::{
     args::{Common, Shape},
     corpus::{Corpus, Sizes, TAG_ALL},
+    floor,
+    origin::Origin,
     registry::Registry,
     tree,
 };
@@ -51,6 +54,10 @@ pub struct Setup {
     pub made: Option<Made>,
     /// The index.
     pub clip: Clip,
+    /// Where its layers come from.
+    pub origin: Origin,
+    /// The large file as an ordinary file, written when first asked for.
+    plain: OnceLock<Plain>,
     /// How much is measured.
     pub scale: Scale,
     /// Runs of each measurement.
@@ -64,6 +71,15 @@ pub struct Setup {
     /// The `clip` program, where it was found.
     pub clip_program: Option<PathBuf>,
     scratch: TempDir,
+}
+
+/// The large file as the plain loop decoded it.
+#[derive(Clone, Debug)]
+pub struct Plain {
+    /// An ordinary file with its bytes.
+    pub path: PathBuf,
+    /// BLAKE3 of them.
+    pub hash: blake3::Hash,
 }
 
 /// The whole image's index, on disk and in memory.
@@ -131,6 +147,14 @@ impl Setup {
     /// # Errors
     /// Every kind.
     pub fn new(common: &Common, corpus_mib: u32) -> Result<Self> {
+        Self::with_equal_layers(common, corpus_mib, 0)
+    }
+
+    /// As [`Setup::new`], with an image of `equal_layers` more where it is made.
+    ///
+    /// # Errors
+    /// Every kind.
+    pub fn with_equal_layers(common: &Common, corpus_mib: u32, equal_layers: usize) -> Result<Self> {
         let scratch = tempfile::Builder::new().prefix("clip-bench-").tempdir().context("make a directory for the corpus and the caches")?;
         let (scale, runs, random_reads) = if common.tiny { (Scale::Tiny, 2, 3) } else { (Scale::Full, 5, 150) };
         let sizes = match (scale, common.corpus_mib) {
@@ -141,15 +165,19 @@ impl Setup {
         let (made, clip) = match &common.clip {
             Some(path) => (None, Clip::read(path)?),
             None => {
+                let sizes = Sizes { equal_layers, ..sizes };
                 let corpus = Corpus::make(&scratch.path().join("corpus"), common.seed, sizes)?;
                 let registry = Registry::start(&corpus)?;
                 let clip = Clip::make(scratch.path(), &registry.reference(TAG_ALL))?;
                 (Some(Made { corpus, registry }), clip)
             }
         };
+        let origin = Origin::new(&clip.info, made.as_ref().map(|made| &made.registry), &common.shape)?;
         Ok(Self {
             made,
             clip,
+            origin,
+            plain: OnceLock::new(),
             scale,
             runs: common.runs.unwrap_or(runs),
             seed: common.seed,
@@ -168,20 +196,43 @@ impl Setup {
         tempfile::Builder::new().prefix("run-").tempdir_in(self.scratch.path()).context("make a directory in the scratch space")
     }
 
-    /// How the image is opened: where its layers are.
-    #[must_use]
-    pub fn image_options(&self) -> ImageOptions {
-        ImageOptions::default()
-    }
-
     /// An engine with default settings over `cache`, and the image opened in it.
     ///
     /// # Errors
     /// The engine's.
     pub fn open(&self, cache: &Path) -> Result<(Engine, Arc<Image>)> {
         let engine = Engine::start(EngineConfig::new(cache.to_owned()))?;
-        let image = engine.open_image(&self.clip.path, &self.image_options())?;
+        let image = engine.open_image(&self.clip.path, &self.origin.image_options()?)?;
         Ok((engine, image))
+    }
+
+    /// The large file as an ordinary file: what reads must give.
+    ///
+    /// # Errors
+    /// When its layer cannot be fetched or decoded.
+    pub fn plain(&self) -> Result<&Plain> {
+        if let Some(plain) = self.plain.get() {
+            return Ok(plain);
+        }
+        let plain = match &self.made {
+            Some(made) => Plain { path: made.corpus.plain_file(), hash: made.corpus.large_hash },
+            None => self.decode_plain().context("decode the large file")?,
+        };
+        Ok(self.plain.get_or_init(|| plain))
+    }
+
+    fn decode_plain(&self) -> Result<Plain> {
+        let (large, path) = (&self.clip.large, self.scratch.path().join("large.plain"));
+        let (mut file, mut hasher, mut at) = (std::fs::File::create(&path)?, blake3::Hasher::new(), 0);
+        let layer = &self.clip.info.layers[usize::from(large.layer.get())];
+        floor::decode(layer.codec, &self.origin.blob(large.layer)?, |bytes| {
+            let wanted = large.stream.clamp(at, at + bytes.len() as u64)..(large.stream + large.len).clamp(at, at + bytes.len() as u64);
+            let part = &bytes[(wanted.start - at) as usize..(wanted.end - at) as usize];
+            hasher.update(part);
+            at += bytes.len() as u64;
+            Ok(file.write_all(part)?)
+        })?;
+        Ok(Plain { path, hash: hasher.finalize() })
     }
 
     /// The large file's layer's spans.

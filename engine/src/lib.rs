@@ -17,6 +17,8 @@ mod fetch;
 pub mod image;
 mod image_layer;
 pub mod inflate;
+#[doc(hidden)]
+pub mod inner_loops;
 mod job;
 mod layer;
 mod line_limit;

@@ -73,6 +73,8 @@ enum Command {
 /// read them makes do with less, since making it takes 14 s a GiB.
 const LARGE_MIB: u32 = 1024;
 const SMALL_MIB: u32 = 384;
+/// Layers of the image of equal layers. Source: chosen: more than cores.
+const EQUAL_LAYERS: usize = 8;
 
 fn main() -> Result<()> {
     let cli = Cli::parse();
@@ -87,7 +89,8 @@ fn main() -> Result<()> {
         _ => SMALL_MIB,
     };
     eprintln!("{}", if cli.common.clip.is_some() { "opening the image" } else { "making the image" });
-    let setup = Setup::new(&cli.common, corpus_mib)?;
+    let equal_layers = if matches!(cli.command, Command::Index(_) | Command::All) { EQUAL_LAYERS } else { 0 };
+    let setup = Setup::with_equal_layers(&cli.common, corpus_mib, equal_layers)?;
     let findings = cli.command.measure(&setup)?;
     let command = std::env::args().skip(1).collect::<Vec<_>>().join(" ");
     let report = Report { command, machine, image: setup.summary()?, figures: findings.figures, skipped: findings.skipped };

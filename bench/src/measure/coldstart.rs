@@ -9,6 +9,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use clip_format::storage_info::Codec;
 
 use super::{Findings, SameWork, timed};
 use crate::{
@@ -136,7 +137,7 @@ fn drop_page_cache() -> Result<()> {
 
 /// Bytes a second.
 fn inflate_rate(blob: &[u8]) -> Result<f64> {
-    let (took, len) = timed(|| floor::inflate(blob))?;
+    let (took, len) = timed(|| floor::inflate(Codec::Gzip, blob))?;
     Ok(len as f64 / took.as_secs_f64().max(1e-9))
 }
 

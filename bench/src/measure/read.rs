@@ -53,10 +53,10 @@ pub fn measure(setup: &Setup, _args: &ReadArgs) -> Result<Findings> {
         None => ways.push(Way::Mount),
         Some(reason) => findings.skipped.push(format!("read through FUSE: {reason}")),
     }
-    random::measure(setup, made, &ways, &mut findings)?;
+    random::measure(setup, &ways, &mut findings)?;
     sequential::measure(setup, made, &ways, &mut findings)?;
     if ways.contains(&Way::Mount) {
-        warm::measure(setup, made.corpus.large_hash, &mut findings)?;
+        warm::measure(setup, &mut findings)?;
     }
     Ok(findings)
 }

@@ -12,11 +12,11 @@ use clip_format::units::SpanIndex;
 
 use super::Way;
 use crate::{
-    corpus::{LARGE_LAYER, content::Draws},
+    corpus::content::Draws,
     floor::SpanLoop,
     measure::{Findings, SameWork, mount},
     report::{Figure, Temperature, Unit, percentile_us},
-    setup::{Made, Setup},
+    setup::Setup,
 };
 
 const READ_BYTES: usize = 4096;
@@ -43,13 +43,13 @@ impl Latencies {
     }
 }
 
-pub(super) fn measure(setup: &Setup, made: &Made, ways: &[Way], findings: &mut Findings) -> Result<()> {
+pub(super) fn measure(setup: &Setup, ways: &[Way], findings: &mut Findings) -> Result<()> {
     let probes = probes(setup);
     let mut work = SameWork::default();
     for &way in ways {
         let (mut floors, mut found, mut stats) = (Latencies::default(), Latencies::default(), Stats::default());
         for _ in 0..setup.runs {
-            floors.add(by_loop(setup, made, &probes, &mut work)?);
+            floors.add(by_loop(setup, &probes, &mut work)?);
             let (latencies, cost) = cold(setup, way, &probes, &mut work)?;
             found.add(latencies);
             stats = cost;
@@ -112,9 +112,8 @@ fn each(probes: &[Probe], work: &mut SameWork, mut read: impl FnMut(u64, &mut [u
     Ok(latencies)
 }
 
-fn by_loop(setup: &Setup, made: &Made, probes: &[Probe], work: &mut SameWork) -> Result<Vec<Duration>> {
-    let layer = &made.corpus.layers[LARGE_LAYER];
-    let mut spans = SpanLoop::connect(made.registry.address(), layer, setup.large_table(), &setup.clip.windows)?;
+fn by_loop(setup: &Setup, probes: &[Probe], work: &mut SameWork) -> Result<Vec<Duration>> {
+    let mut spans = SpanLoop::new(setup.origin.ranges(setup.clip.large.layer)?, setup.large_table(), &setup.clip.windows);
     each(probes, work, |at, buffer| spans.read(setup.clip.large.stream + at, buffer))
 }
 

@@ -10,6 +10,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use clip_engine::{Image, ReadStream, Stats};
+use clip_format::storage_info::Codec;
 
 use super::Way;
 use crate::{
@@ -63,7 +64,7 @@ pub(super) fn measure(setup: &Setup, made: &Made, ways: &[Way], findings: &mut F
     let (mut rates, mut costs) = (Rates::default(), Vec::new());
     for _ in 0..setup.runs {
         let layer = &made.corpus.layers[LARGE_LAYER];
-        let (inflate, _) = costed(|| floor::inflate(&layer.blob))?;
+        let (inflate, _) = costed(|| floor::inflate(Codec::Gzip, &layer.blob))?;
         rates.inflate.push(megabytes_per_second(layer.stream_bytes, inflate.wall));
         rates.inflate_cpu.push(milliseconds(inflate.cpu));
         rates.plain.push(reader.rate("ordinary file", |buffer| floor::read_file(&made.corpus.plain_file(), buffer))?);
