@@ -59,6 +59,14 @@ pub struct ColdstartArgs {
     pub command: Vec<String>,
 }
 
+impl ColdstartArgs {
+    /// Whether the image that is made for the run is not looked at.
+    #[must_use]
+    pub fn names_an_image(&self) -> bool {
+        self.image.is_some() || self.oci.is_some()
+    }
+}
+
 const UNPACKED: &str = "the same command in the unpacked tree, same overlay and chroot, nothing in the page cache";
 const PULLED: &str = "fetch of all layers at the same shape, 3 at a time, inflate and untar in this process, then the command";
 /// Of the unpacked tree's time, without and with a profile; of the bytes of the spans needed. Source: the bars of the design.
@@ -101,6 +109,10 @@ pub fn measure(setup: &Setup, args: &ColdstartArgs) -> Result<Findings> {
         findings.skip("coldstart", "no clip beside clip-bench; build it or pass --clip-program");
         return Ok(findings);
     };
+    if args.command.is_empty() && setup.made.is_none() && !args.names_an_image() {
+        findings.skip("coldstart", "no command to run in this image; clip-bench coldstart --clip FILE -- CMD");
+        return Ok(findings);
+    }
     let subject = Subject::new(setup, args)?;
     let bench = Bench { setup, args, program, subject: &subject, shaped: !setup.shape.is_none() };
     let (mut plain, mut profiled) = (Mounted::default(), Mounted::default());
