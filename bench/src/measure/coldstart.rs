@@ -113,6 +113,10 @@ pub fn measure(setup: &Setup, args: &ColdstartArgs) -> Result<Findings> {
         findings.skip("coldstart", "no command to run in this image; clip-bench coldstart --clip FILE -- CMD");
         return Ok(findings);
     }
+    if let (false, Some(_), Err(error)) = (args.names_an_image(), &setup.made, subject::tools()) {
+        findings.skip("coldstart", format!("{error:#}; name an image with --oci, --image or --clip"));
+        return Ok(findings);
+    }
     let subject = Subject::new(setup, args)?;
     let bench = Bench { setup, args, program, subject: &subject, shaped: !setup.shape.is_none() };
     let (mut plain, mut profiled) = (Mounted::default(), Mounted::default());

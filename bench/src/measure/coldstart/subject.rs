@@ -131,7 +131,7 @@ fn reading(setup: &Setup) -> Vec<String> {
 /// The run's own image, with `cat` and what it is linked to as one more layer.
 fn made_image(made: &Made) -> Result<LayoutImage> {
     let mut tools = LayerWriter::new();
-    for file in linked(Path::new(CAT))? {
+    for file in tools()? {
         let content = fs::read(&file).with_context(|| format!("read {}", file.display()))?;
         tools.program(file.to_str().context("a library whose name is not UTF-8")?.trim_start_matches('/'), &content)?;
     }
@@ -140,12 +140,16 @@ fn made_image(made: &Made) -> Result<LayoutImage> {
     Ok(image_of(&layers))
 }
 
-/// `program` and the libraries that the loader maps for it, by the names that it asks for.
-fn linked(program: &Path) -> Result<BTreeSet<PathBuf>> {
-    let output = Command::new("ldd").arg(program).output().context("run ldd, which says what cat is linked to")?;
+/// `cat` and the libraries that the loader maps for it, by the names that it asks for.
+///
+/// # Errors
+/// When this machine has no `cat`, or no `ldd` that says what it is linked to.
+pub(super) fn tools() -> Result<BTreeSet<PathBuf>> {
+    ensure!(Path::new(CAT).is_file(), "no {CAT} on this machine to make an image with");
+    let output = Command::new("ldd").arg(CAT).output().context("run ldd, which says what cat is linked to")?;
     let text = String::from_utf8_lossy(&output.stdout);
     let paths = text.lines().filter_map(|line| line.split_whitespace().find(|word| word.starts_with('/'))).map(PathBuf::from);
-    Ok(paths.chain(std::iter::once(program.to_owned())).collect())
+    Ok(paths.chain(std::iter::once(PathBuf::from(CAT))).collect())
 }
 
 #[cfg(test)]
