@@ -5,7 +5,7 @@ use std::{fs::File, io::Read as _, path::PathBuf};
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
-use crate::{corpus::LARGE_PATH, floor::PIECE_BYTES, machine, measure::mount, setup};
+use crate::{corpus::LARGE_PATH, floor::PIECE_BYTES, machine, measure::mount, serve, setup};
 
 /// What a child does.
 #[derive(Clone, Debug, clap::Subcommand)]
@@ -17,6 +17,8 @@ pub enum Role {
         /// Where it is.
         reference: String,
     },
+    /// Serves a mount until its standard input ends.
+    Serve(serve::ServeArgs),
     /// Mounts an image, and then reads its large file.
     Mount {
         /// The index.
@@ -59,6 +61,7 @@ pub fn run(role: &Role) -> Result<()> {
     match role {
         Role::Idle => Memory::print(&blake3::hash(b"")),
         Role::Index { reference } => Memory::print(&setup::sections_hash(&setup::index(reference)?.clip)?),
+        Role::Serve(args) => serve::run(args),
         Role::Mount { clip, mountpoint, cache } => {
             let (_engine, image) = setup::open(cache, clip)?;
             let mounted = mount::mount(image, mountpoint)?;

@@ -137,6 +137,7 @@ impl Image {
         }
         let store = &self.layers.get(usize::from(layer.get()))?.store;
         let spans = plan::spans_of(&store.table, &range)?;
+        store.note_needed(spans.clone());
         let doubts = store.doubts();
         for span in spans.map(clip_format::units::SpanIndex) {
             match store.states.get(span) {
@@ -166,7 +167,10 @@ impl Image {
             return done(Ok(Vec::new()));
         }
         match self.undamaged().and_then(|()| self.checked(layer, &range)) {
-            Ok((layer, spans)) => read::start(self.core(), layer, range, spans, done),
+            Ok((layer, spans)) => {
+                layer.store.note_needed(spans.clone());
+                read::start(self.core(), layer, range, spans, done);
+            }
             Err(error) => {
                 count(&self.core().counters.reads_failed, 1);
                 done(Err(error));

@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    ops::Range,
     path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -17,6 +18,7 @@ use crate::{
     error::EngineError,
     line_limit::LineLimit,
     metrics::{Counters, count},
+    needed::Needed,
     progress::Progress,
     read::PendingRead,
     span::{SPAN_LEN_MAX, SpanState, SpanStates, VerifiedSpan},
@@ -38,6 +40,7 @@ pub(crate) struct LayerStore {
     pub(crate) table: SpanTable,
     pub(crate) file: LayerFile,
     pub(crate) states: SpanStates,
+    needed: Needed,
     pub(crate) connections: Arc<Semaphore>,
     /// The part of them that read-ahead may use.
     pub(crate) prefetch_connections: Arc<Semaphore>,
@@ -82,6 +85,7 @@ impl LayerStore {
         Ok(Self {
             digest,
             table: table.clone(),
+            needed: Needed::new(table.len()),
             states: SpanStates::new(table.len(), |span| file.presence().get(span)),
             file,
             connections: Arc::new(Semaphore::new(connections_max.max(1))),
@@ -95,6 +99,18 @@ impl LayerStore {
             lines: LineLimit::default(),
             counters,
         })
+    }
+
+    /// Counts those of `spans` that no reader has asked for before.
+    pub(crate) fn note_needed(&self, spans: Range<u32>) {
+        for span in spans.map(SpanIndex).filter(|span| self.needed.is_first(*span)) {
+            let stream = self.table.stream_range(span);
+            let next = SpanIndex(span.get() + 1);
+            let end = if next.get() < self.table.len() { self.table.span(next).compressed.get() } else { self.table.compressed_size() };
+            count(&self.counters.spans_needed, 1);
+            count(&self.counters.bytes_needed, stream.end - stream.start);
+            count(&self.counters.bytes_needed_compressed, end.saturating_sub(self.table.span(span).compressed.get()));
+        }
     }
 
     /// Gives `read` its part of `span`, now or later.

@@ -23,6 +23,7 @@ mod job;
 mod layer;
 mod line_limit;
 pub mod metrics;
+mod needed;
 mod plan;
 mod prefetch;
 mod progress;

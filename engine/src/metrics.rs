@@ -27,6 +27,12 @@ pub struct Stats {
     pub bytes_decoded: u64,
     /// Spans fetched, decoded and verified.
     pub spans_fetched: u64,
+    /// Spans that a reader asked for, each once, whether they were here already or not. What was decoded over their bytes nobody read.
+    pub spans_needed: u64,
+    /// Layer stream bytes of these spans.
+    pub bytes_needed: u64,
+    /// Compressed bytes of these spans.
+    pub bytes_needed_compressed: u64,
     /// Reads answered from the cache without a shard.
     pub reads_present: u64,
     /// Reads that waited for at least one span.
@@ -52,6 +58,9 @@ pub(crate) struct Counters {
     pub(crate) source_bytes: AtomicU64,
     pub(crate) bytes_decoded: AtomicU64,
     pub(crate) spans_fetched: AtomicU64,
+    pub(crate) spans_needed: AtomicU64,
+    pub(crate) bytes_needed: AtomicU64,
+    pub(crate) bytes_needed_compressed: AtomicU64,
     pub(crate) reads_present: AtomicU64,
     pub(crate) reads_waited: AtomicU64,
     pub(crate) bytes_read: AtomicU64,
@@ -91,6 +100,9 @@ impl Counters {
             source_bytes: now(&self.source_bytes),
             bytes_decoded: now(&self.bytes_decoded),
             spans_fetched: now(&self.spans_fetched),
+            spans_needed: now(&self.spans_needed),
+            bytes_needed: now(&self.bytes_needed),
+            bytes_needed_compressed: now(&self.bytes_needed_compressed),
             reads_present: now(&self.reads_present),
             reads_waited: now(&self.reads_waited),
             bytes_read: now(&self.bytes_read),

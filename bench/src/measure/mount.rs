@@ -2,7 +2,6 @@
 
 use std::{
     fs,
-    ops::Range,
     os::unix::fs::MetadataExt as _,
     path::Path,
     process::{Command, Stdio},
@@ -11,19 +10,19 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use clip_engine::{EngineError, Image, image::ReadDone};
+use clip_engine::{EngineError, Image};
 use clip_format::{
     clip_file::ClipFile,
     erofs::{Body, Index, InodeSpec, write_image},
-    units::LayerIndex,
 };
-use clip_fuse::{ByteSource, MountOptions, Mounted};
+use clip_fuse::{MountOptions, Mounted};
 
 use super::{Findings, SameWork, timed};
 use crate::{
     machine,
     report::{Figure, Temperature, Unit, milliseconds},
     setup::Setup,
+    trivial::NoBytes,
 };
 
 const FIRST: &str = "zstd and BLAKE3 of index and checkpoints in memory, and a mount and stat of an empty tree";
@@ -93,7 +92,7 @@ fn in_process(setup: &Setup, times: &mut Times) -> Result<()> {
         Ok(())
     })?;
     let (empty, mounted) = timed(|| {
-        let mounted = clip_fuse::mount_source(Empty::new()?, mountpoint.path(), &MountOptions::new("empty".to_owned()))?;
+        let mounted = clip_fuse::mount_source(empty()?, mountpoint.path(), &MountOptions::new("empty".to_owned()))?;
         ensure!(fs::metadata(mountpoint.path())?.is_dir(), "no directory");
         Ok(mounted)
     })?;
@@ -172,30 +171,8 @@ pub fn end(mounted: Mounted) -> Result<()> {
 }
 
 /// A root directory without entries.
-struct Empty(Index);
-
-impl Empty {
-    fn new() -> Result<Self> {
-        let body = Body::Directory(Vec::new());
-        let root = InodeSpec { permissions: 0o755, uid: 0, gid: 0, mtime_s: 0, mtime_ns: 0, xattrs: Vec::new(), body };
-        Ok(Self(Index::open(Arc::new(write_image(&[root], 0, &[])?))?))
-    }
-}
-
-impl ByteSource for Empty {
-    type Stream = ();
-
-    fn index(&self) -> &Index {
-        &self.0
-    }
-
-    fn present(&self, _: LayerIndex, _: Range<u64>) -> Option<&[u8]> {
-        None
-    }
-
-    fn read(&self, _: LayerIndex, _: Range<u64>, done: ReadDone) {
-        done(Err(EngineError::Stopped));
-    }
-
-    fn note_read(&self, (): &(), _: LayerIndex, _: Range<u64>, _: u64) {}
+fn empty() -> Result<NoBytes> {
+    let body = Body::Directory(Vec::new());
+    let root = InodeSpec { permissions: 0o755, uid: 0, gid: 0, mtime_s: 0, mtime_ns: 0, xattrs: Vec::new(), body };
+    Ok(NoBytes(Index::open(Arc::new(write_image(&[root], 0, &[])?))?))
 }

@@ -2,6 +2,7 @@
 
 mod random;
 mod sequential;
+mod warm;
 
 use anyhow::Result;
 
@@ -54,5 +55,8 @@ pub fn measure(setup: &Setup, _args: &ReadArgs) -> Result<Findings> {
     }
     random::measure(setup, &ways, &mut findings)?;
     sequential::measure(setup, made, &ways, &mut findings)?;
+    if ways.contains(&Way::Mount) {
+        warm::measure(setup, made.corpus.large_hash, &mut findings)?;
+    }
     Ok(findings)
 }
