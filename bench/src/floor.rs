@@ -4,7 +4,11 @@ use std::{io::Read as _, path::Path};
 
 use anyhow::{Context, Result, ensure};
 use clip_engine::inner_loops::resume;
-use clip_format::{checkpoints::SpanTable, storage_info::Codec, units::StreamOffset};
+use clip_format::{
+    checkpoints::SpanTable,
+    storage_info::Codec,
+    units::{SpanIndex, StreamOffset},
+};
 use flate2::{Decompress, FlushDecompress, Status};
 
 use crate::origin::Ranges;
@@ -93,12 +97,19 @@ impl<'a> SpanLoop<'a> {
     /// When the registry, the data or the range is not as expected.
     pub fn read(&mut self, at: u64, out: &mut [u8]) -> Result<()> {
         let span = self.table.span_at(StreamOffset(at)).context("an offset past the stream")?;
-        let entry = self.table.entry_of(span);
-        self.ranges.read(self.table.compressed_range(entry), &mut self.compressed)?;
-        resume(self.table, self.windows, span, &self.compressed, &mut self.span)?;
+        self.decode(span)?;
         let range = self.table.stream_range(span);
         let start = usize::try_from(at - range.start)?;
         out.copy_from_slice(self.span.get(start..start + out.len()).context("a range over more than one span")?);
         Ok(())
+    }
+
+    /// Fetches, decodes and verifies `span`.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn decode(&mut self, span: SpanIndex) -> Result<()> {
+        self.ranges.read(self.table.compressed_range(self.table.entry_of(span)), &mut self.compressed)?;
+        Ok(resume(self.table, self.windows, span, &self.compressed, &mut self.span)?)
     }
 }

@@ -85,6 +85,12 @@ impl Origin {
         self.shaper.as_ref().map(Shaper::address).or(self.registry)
     }
 
+    /// Whether a shaper stands before the layers.
+    #[must_use]
+    pub fn is_shaped(&self) -> bool {
+        self.shaper.is_some()
+    }
+
     /// What clip must be told to read from (`--store-ref`); none when the `.clip`'s own reference is right.
     #[must_use]
     pub fn store_ref(&self) -> Option<String> {

@@ -127,6 +127,18 @@ pub enum Temperature {
 }
 
 impl Temperature {
+    /// In a figure's name.
+    #[must_use]
+    pub fn id(self) -> &'static str {
+        match self {
+            Temperature::Cold => "cold",
+            Temperature::Unverified => "unverified",
+            Temperature::Warm => "warm",
+            Temperature::PageCache => "page_cache",
+            Temperature::None => "any",
+        }
+    }
+
     fn as_str(self) -> &'static str {
         match self {
             Temperature::Cold => ", cold",

@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use clip_engine::{Engine, EngineConfig, Image, ImageOptions};
+use clip_engine::{Engine, EngineConfig, Image, ImageOptions, registry::PlainHttp};
 use clip_format::{
     checkpoints::{Checkpoints, SpanTable},
     clip_file::ClipFile,
@@ -156,7 +156,7 @@ impl Setup {
     /// Every kind.
     pub fn with_equal_layers(common: &Common, corpus_mib: u32, equal_layers: usize) -> Result<Self> {
         let scratch = tempfile::Builder::new().prefix("clip-bench-").tempdir().context("make a directory for the corpus and the caches")?;
-        let (scale, runs, random_reads) = if common.tiny { (Scale::Tiny, 2, 3) } else { (Scale::Full, 5, 150) };
+        let (scale, runs, random_reads) = if common.tiny { (Scale::Tiny, 2, 3) } else { (Scale::Full, 5, 300) };
         let sizes = match (scale, common.corpus_mib) {
             (Scale::Tiny, None) => Sizes::TINY,
             (Scale::Tiny, Some(mib)) => Sizes::TINY.with_large_layer(mib),
@@ -203,6 +203,21 @@ impl Setup {
     pub fn open(&self, cache: &Path) -> Result<(Engine, Arc<Image>)> {
         let engine = Engine::start(EngineConfig::new(cache.to_owned()))?;
         let image = engine.open_image(&self.clip.path, &self.origin.image_options()?)?;
+        Ok((engine, image))
+    }
+
+    /// As [`Setup::open`], speaking TLS with `registry`.
+    ///
+    /// # Errors
+    /// The engine's.
+    pub fn open_tls(&self, registry: &Registry, cache: &Path) -> Result<(Engine, Arc<Image>)> {
+        let mut config = EngineConfig::new(cache.to_owned());
+        config.client.plain_http = PlainHttp::Never;
+        config.client.ca_file = Some(registry.ca_file().to_owned());
+        let engine = Engine::start(config)?;
+        let reference = Registry::reference_at(registry.tls_address(), TAG_ALL);
+        let options = ImageOptions { store_ref: Some(reference.parse()?), ..ImageOptions::default() };
+        let image = engine.open_image(&self.clip.path, &options)?;
         Ok((engine, image))
     }
 

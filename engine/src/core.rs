@@ -13,6 +13,7 @@ use crossbeam::queue::SegQueue;
 use tokio::sync::{Notify, Semaphore};
 
 use crate::{
+    background::{BackgroundHandle, Course, Purpose, Run, Task},
     cache::lock::OwnerLock,
     config::EngineConfig,
     error::EngineError,
@@ -104,6 +105,14 @@ impl Core {
             return;
         }
         self.send(Request::Prefetch(prefetch));
+    }
+
+    /// Brings what of `runs` is absent, in their order and in joined requests, whenever readers leave room; `rate` is in compressed bytes a
+    /// second. Cost: returns at once; nothing is claimed before its turn comes.
+    pub(crate) fn background(&self, purpose: Purpose, runs: Vec<Run>, rate: Option<u64>) -> BackgroundHandle {
+        let course = Arc::new(Course::new(&runs));
+        self.send(Request::Background(Task { purpose, runs, rate, course: course.clone() }));
+        BackgroundHandle { course }
     }
 
     pub(crate) fn watch_read(&self, deadline: Deadline) {

@@ -9,6 +9,7 @@ use std::{
 use clip_format::{checkpoints::Checkpoints, erofs::Index, storage_info::StorageInfo, units::LayerIndex};
 
 use crate::{
+    background::{BackgroundHandle, FillOptions, Purpose, Run},
     cache::image_dir::{Damage, ExpandedImage},
     core::Core,
     engine::Threads,
@@ -211,6 +212,15 @@ impl Image {
         if spans.clone().any(|span| absent(&span)) {
             core.prefetch(Prefetch::new(of.clone(), spans));
         }
+    }
+
+    /// Brings everything of the image that is absent, layer by layer in stream order, whenever readers leave room.
+    ///
+    /// Cost: returns at once. Cancelled by dropping what is given back.
+    #[must_use = "dropping it cancels the fill"]
+    pub fn fill(self: &Arc<Self>, options: FillOptions) -> BackgroundHandle {
+        let run = |layer: &Arc<ImageLayer>| Run { layer: layer.clone(), spans: 0..layer.table.len() };
+        self.core().background(Purpose::Fill, self.layers.iter().map(run).collect(), options.bytes_per_second)
     }
 
     fn checked(&self, layer: LayerIndex, range: &Range<u64>) -> Result<(&Arc<ImageLayer>, Range<u32>), EngineError> {

@@ -5,6 +5,7 @@
 //! verifies each span, answers its waiters and only then writes it to the cache.
 #![deny(clippy::undocumented_unsafe_blocks)]
 
+pub mod background;
 mod cache;
 mod claims;
 pub mod config;
@@ -35,6 +36,7 @@ pub mod source;
 mod span;
 pub mod stretch;
 
+pub use background::{BackgroundHandle, BackgroundProgress, FillOptions};
 pub use config::{DiskIo, EngineConfig};
 pub use engine::Engine;
 pub use error::{EngineError, ErrorKind};

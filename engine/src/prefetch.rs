@@ -4,7 +4,13 @@ use std::{iter::Peekable, ops::Range, rc::Rc, sync::Arc, sync::atomic::Ordering}
 
 use clip_format::units::SpanIndex;
 
-use crate::{core::flows, fetch, image_layer::ImageLayer, shard::Shard};
+use crate::{
+    background::{Run, Task},
+    core::flows,
+    fetch,
+    image_layer::ImageLayer,
+    shard::Shard,
+};
 
 /// Spans to fetch if they are still absent when their turn comes.
 pub(crate) struct Prefetch {
@@ -45,6 +51,21 @@ pub(crate) async fn run(prefetch: Prefetch, shard: Rc<Shard>) {
             }
         }
     }
+}
+
+/// Brings what is absent of `task`, run by run.
+pub(crate) async fn run_task(task: Task, shard: Rc<Shard>) {
+    let Task { purpose: _, runs, rate: _, course } = task;
+    for Run { layer, spans } in runs {
+        if course.is_cancelled() || shard.core.is_stopping() {
+            break;
+        }
+        let count = spans.len() as u64;
+        shard.core.prefetches_waiting.fetch_add(1, Ordering::Relaxed);
+        run(Prefetch::new(layer.clone(), spans.start..spans.end.min(layer.table.len())), shard.clone()).await;
+        course.add_done(count);
+    }
+    course.finish();
 }
 
 /// Claims the absent spans from the next on that one request can bring: neighbours, up to `request_bytes_max` compressed bytes.

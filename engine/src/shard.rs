@@ -20,6 +20,7 @@ use tokio::{
 };
 
 use crate::{
+    background::Task,
     claims::Delivered,
     config::DiskIo,
     core::Core,
@@ -44,6 +45,7 @@ const POOL_THREADS: usize = 2;
 pub(crate) enum Request {
     Flow(Flow),
     Prefetch(Prefetch),
+    Background(Task),
     Deadline(Deadline),
 }
 
@@ -70,7 +72,7 @@ pub(crate) fn queues() -> (ShardHandle, ShardQueues) {
 impl ShardHandle {
     /// Queues `request`; where the shard is gone it is dropped, which fails what it had claimed.
     pub(crate) fn send(&self, request: Request) {
-        let queue = if matches!(request, Request::Prefetch(_)) { &self.prefetch } else { &self.demand };
+        let queue = if matches!(request, Request::Prefetch(_) | Request::Background(_)) { &self.prefetch } else { &self.demand };
         drop(queue.send(request));
         self.wake.notify_one();
     }
@@ -203,6 +205,7 @@ impl Shard {
         match request {
             Request::Flow(flow) => drop(spawn_local(fetch::run(flow, self.clone()))),
             Request::Prefetch(prefetch) => drop(spawn_local(prefetch::run(prefetch, self.clone()))),
+            Request::Background(task) => drop(spawn_local(prefetch::run_task(task, self.clone()))),
             Request::Deadline(deadline) => drop(spawn_local(deadline.watch())),
         }
     }

@@ -84,6 +84,9 @@ struct Mounted {
     second: Vec<f64>,
     mount: Vec<f64>,
     registry_cpu: Vec<f64>,
+    /// Of the owner, and of the program and the command.
+    owner_cpu: Vec<f64>,
+    command_cpu: Vec<f64>,
     counters: Vec<Counters>,
 }
 
@@ -91,6 +94,7 @@ struct Mounted {
 #[derive(Default)]
 struct Unpacked {
     cold: Vec<f64>,
+    cold_cpu: Vec<f64>,
     warm: Vec<f64>,
     pulled: Vec<f64>,
 }
@@ -176,6 +180,7 @@ impl Bench<'_> {
         let served = || self.subject.registry.as_ref().map(|registry| registry.served());
         let before = served();
         drop_page_cache()?;
+        let cpu = machine::cpu_time()?.children;
         let (first, (mounting, mount)) = timed(|| {
             let mounted = timed(|| NodeMount::new(self.program, &self.subject.clip, &mountpoint, cache.path(), &more))?;
             self.run(&mountpoint, scratch.path(), work)?;
@@ -184,6 +189,8 @@ impl Bench<'_> {
         if let (Some(before), Some(after)) = (before, served()) {
             found.registry_cpu.push(after.since(before).cpu.as_secs_f64());
         }
+        found.command_cpu.push(machine::cpu_time()?.children.saturating_sub(cpu).as_secs_f64());
+        found.owner_cpu.push(machine::cpu_time_of(mount.owner()?)?.own.as_secs_f64());
         found.counters.push(mount.counters()?);
         found.first.push(first.as_secs_f64());
         found.mount.push(mounting.as_secs_f64() * 1e3);
@@ -208,7 +215,9 @@ impl Bench<'_> {
     fn unpacked(&self, found: &mut Unpacked, work: &mut SameWork) -> Result<()> {
         let scratch = self.setup.fresh_dir()?;
         drop_page_cache()?;
+        let cpu = machine::cpu_time()?.children;
         found.cold.push(timed(|| self.run(&self.subject.tree, scratch.path(), work))?.0.as_secs_f64());
+        found.cold_cpu.push(machine::cpu_time()?.children.saturating_sub(cpu).as_secs_f64());
         found.warm.push(timed(|| self.run(&self.subject.tree, scratch.path(), work))?.0.as_secs_f64());
         if let (Some(address), true) = (self.subject.origin.address(), self.args.pull || self.shaped) {
             let tree = self.setup.fresh_dir()?;
@@ -247,7 +256,10 @@ impl Bench<'_> {
             .counter("decoded", Unit::Mebibytes, &counted(|counters| mebibytes(counters.bytes_decoded)))
             .counter("of the spans needed", Unit::Mebibytes, &counted(|counters| mebibytes(counters.bytes_needed)))
             .counter("reads that waited", Unit::Count, &counted(|counters| counters.reads_waited as f64))
+            .counter("processor time of the owner", Unit::Seconds, &of.owner_cpu)
+            .counter("processor time of clip mount and the command", Unit::Seconds, &of.command_cpu)
             .counter("processor time of the registry", Unit::Seconds, &of.registry_cpu)
+            .counter("processor time of the command in the unpacked tree", Unit::Seconds, &unpacked.cold_cpu)
             .counter("the unpacked tree once more, its pages in the page cache", Unit::Seconds, &unpacked.warm);
         findings.figures.push(first.temperature(Temperature::Cold).work(work));
         let second =

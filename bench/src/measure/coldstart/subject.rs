@@ -130,13 +130,13 @@ fn reading(setup: &Setup) -> Vec<String> {
 
 /// The run's own image, with `cat` and what it is linked to as one more layer.
 fn made_image(made: &Made) -> Result<LayoutImage> {
-    let mut tools = LayerWriter::new();
+    let mut layer = LayerWriter::new();
     for file in tools()? {
         let content = fs::read(&file).with_context(|| format!("read {}", file.display()))?;
-        tools.program(file.to_str().context("a library whose name is not UTF-8")?.trim_start_matches('/'), &content)?;
+        layer.program(file.to_str().context("a library whose name is not UTF-8")?.trim_start_matches('/'), &content)?;
     }
     let mut layers = made.corpus.layers_of(TAG_ALL).to_vec();
-    layers.push(tools.finish()?);
+    layers.push(layer.finish()?);
     Ok(image_of(&layers))
 }
 

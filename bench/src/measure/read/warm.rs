@@ -31,7 +31,7 @@ struct Rates {
 ///
 /// # Errors
 /// Every kind; wrong bytes are an error.
-pub(super) fn measure(setup: &Setup, findings: &mut Findings) -> Result<()> {
+pub(super) fn measure(setup: &Setup, hash: blake3::Hash, findings: &mut Findings) -> Result<()> {
     let path = &setup.clip.large.path;
     let (cache, ours, theirs) = (setup.fresh_dir()?, setup.fresh_dir()?, setup.fresh_dir()?);
     let mut filler = Served::start(Server::Clip, &setup.clip.path, cache.path(), ours.path())?;
@@ -39,7 +39,7 @@ pub(super) fn measure(setup: &Setup, findings: &mut Findings) -> Result<()> {
     filler.end()?;
     let mut floor = Served::start(Server::Trivial, &setup.clip.path, cache.path(), theirs.path())?;
     let mut rates = Rates::default();
-    let mut reader = Reader { buffer: vec![1; usize::try_from(setup.clip.large.len)?], work: SameWork::expect(setup.plain()?.hash) };
+    let mut reader = Reader { buffer: vec![1; usize::try_from(setup.clip.large.len)?], work: SameWork::expect(hash) };
     // The floor's map has its pages before the clock starts, as clip's has after the verifying read.
     reader.rate(&theirs.path().join(path))?;
     for run in 0..setup.runs {
