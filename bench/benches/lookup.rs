@@ -2,17 +2,14 @@
 
 use std::collections::HashMap;
 
-use clip_bench::{
-    corpus::content::Draws,
-    setup::{Options, Scale, Setup},
-};
+use clip_bench::{args::Common, corpus::content::Draws, setup::Setup};
 use clip_format::units::{SpanIndex, StreamOffset};
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 
 fn lookup(criterion: &mut Criterion) {
-    let setup = Setup::new(&Options { scale: Scale::Tiny, seed: 1, runs: None, clip_program: None }).expect("the tiny corpus can be made");
+    let setup = Setup::new(&Common::tiny(), 0).expect("the tiny corpus can be made");
     let index = &setup.clip.index;
-    let paths: Vec<&[u8]> = setup.corpus.paths.split(|byte| *byte == b'\n').collect();
+    let paths: Vec<&[u8]> = setup.clip.files.iter().map(|file| &file.path[..]).collect();
     let resolve = |path: &[u8]| index.resolve(path).expect("a sound index").expect("a path of the corpus");
     let mut work = blake3::Hasher::new();
     for path in &paths {

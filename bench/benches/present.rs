@@ -2,16 +2,13 @@
 
 use std::sync::Arc;
 
-use clip_bench::{
-    corpus::content::Draws,
-    setup::{Options, Scale, Setup},
-};
+use clip_bench::{args::Common, corpus::content::Draws, setup::Setup};
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 
 fn present(criterion: &mut Criterion) {
-    let setup = Setup::new(&Options { scale: Scale::Tiny, seed: 1, runs: None, clip_program: None }).expect("the tiny corpus can be made");
+    let setup = Setup::new(&Common::tiny(), 0).expect("the tiny corpus can be made");
     let cache = setup.fresh_dir().expect("a directory for the cache");
-    let large = setup.clip.large;
+    let large = &setup.clip.large;
     let mut bytes = vec![0; large.len as usize];
     let read = |bytes: &mut [u8]| {
         let (engine, image) = setup.open(cache.path()).expect("the corpus opens");

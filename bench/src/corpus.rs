@@ -6,19 +6,20 @@ pub mod content;
 mod layer;
 
 use std::{
-    fmt, fs,
+    fs,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
 use clip_format::digest::Digest;
-use serde::Serialize;
 use serde_json::json;
 
+use crate::layout::LayoutImage;
 use content::{Draws, Kind, Writer};
 pub use layer::Layer;
-use layer::{LayerWriter, sha256};
+pub(crate) use layer::LayerWriter;
+use layer::sha256;
 
 /// Path of the large file in the image.
 pub const LARGE_PATH: &str = "data/large.bin";
@@ -26,6 +27,8 @@ pub const LARGE_PATH: &str = "data/large.bin";
 pub const TAG_ALL: &str = "all";
 /// The tag of the image that is only the layer of the large file.
 pub const TAG_LARGE: &str = "large";
+/// The tag of the image of equal layers, where it was made.
+pub const TAG_EQUAL: &str = "equal";
 /// Repository name in the registry.
 pub const REPOSITORY: &str = "clip-bench/corpus";
 /// The layer of the large file in the whole image.
@@ -46,13 +49,40 @@ pub struct Sizes {
     pub library_bytes: usize,
     /// Length of the large file.
     pub large_bytes: usize,
+    /// Bytes of libraries beside the large file, in the same layer.
+    pub beside_large_bytes: usize,
+    /// Equal layers of an image of their own.
+    pub equal_layers: usize,
 }
 
 impl Sizes {
-    /// What figures are taken with.
-    pub const FULL: Self = Self { small_files: 20_000, libraries: 12, library_bytes: 8 << 20, large_bytes: 200_000_000 };
+    /// What figures are taken with; the large layer's size is the subcommand's affair.
+    pub const FULL: Self = Self {
+        small_files: 20_000,
+        libraries: 12,
+        library_bytes: 8 << 20,
+        large_bytes: 192 << 20,
+        beside_large_bytes: 192 << 20,
+        equal_layers: 0,
+    };
     /// What tests run: everything once, in a few seconds without optimisation.
-    pub const TINY: Self = Self { small_files: 200, libraries: 2, library_bytes: 300 << 10, large_bytes: 5_000_000 };
+    pub const TINY: Self = Self {
+        small_files: 200,
+        libraries: 2,
+        library_bytes: 300 << 10,
+        large_bytes: 5_000_000,
+        beside_large_bytes: 1 << 20,
+        equal_layers: 0,
+    };
+
+    /// With a large layer of `mib` MiB, half of it one file.
+    #[must_use]
+    pub fn with_large_layer(self, mib: u32) -> Self {
+        let bytes = (mib as usize) << 20;
+        // Every library stays shorter than the large file.
+        let library_bytes = self.library_bytes.min(bytes / 8);
+        Self { library_bytes, large_bytes: bytes / 2, beside_large_bytes: bytes - bytes / 2, ..self }
+    }
 }
 
 /// An image of the registry and of the layout.
@@ -71,42 +101,17 @@ pub struct Corpus {
     dir: PathBuf,
     /// Of the whole image, the base first.
     pub layers: Vec<Layer>,
-    /// Both images.
+    /// Of the image of equal layers.
+    pub equal: Vec<Layer>,
+    /// One an image.
     pub manifests: Vec<Manifest>,
-    /// Configs of both images, by digest.
+    /// Their configs, by digest.
     pub configs: Vec<(Digest, Bytes)>,
     /// Length of the large file.
     pub large_bytes: u64,
     /// BLAKE3 of the large file.
     pub large_hash: blake3::Hash,
-    /// Regular files.
-    pub files: u64,
-    /// Bytes of all paths, one a line, sorted.
-    pub paths: Vec<u8>,
     seed: u64,
-}
-
-/// The corpus in a line.
-#[derive(Clone, Debug, Serialize)]
-pub struct Summary {
-    /// What it was made from.
-    pub seed: u64,
-    /// Regular files.
-    pub files: u64,
-    /// Of all layer streams.
-    pub stream_bytes: u64,
-    /// Of all blobs.
-    pub compressed_bytes: u64,
-    /// Of the large file.
-    pub large_bytes: u64,
-}
-
-impl fmt::Display for Summary {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
-        let (stream, compressed) = (mib(self.stream_bytes), mib(self.compressed_bytes));
-        write!(f, "corpus: seed {}, {} files, {stream:.1} MiB of stream in 3 gzip layers of {compressed:.1} MiB", self.seed, self.files)
-    }
 }
 
 impl Corpus {
@@ -116,28 +121,26 @@ impl Corpus {
     /// When `dir` cannot be written.
     pub fn make(dir: &Path, seed: u64, sizes: Sizes) -> Result<Self> {
         let writer = Writer::new(seed);
-        let (base, large) = std::thread::scope(|scope| {
+        let (others, large) = std::thread::scope(|scope| {
             let large = scope.spawn(|| large_layer(dir, &writer, seed, sizes));
-            let base = small_layer(&writer, seed, sizes).and_then(|small| Ok([small, library_layer(&writer, seed, sizes)?]));
-            (base, large.join().map_err(|_| anyhow::anyhow!("the large layer's thread panicked")))
+            let others = other_layers(&writer, seed, sizes);
+            (others, large.join().map_err(|_| anyhow::anyhow!("the large layer's thread panicked")))
         });
-        let ([small, library], (large, large_hash)) = (base?, large??);
+        let ((small, library, equal), (large, large_hash)) = (others?, large??);
         let layers = vec![small, library, large];
-        let mut paths: Vec<_> = layers.iter().flat_map(|layer| layer.paths.iter().map(String::as_str)).collect();
-        paths.sort_unstable();
         let mut corpus = Self {
             dir: dir.to_owned(),
-            files: paths.len() as u64,
-            paths: paths.join("\n").into_bytes(),
             layers,
+            equal,
             manifests: Vec::new(),
             configs: Vec::new(),
             large_bytes: sizes.large_bytes as u64,
             large_hash,
             seed,
         };
-        corpus.add_manifest(TAG_ALL, 0);
-        corpus.add_manifest(TAG_LARGE, LARGE_LAYER);
+        for tag in [TAG_ALL, TAG_LARGE, TAG_EQUAL] {
+            corpus.add_manifest(tag);
+        }
         corpus.write_layout()?;
         Ok(corpus)
     }
@@ -157,7 +160,11 @@ impl Corpus {
     /// The layers of the image `tag`.
     #[must_use]
     pub fn layers_of(&self, tag: &str) -> &[Layer] {
-        if tag == TAG_LARGE { &self.layers[LARGE_LAYER..] } else { &self.layers }
+        match tag {
+            TAG_LARGE => &self.layers[LARGE_LAYER..],
+            TAG_EQUAL => &self.equal,
+            _ => &self.layers,
+        }
     }
 
     /// Bytes of the streams of the image `tag`.
@@ -166,39 +173,20 @@ impl Corpus {
         self.layers_of(tag).iter().map(|layer| layer.stream_bytes).sum()
     }
 
-    /// The corpus in a line.
+    /// What it was made from.
     #[must_use]
-    pub fn summary(&self) -> Summary {
-        Summary {
-            seed: self.seed,
-            files: self.files,
-            stream_bytes: self.stream_bytes(TAG_ALL),
-            compressed_bytes: self.layers.iter().map(|layer| layer.blob.len() as u64).sum(),
-            large_bytes: self.large_bytes,
-        }
+    pub fn seed(&self) -> u64 {
+        self.seed
     }
 
-    fn add_manifest(&mut self, tag: &'static str, first_layer: usize) {
-        let layers = &self.layers[first_layer..];
-        let diff_ids: Vec<_> = layers.iter().map(|layer| layer.diff_id.to_string()).collect();
-        let config = json!({
-            "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
-            "os": "linux",
-            "config": { "Env": ["PATH=/usr/bin"], "Cmd": ["/bin/true"] },
-            "rootfs": { "type": "layers", "diff_ids": diff_ids },
-        });
-        let config = Bytes::from(config.to_string());
-        let config_digest = sha256(&config);
-        let descriptor = |layer: &Layer| json!({ "mediaType": LAYER_TYPE, "digest": layer.digest.to_string(), "size": layer.blob.len() });
-        let manifest = json!({
-            "schemaVersion": 2,
-            "mediaType": MANIFEST_TYPE,
-            "config": { "mediaType": CONFIG_TYPE, "digest": config_digest.to_string(), "size": config.len() },
-            "layers": layers.iter().map(descriptor).collect::<Vec<_>>(),
-        });
-        let bytes = Bytes::from(manifest.to_string());
-        self.configs.push((config_digest, config));
-        self.manifests.push(Manifest { tag, digest: sha256(&bytes), bytes });
+    /// Images without layers are not made.
+    fn add_manifest(&mut self, tag: &'static str) {
+        let layers = self.layers_of(tag);
+        if !layers.is_empty() {
+            let image = image_of(layers);
+            self.configs.push(image.config);
+            self.manifests.push(Manifest { tag, digest: image.digest, bytes: image.manifest });
+        }
     }
 
     fn write_layout(&self) -> Result<()> {
@@ -216,7 +204,7 @@ impl Corpus {
 
     /// Every blob: layers, configs, manifests.
     pub fn blobs(&self) -> impl Iterator<Item = (Digest, &Bytes)> {
-        let layers = self.layers.iter().map(|layer| (layer.digest, &layer.blob));
+        let layers = self.layers.iter().chain(&self.equal).map(|layer| (layer.digest, &layer.blob));
         let configs = self.configs.iter().map(|(digest, bytes)| (*digest, bytes));
         layers.chain(configs).chain(self.manifests.iter().map(|manifest| (manifest.digest, &manifest.bytes)))
     }
@@ -235,8 +223,89 @@ impl Manifest {
     }
 }
 
+/// The image of `layers`, the base first.
+pub(crate) fn image_of(layers: &[Layer]) -> LayoutImage {
+    let diff_ids: Vec<_> = layers.iter().map(|layer| layer.diff_id.to_string()).collect();
+    let config = json!({
+        "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
+        "os": "linux",
+        "config": { "Env": ["PATH=/usr/bin"], "Cmd": ["/bin/true"] },
+        "rootfs": { "type": "layers", "diff_ids": diff_ids },
+    });
+    let config = Bytes::from(config.to_string());
+    let config_digest = sha256(&config);
+    let descriptor = |layer: &Layer| json!({ "mediaType": LAYER_TYPE, "digest": layer.digest.to_string(), "size": layer.blob.len() });
+    let manifest = json!({
+        "schemaVersion": 2,
+        "mediaType": MANIFEST_TYPE,
+        "config": { "mediaType": CONFIG_TYPE, "digest": config_digest.to_string(), "size": config.len() },
+        "layers": layers.iter().map(descriptor).collect::<Vec<_>>(),
+    });
+    let manifest = Bytes::from(manifest.to_string());
+    LayoutImage {
+        digest: sha256(&manifest),
+        manifest,
+        media_type: MANIFEST_TYPE.to_owned(),
+        config: (config_digest, config),
+        layers: layers.iter().map(|layer| (layer.digest, layer.blob.clone())).collect(),
+    }
+}
+
+/// An image of `files` small files in directories of 100, for what depends on their number alone.
+pub(crate) fn image_of_files(files: usize, bytes: usize) -> Result<LayoutImage> {
+    let mut layer = LayerWriter::new();
+    let content = vec![b'x'; bytes];
+    for number in 0..files {
+        if number % 100 == 0 {
+            layer.directory(&format!("d{:05}", number / 100))?;
+        }
+        layer.file(&format!("d{:05}/f{number:07}", number / 100), &content)?;
+    }
+    Ok(image_of(&[layer.finish()?]))
+}
+
 fn plain_file(dir: &Path) -> PathBuf {
     dir.join("large.plain")
+}
+
+fn other_layers(writer: &Writer, seed: u64, sizes: Sizes) -> Result<(Layer, Layer, Vec<Layer>)> {
+    let (small, library) = (small_layer(writer, seed, sizes)?, library_layer(writer, seed, sizes)?);
+    let bytes = sizes.large_bytes.checked_div(sizes.equal_layers).unwrap_or(0);
+    let equal = (0..sizes.equal_layers).map(|number| equal_layer(writer, seed, number, bytes)).collect::<Result<_>>()?;
+    Ok((small, library, equal))
+}
+
+/// A layer of libraries of up to 4 MiB.
+fn equal_layer(writer: &Writer, seed: u64, number: usize, bytes: usize) -> Result<Layer> {
+    let mut layer = LayerWriter::new();
+    let mut draws = Draws::new(seed ^ 0xe9a1 ^ ((number as u64) << 32));
+    let directory = format!("opt/part-{number}");
+    layer.directory(&directory)?;
+    append_libraries(&mut layer, writer, &directory, Left { bytes, each_max: 4 << 20 }, &mut draws)?;
+    layer.finish()
+}
+
+/// What is still to be written.
+struct Left {
+    bytes: usize,
+    /// A file is at most so long.
+    each_max: usize,
+}
+
+/// Fills `layer` with files of mixed content.
+fn append_libraries(layer: &mut LayerWriter, writer: &Writer, directory: &str, mut left: Left, draws: &mut Draws) -> Result<()> {
+    let mut content = Vec::with_capacity(left.each_max + 64);
+    for number in 0.. {
+        if left.bytes == 0 {
+            break;
+        }
+        let len = left.bytes.min(left.each_max);
+        content.clear();
+        writer.append_mixed(&mut content, len, draws);
+        layer.file(&format!("{directory}/module-{number:04}.so"), &content)?;
+        left.bytes -= len;
+    }
+    Ok(())
 }
 
 fn small_layer(writer: &Writer, seed: u64, sizes: Sizes) -> Result<Layer> {
@@ -280,5 +349,9 @@ fn large_layer(dir: &Path, writer: &Writer, seed: u64, sizes: Sizes) -> Result<(
     fs::write(&plain, &content).with_context(|| format!("write {}", plain.display()))?;
     layer.directory("data")?;
     layer.file(LARGE_PATH, &content)?;
-    Ok((layer.finish()?, blake3::hash(&content)))
+    let hash = blake3::hash(&content);
+    drop(content);
+    let left = Left { bytes: sizes.beside_large_bytes, each_max: sizes.library_bytes };
+    append_libraries(&mut layer, writer, "data", left, &mut Draws::new(seed ^ 0xbe5))?;
+    Ok((layer.finish()?, hash))
 }

@@ -1,7 +1,10 @@
 //! One module a subcommand. Within a run, figure and floor are taken one after the other, so that a loaded machine slows both.
 
+pub mod coldstart;
+pub mod decode;
 pub mod index;
 pub mod memory;
+pub mod metadata;
 pub mod mount;
 pub mod read;
 pub mod size;
@@ -10,10 +13,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-use crate::{machine, report::Figure, setup::Setup};
+use serde::{Deserialize, Serialize};
+
+use crate::{machine, report::Figure};
 
 /// What one subcommand found.
-#[derive(Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Findings {
     /// In the order they were taken.
     pub figures: Vec<Figure>,
@@ -22,19 +27,17 @@ pub struct Findings {
 }
 
 impl Findings {
+    /// Notes what could not be measured, and why.
+    pub fn skip(&mut self, what: &str, why: impl std::fmt::Display) {
+        self.skipped.push(format!("{what}: {why}"));
+    }
+
     /// Adds what another subcommand found.
     pub fn append(&mut self, mut other: Self) {
         self.figures.append(&mut other.figures);
         self.skipped.append(&mut other.skipped);
     }
 }
-
-/// What a subcommand is.
-pub type Measure = fn(&Setup) -> Result<Findings>;
-
-/// Every measurement, by the name of its subcommand.
-pub const ALL: [(&str, Measure); 5] =
-    [("size", size::measure), ("index", index::measure), ("mount", mount::measure), ("read", read::measure), ("memory", memory::measure)];
 
 /// How long `work` took, and what it gave.
 pub(crate) fn timed<T>(work: impl FnOnce() -> Result<T>) -> Result<(Duration, T)> {
@@ -53,9 +56,18 @@ pub(crate) struct Cost {
 
 /// What `work` cost, and what it gave.
 pub(crate) fn costed<T>(work: impl FnOnce() -> Result<T>) -> Result<(Cost, T)> {
+    let before = machine::cpu_time()?.own;
+    let (wall, made) = timed(work)?;
+    Ok((Cost { wall, cpu: machine::cpu_time()?.own.saturating_sub(before) }, made))
+}
+
+/// As [`costed`], for work that programs do which have ended when `work` returns; of this process only the registry's time is in it.
+pub(crate) fn costed_with_children<T>(work: impl FnOnce() -> Result<T>) -> Result<(Cost, T)> {
     let before = machine::cpu_time()?;
     let (wall, made) = timed(work)?;
-    Ok((Cost { wall, cpu: machine::cpu_time()?.saturating_sub(before) }, made))
+    let after = machine::cpu_time()?;
+    let cpu = after.own.saturating_sub(before.own) + after.children.saturating_sub(before.children);
+    Ok((Cost { wall, cpu }, made))
 }
 
 /// Remembers the first run's hash and refuses a later run that did other work.

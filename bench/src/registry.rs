@@ -5,17 +5,19 @@
 use std::{
     collections::HashMap,
     convert::Infallible,
+    io::Write as _,
     net::SocketAddr,
+    path::Path,
     sync::{
         Arc,
-        atomic::{AtomicI32, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
-    thread::JoinHandle,
     time::Duration,
 };
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
+use clip_format::digest::Digest;
 use http_body_util::Full;
 use hyper::{
     Method, Request, Response, StatusCode,
@@ -25,15 +27,21 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::TokioIo;
-use tokio::{net::TcpListener, sync::oneshot};
+use rustls_pki_types::PrivateKeyDer;
+use tempfile::NamedTempFile;
+use tokio_rustls::TlsAcceptor;
 
 use crate::{
+    background::Background,
     corpus::{Corpus, REPOSITORY},
-    machine,
+    layout::LayoutImage,
 };
 
+/// The tag of an image that is served alone.
+const IMAGE_TAG: &str = "image";
+
 struct Object {
-    media_type: &'static str,
+    media_type: String,
     bytes: Bytes,
 }
 
@@ -42,8 +50,6 @@ struct Shelf {
     objects: HashMap<String, Object>,
     requests: AtomicU64,
     bytes: AtomicU64,
-    /// The serving thread.
-    tid: AtomicI32,
 }
 
 /// What a registry has done so far.
@@ -53,7 +59,7 @@ pub struct Served {
     pub requests: u64,
     /// Body bytes sent.
     pub bytes: u64,
-    /// Its thread's time on a core.
+    /// Its threads' time on a core.
     pub cpu: Duration,
 }
 
@@ -67,99 +73,144 @@ impl Served {
 
 /// A running registry. Dropping it stops it.
 pub struct Registry {
-    address: SocketAddr,
+    plain: Background,
+    tls: Background,
+    /// The certificate that its TLS side shows, PEM.
+    ca_file: NamedTempFile,
     shelf: Arc<Shelf>,
-    stop: Option<oneshot::Sender<()>>,
-    thread: Option<JoinHandle<()>>,
 }
 
 impl Registry {
-    /// Serves `corpus` from memory on a free port of loopback.
+    /// Serves `corpus` from memory on two free ports of loopback: plain HTTP, and TLS under a certificate of its own.
     ///
     /// # Errors
     /// The system's.
     pub fn start(corpus: &Corpus) -> Result<Self> {
-        let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).context("listen on loopback")?;
-        listener.set_nonblocking(true)?;
-        let address = listener.local_addr()?;
-        let counters = (AtomicU64::new(0), AtomicU64::new(0), AtomicI32::new(0));
-        let shelf = Arc::new(Shelf { objects: objects(corpus), requests: counters.0, bytes: counters.1, tid: counters.2 });
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let (stop, stopped) = oneshot::channel();
-        let serving = shelf.clone();
-        let thread = std::thread::Builder::new().name("bench-registry".to_owned()).spawn(move || {
-            serving.tid.store(rustix::thread::gettid().as_raw_nonzero().get(), Ordering::Relaxed);
-            runtime.block_on(async move {
-                tokio::select! {
-                    () = accept(listener, serving) => {}
-                    _ = stopped => {}
-                }
-            });
-        })?;
-        Ok(Self { address, shelf, stop: Some(stop), thread: Some(thread) })
+        Self::of_objects(objects(corpus))
     }
 
-    /// Where it listens.
+    /// Serves one image as [`start`](Self::start) does, as [`image_reference`](Self::image_reference).
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn of_image(image: &LayoutImage) -> Result<Self> {
+        let blobs = image.layers.iter().chain([&image.config]);
+        let blob = |(digest, bytes): &(Digest, Bytes)| {
+            let object = Object { media_type: "application/octet-stream".to_owned(), bytes: bytes.clone() };
+            (format!("/v2/{REPOSITORY}/blobs/{digest}"), object)
+        };
+        let mut objects: HashMap<_, _> = blobs.map(blob).collect();
+        for name in [IMAGE_TAG.to_owned(), image.digest.to_string()] {
+            let object = Object { media_type: image.media_type.clone(), bytes: image.manifest.clone() };
+            objects.insert(format!("/v2/{REPOSITORY}/manifests/{name}"), object);
+        }
+        Self::of_objects(objects)
+    }
+
+    fn of_objects(objects: HashMap<String, Object>) -> Result<Self> {
+        let shelf = Arc::new(Shelf { objects, requests: AtomicU64::new(0), bytes: AtomicU64::new(0) });
+        let serving = shelf.clone();
+        let plain = Background::start("bench-registry", move || {
+            move |stream, _| {
+                let shelf = serving.clone();
+                async move { serve(shelf, TokioIo::new(stream)).await }
+            }
+        })?;
+        let (acceptor, certificate) = tls()?;
+        let mut ca_file = tempfile::Builder::new().prefix("clip-bench-ca-").suffix(".pem").tempfile().context("make a file for the CA")?;
+        ca_file.write_all(certificate.as_bytes()).context("write the CA")?;
+        let serving = shelf.clone();
+        let tls = Background::start("bench-registry", move || {
+            move |stream, _| {
+                let (shelf, acceptor) = (serving.clone(), acceptor.clone());
+                async move {
+                    // A client that does not like the certificate says so itself.
+                    if let Ok(stream) = acceptor.accept(stream).await {
+                        serve(shelf, TokioIo::new(stream)).await;
+                    }
+                }
+            }
+        })?;
+        Ok(Self { plain, tls, ca_file, shelf })
+    }
+
+    /// Where plain HTTP is spoken.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
-        self.address
+        self.plain.address()
+    }
+
+    /// Where TLS is spoken.
+    #[must_use]
+    pub fn tls_address(&self) -> SocketAddr {
+        self.tls.address()
+    }
+
+    /// Whom a client must trust to speak TLS with it.
+    #[must_use]
+    pub fn ca_file(&self) -> &Path {
+        self.ca_file.path()
     }
 
     /// `127.0.0.1:PORT/REPOSITORY:TAG`
     #[must_use]
     pub fn reference(&self, tag: &str) -> String {
-        format!("{}/{REPOSITORY}:{tag}", self.address)
+        Self::reference_at(self.address(), tag)
     }
 
-    /// What it has done so far.
+    /// The image of [`of_image`](Self::of_image).
+    #[must_use]
+    pub fn image_reference(&self) -> String {
+        self.reference(IMAGE_TAG)
+    }
+
+    /// The same, by way of `address`.
+    #[must_use]
+    pub fn reference_at(address: SocketAddr, tag: &str) -> String {
+        format!("{address}/{REPOSITORY}:{tag}")
+    }
+
+    /// What it has done so far, both sides.
     #[must_use]
     pub fn served(&self) -> Served {
-        let cpu = machine::thread_cpu_ns(self.shelf.tid.load(Ordering::Relaxed)).unwrap_or_default();
         let (requests, bytes) = (self.shelf.requests.load(Ordering::Relaxed), self.shelf.bytes.load(Ordering::Relaxed));
-        Served { requests, bytes, cpu: Duration::from_nanos(cpu) }
+        Served { requests, bytes, cpu: self.plain.cpu() + self.tls.cpu() }
     }
 }
 
-impl Drop for Registry {
-    fn drop(&mut self) {
-        drop(self.stop.take());
-        if let Some(thread) = self.thread.take() {
-            // A panic of its thread has shown itself as failing reads.
-            let _ = thread.join();
-        }
-    }
+/// A certificate for 127.0.0.1, made now, and what shows it.
+fn tls() -> Result<(TlsAcceptor, String)> {
+    let made = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).context("make a certificate")?;
+    let key = PrivateKeyDer::Pkcs8(made.signing_key.serialize_der().into());
+    let config = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()?
+        .with_no_client_auth()
+        .with_single_cert(vec![made.cert.der().clone()], key)
+        .context("use the certificate")?;
+    Ok((TlsAcceptor::from(Arc::new(config)), made.cert.pem()))
+}
+
+async fn serve<I: hyper::rt::Read + hyper::rt::Write + Unpin>(shelf: Arc<Shelf>, io: I) {
+    let service = service_fn(move |request| {
+        let answer = shelf.answer(&request);
+        async move { Ok::<_, Infallible>(answer) }
+    });
+    // A client that goes away in the middle is its own affair.
+    let _ = http1::Builder::new().serve_connection(io, service).await;
 }
 
 fn objects(corpus: &Corpus) -> HashMap<String, Object> {
     let blob = |(digest, bytes): (clip_format::digest::Digest, &Bytes)| {
-        (format!("/v2/{REPOSITORY}/blobs/{digest}"), Object { media_type: "application/octet-stream", bytes: bytes.clone() })
+        (format!("/v2/{REPOSITORY}/blobs/{digest}"), Object { media_type: "application/octet-stream".to_owned(), bytes: bytes.clone() })
     };
     let mut objects: HashMap<_, _> = corpus.blobs().map(blob).collect();
     for manifest in &corpus.manifests {
         for name in [manifest.tag.to_owned(), manifest.digest.to_string()] {
-            let object = Object { media_type: manifest.media_type(), bytes: manifest.bytes.clone() };
+            let object = Object { media_type: manifest.media_type().to_owned(), bytes: manifest.bytes.clone() };
             objects.insert(format!("/v2/{REPOSITORY}/manifests/{name}"), object);
         }
     }
     objects
-}
-
-async fn accept(listener: std::net::TcpListener, shelf: Arc<Shelf>) {
-    let Ok(listener) = TcpListener::from_std(listener) else { return };
-    loop {
-        let Ok((stream, _)) = listener.accept().await else { continue };
-        // Without it the last part of an answer may wait for an acknowledgement. A refusal only costs time.
-        let _ = stream.set_nodelay(true);
-        let shelf = shelf.clone();
-        tokio::spawn(async move {
-            let service = service_fn(move |request| {
-                let answer = shelf.answer(&request);
-                async move { Ok::<_, Infallible>(answer) }
-            });
-            // A client that goes away in the middle is its own affair.
-            let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
-        });
-    }
 }
 
 impl Shelf {
@@ -174,7 +225,7 @@ impl Shelf {
         let part = range.map_or_else(|| object.bytes.clone(), |(start, end)| object.bytes.slice(start..end));
         let mut answer = Response::builder()
             .status(if range.is_some() { StatusCode::PARTIAL_CONTENT } else { StatusCode::OK })
-            .header(CONTENT_TYPE, object.media_type)
+            .header(CONTENT_TYPE, object.media_type.as_str())
             .header(ACCEPT_RANGES, "bytes")
             .header(CONTENT_LENGTH, part.len());
         if let Some((start, end)) = range {
@@ -194,7 +245,7 @@ fn status(status: StatusCode) -> Response<Full<Bytes>> {
 
 /// `bytes=START-LAST` or `bytes=START-` as a half-open range of `len` bytes; anything else is answered with the whole, as RFC 9110
 /// section 14.2 allows.
-fn byte_range(range: &str, len: usize) -> Option<(usize, usize)> {
+pub(crate) fn byte_range(range: &str, len: usize) -> Option<(usize, usize)> {
     let (start, last) = range.strip_prefix("bytes=")?.split_once('-')?;
     let start: usize = start.parse().ok()?;
     let end = if last.is_empty() { len } else { last.parse::<usize>().ok()?.checked_add(1)?.min(len) };

@@ -2,10 +2,10 @@
 
 use std::{fmt, time::Duration};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// What a figure counts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Unit {
     /// Millions of stream or file bytes a second.
     #[serde(rename = "MB/s")]
@@ -22,14 +22,33 @@ pub enum Unit {
     /// Multiples of 1024 * 1024 bytes.
     #[serde(rename = "MiB")]
     Mebibytes,
+    /// Seconds.
+    #[serde(rename = "s")]
+    Seconds,
+    /// Things in a second.
+    #[serde(rename = "/s")]
+    PerSecond,
     /// Things, or a share of things.
     #[serde(rename = "")]
     Count,
 }
 
 impl Unit {
-    fn as_str(self) -> &'static str {
+    /// Which way is better. Of a count this is a figure's own affair; less, where nothing else is said.
+    #[must_use]
+    pub fn better(self) -> Better {
         match self {
+            Unit::MegabytesPerSecond | Unit::PerSecond => Better::More,
+            Unit::Milliseconds | Unit::Microseconds | Unit::Seconds | Unit::Bytes | Unit::Mebibytes | Unit::Count => Better::Less,
+        }
+    }
+
+    /// With a space before it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Unit::Seconds => " s",
+            Unit::PerSecond => " /s",
             Unit::MegabytesPerSecond => " MB/s",
             Unit::Milliseconds => " ms",
             Unit::Microseconds => " us",
@@ -40,8 +59,59 @@ impl Unit {
     }
 }
 
+/// Which way a figure is better.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Better {
+    /// A rate.
+    More,
+    /// A time or a size.
+    Less,
+}
+
+/// What a figure has to reach.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Bar {
+    /// What is held against it.
+    pub of: BarOf,
+    /// At least, where more is better; at most, where less is.
+    pub limit: f64,
+    /// Whether the median is there.
+    pub met: bool,
+}
+
+/// What of a figure is held against its bar.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BarOf {
+    /// The ratio to the floor.
+    Ratio,
+    /// The median itself.
+    Value,
+}
+
+/// Something counted beside a figure.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Counter {
+    /// In words.
+    pub name: String,
+    /// Over the runs.
+    pub spread: Spread,
+    /// Of the spread.
+    pub unit: Unit,
+}
+
+/// How single operations were spread: for a plot.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Distribution {
+    /// Whose: the figure's own, or its floor's.
+    pub name: String,
+    /// In the figure's unit, rising: (percent of the operations, the value they do not pass).
+    pub points: Vec<(f64, f64)>,
+}
+
 /// What had been read before the clock started.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Temperature {
     /// Nothing: an empty cache directory, a new engine.
@@ -57,6 +127,18 @@ pub enum Temperature {
 }
 
 impl Temperature {
+    /// In a figure's name.
+    #[must_use]
+    pub fn id(self) -> &'static str {
+        match self {
+            Temperature::Cold => "cold",
+            Temperature::Unverified => "unverified",
+            Temperature::Warm => "warm",
+            Temperature::PageCache => "page_cache",
+            Temperature::None => "any",
+        }
+    }
+
     fn as_str(self) -> &'static str {
         match self {
             Temperature::Cold => ", cold",
@@ -69,7 +151,7 @@ impl Temperature {
 }
 
 /// The least, the middle and the largest of several runs.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Spread {
     /// `min <= median`
     pub min: f64,
@@ -104,7 +186,7 @@ impl Spread {
 }
 
 /// What a figure is held against.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Floor {
     /// In words.
     pub what: String,
@@ -113,7 +195,7 @@ pub struct Floor {
 }
 
 /// One measured thing.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Figure {
     /// Stable name: `read.sequential.fuse.cold`.
     pub id: String,
@@ -125,10 +207,20 @@ pub struct Figure {
     pub temperature: Temperature,
     /// Over the runs.
     pub spread: Spread,
+    /// Which way is better.
+    pub better: Better,
     /// Taken in the same run.
     pub floor: Option<Floor>,
     /// Median over the floor's median: of a rate, 1 is the floor and less is worse; of all else, 1 is the floor and more is worse.
     pub ratio: Option<f64>,
+    /// What it has to reach, where something was set.
+    pub bar: Option<Bar>,
+    /// What was counted beside it.
+    #[serde(default)]
+    pub counters: Vec<Counter>,
+    /// Of single operations, where they were timed.
+    #[serde(default)]
+    pub distributions: Vec<Distribution>,
     /// First 16 hex digits of the BLAKE3 of what was produced.
     pub work: String,
 }
@@ -143,8 +235,12 @@ impl Figure {
             unit,
             temperature: Temperature::None,
             spread: Spread::of(values),
+            better: unit.better(),
             floor: None,
             ratio: None,
+            bar: None,
+            counters: Vec::new(),
+            distributions: Vec::new(),
             work: String::new(),
         }
     }
@@ -155,6 +251,43 @@ impl Figure {
         let spread = Spread::of(values);
         self.ratio = (spread.median > 0.0).then(|| self.spread.median / spread.median);
         self.floor = Some(Floor { what: what.to_owned(), spread });
+        self
+    }
+
+    /// Where more is better although the unit does not say so.
+    #[must_use]
+    pub fn more_is_better(mut self) -> Self {
+        self.better = Better::More;
+        self
+    }
+
+    /// With a bar for the ratio; after the floor, without which there is no ratio and no bar.
+    #[must_use]
+    pub fn bar_of_ratio(mut self, limit: f64) -> Self {
+        self.bar = self.ratio.map(|ratio| Bar { of: BarOf::Ratio, limit, met: self.better.reaches(ratio, limit) });
+        self
+    }
+
+    /// With a bar for the median.
+    #[must_use]
+    pub fn bar_of_value(mut self, limit: f64) -> Self {
+        self.bar = Some(Bar { of: BarOf::Value, limit, met: self.better.reaches(self.spread.median, limit) });
+        self
+    }
+
+    /// With something counted beside it; nothing counted is left out.
+    #[must_use]
+    pub fn counter(mut self, name: &str, unit: Unit, values: &[f64]) -> Self {
+        if !values.is_empty() {
+            self.counters.push(Counter { name: name.to_owned(), spread: Spread::of(values), unit });
+        }
+        self
+    }
+
+    /// With the spread of single operations, in the figure's unit.
+    #[must_use]
+    pub fn distribution(mut self, name: &str, values: &[f64]) -> Self {
+        self.distributions.extend(Distribution::of(name, values));
         self
     }
 
@@ -173,6 +306,37 @@ impl Figure {
     }
 }
 
+impl Better {
+    /// Whether `value` is on the right side of `limit`.
+    #[must_use]
+    pub fn reaches(self, value: f64, limit: f64) -> bool {
+        match self {
+            Better::More => value >= limit,
+            Better::Less => value <= limit,
+        }
+    }
+}
+
+impl fmt::Display for Bar {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let of = if self.of == BarOf::Ratio { " of the ratio" } else { "" };
+        write!(f, "{} (bar{of}: {})", if self.met { "ok" } else { "NOT MET" }, short(self.limit))
+    }
+}
+
+impl Distribution {
+    /// At the percentiles that a plot needs; none without values.
+    #[must_use]
+    pub fn of(name: &str, values: &[f64]) -> Option<Self> {
+        const PERCENTS: [f64; 17] = [0.0, 1.0, 5.0, 10.0, 20.0, 30.0, 40.0, 50.0, 60.0, 70.0, 80.0, 90.0, 95.0, 98.0, 99.0, 99.9, 100.0];
+        let mut sorted = values.to_vec();
+        sorted.sort_by(f64::total_cmp);
+        let last = sorted.len().checked_sub(1)?;
+        let at = |percent: f64| (percent, sorted[((percent / 100.0 * sorted.len() as f64).ceil() as usize).saturating_sub(1).min(last)]);
+        Some(Self { name: name.to_owned(), points: PERCENTS.map(at).to_vec() })
+    }
+}
+
 impl fmt::Display for Figure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}: {}{}", self.id, self.what, self.temperature.as_str())?;
@@ -181,8 +345,14 @@ impl fmt::Display for Figure {
             write!(f, "\n    floor {}: {}", Shown(floor.spread, self.unit), floor.what)?;
         }
         if let Some(ratio) = self.ratio {
-            let kind = if self.unit == Unit::MegabytesPerSecond { "of the floor's rate" } else { "x the floor" };
+            let kind = if self.better == Better::More { "of the floor's" } else { "x the floor" };
             write!(f, "\n    ratio {ratio:.3} {kind}")?;
+        }
+        if let Some(bar) = &self.bar {
+            write!(f, "\n    {bar}")?;
+        }
+        for counter in &self.counters {
+            write!(f, "\n    {}: {}", counter.name, Shown(counter.spread, counter.unit))?;
         }
         if !self.work.is_empty() {
             write!(f, "\n    work {}", self.work)?;
@@ -206,7 +376,8 @@ impl fmt::Display for Shown {
 }
 
 /// Four digits that matter.
-fn short(value: f64) -> String {
+#[must_use]
+pub fn short(value: f64) -> String {
     match value.abs() {
         value if value >= 1000.0 => format!("{:.0}", value.round()),
         value if value >= 100.0 => format!("{value:.1}"),
@@ -216,12 +387,14 @@ fn short(value: f64) -> String {
 }
 
 /// Everything one run of `clip-bench` found.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Report {
+    /// The arguments.
+    pub command: String,
     /// Cores, kernel, load, build.
     pub machine: crate::machine::Machine,
     /// What was read and indexed.
-    pub corpus: crate::corpus::Summary,
+    pub image: crate::setup::ImageSummary,
     /// In the order they were taken.
     pub figures: Vec<Figure>,
     /// What could not be measured, and why.
@@ -230,7 +403,7 @@ pub struct Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{}\n{}\n", self.machine, self.corpus)?;
+        writeln!(f, "{}\n{}\n", self.machine, self.image)?;
         for figure in &self.figures {
             writeln!(f, "{figure}\n")?;
         }
@@ -245,8 +418,8 @@ impl Report {
     /// The figures as a table for docs/performance.md.
     #[must_use]
     pub fn markdown(&self) -> String {
-        let mut text = format!("{}  \n{}\n\n", self.machine, self.corpus);
-        text += "| figure | state | median (min .. max) | floor | ratio | work |\n|---|---|---|---|---|---|\n";
+        let mut text = format!("{}\\\n{}\n\n", self.machine, self.image);
+        text += "| figure | state | median (min .. max) | floor | ratio | bar | work |\n|---|---|---|---|---|---|---|\n";
         for figure in &self.figures {
             let state = match figure.temperature {
                 Temperature::None => "",
@@ -255,8 +428,9 @@ impl Report {
             let floor =
                 figure.floor.as_ref().map_or_else(String::new, |floor| format!("{}: {}", Shown(floor.spread, figure.unit), floor.what));
             let ratio = figure.ratio.map_or_else(String::new, |ratio| format!("{ratio:.2}"));
+            let bar = figure.bar.as_ref().map_or_else(String::new, Bar::to_string);
             let Figure { id, what, spread, unit, work, .. } = figure;
-            text += &format!("| `{id}`: {what} | {state} | {} | {floor} | {ratio} | `{work}` |\n", Shown(*spread, *unit));
+            text += &format!("| `{id}`: {what} | {state} | {} | {floor} | {ratio} | {bar} | `{work}` |\n", Shown(*spread, *unit));
         }
         text
     }

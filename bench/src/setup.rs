@@ -1,25 +1,34 @@
-//! What every measurement starts from: the corpus, its registry, its index, and a place for caches.
+//! What every measurement starts from: an image, its registry, its index, and a place for caches.
 
 use std::{
+    fmt,
+    io::Write as _,
+    os::unix::ffi::OsStrExt as _,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, OnceLock},
 };
 
 use anyhow::{Context, Result};
-use clip_engine::{Engine, EngineConfig, Image, ImageOptions};
+use clip_engine::{Engine, EngineConfig, Image, ImageOptions, registry::PlainHttp};
 use clip_format::{
     checkpoints::{Checkpoints, SpanTable},
     clip_file::ClipFile,
     erofs::Index,
     header::Header,
+    storage_info::{Source, StorageInfo},
     units::LayerIndex,
 };
 use clip_indexer::{IndexOptions, Indexed, index_image, progress::NoProgress, write_clip};
+use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 
 use crate::{
-    corpus::{Corpus, LARGE_PATH, Sizes, TAG_ALL},
+    args::{Common, Shape},
+    corpus::{Corpus, Sizes, TAG_ALL},
+    floor,
+    origin::Origin,
     registry::Registry,
+    tree,
 };
 
 /// How much is measured.
@@ -31,36 +40,46 @@ pub enum Scale {
     Tiny,
 }
 
-/// Settings of one run.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// How much is measured.
-    pub scale: Scale,
-    /// What the corpus is made from.
-    pub seed: u64,
-    /// Runs of each measurement; default 5, tiny 2.
-    pub runs: Option<usize>,
-    /// The `clip` program; default: beside this one, if it is there.
-    pub clip_program: Option<PathBuf>,
-}
-
-/// What every measurement starts from.
-pub struct Setup {
+/// The image that was made for the run.
+pub struct Made {
     /// What is read.
     pub corpus: Corpus,
     /// Where it is read from.
     pub registry: Registry,
-    /// Its index.
+}
+
+/// What every measurement starts from.
+pub struct Setup {
+    /// The image that was made for the run; none with `--clip`.
+    pub made: Option<Made>,
+    /// The index.
     pub clip: Clip,
+    /// Where its layers come from.
+    pub origin: Origin,
+    /// The large file as an ordinary file, written when first asked for.
+    plain: OnceLock<Plain>,
     /// How much is measured.
     pub scale: Scale,
     /// Runs of each measurement.
     pub runs: usize,
+    /// What random reads are drawn from.
+    pub seed: u64,
     /// Reads of one run of random reads.
     pub random_reads: usize,
+    /// What stands between clip and the registry.
+    pub shape: Shape,
     /// The `clip` program, where it was found.
     pub clip_program: Option<PathBuf>,
     scratch: TempDir,
+}
+
+/// The large file as the plain loop decoded it.
+#[derive(Clone, Debug)]
+pub struct Plain {
+    /// An ordinary file with its bytes.
+    pub path: PathBuf,
+    /// BLAKE3 of them.
+    pub hash: blake3::Hash,
 }
 
 /// The whole image's index, on disk and in memory.
@@ -71,17 +90,23 @@ pub struct Clip {
     pub bytes: Vec<u8>,
     /// The file tree.
     pub index: Index,
+    /// Source, config, layers.
+    pub info: StorageInfo,
     /// The tables of spans.
     pub checkpoints: Checkpoints,
     /// The windows section.
     pub windows: Vec<u8>,
-    /// Where the large file is.
+    /// Regular files, sorted by path.
+    pub files: Vec<tree::TreeFile>,
+    /// The longest file that lies in one piece of one layer.
     pub large: LargeFile,
 }
 
-/// Where the large file is: in one piece of one layer.
-#[derive(Clone, Copy, Debug)]
+/// A large file: in one piece of one layer.
+#[derive(Clone, Debug)]
 pub struct LargeFile {
+    /// From the root, without a leading slash.
+    pub path: PathBuf,
     /// The layer.
     pub layer: LayerIndex,
     /// Where in its stream.
@@ -90,28 +115,75 @@ pub struct LargeFile {
     pub len: u64,
 }
 
+/// The image in a line.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ImageSummary {
+    /// What it is called; `seed N` when it was made for the run.
+    pub name: String,
+    /// Layers.
+    pub layers: usize,
+    /// Regular files, hard links once.
+    pub files: u64,
+    /// Of all layer streams.
+    pub stream_bytes: u64,
+    /// Of all blobs.
+    pub compressed_bytes: u64,
+    /// Of the large file.
+    pub large_bytes: u64,
+}
+
+impl fmt::Display for ImageSummary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+        let Self { name, layers, files, .. } = self;
+        let (stream, compressed) = (mib(self.stream_bytes), mib(self.compressed_bytes));
+        write!(f, "image: {name}, {files} files, {stream:.1} MiB of stream in {layers} layers of {compressed:.1} MiB compressed")
+    }
+}
+
 impl Setup {
-    /// Makes the corpus, serves it and indexes it.
+    /// Makes the image, of `corpus_mib` where nothing else was asked for, serves and indexes it; or opens the `.clip` that was named.
     ///
     /// # Errors
     /// Every kind.
-    pub fn new(options: &Options) -> Result<Self> {
+    pub fn new(common: &Common, corpus_mib: u32) -> Result<Self> {
+        Self::with_equal_layers(common, corpus_mib, 0)
+    }
+
+    /// As [`Setup::new`], with an image of `equal_layers` more where it is made.
+    ///
+    /// # Errors
+    /// Every kind.
+    pub fn with_equal_layers(common: &Common, corpus_mib: u32, equal_layers: usize) -> Result<Self> {
         let scratch = tempfile::Builder::new().prefix("clip-bench-").tempdir().context("make a directory for the corpus and the caches")?;
-        let (sizes, runs, random_reads) = match options.scale {
-            Scale::Full => (Sizes::FULL, 5, 150),
-            Scale::Tiny => (Sizes::TINY, 2, 3),
+        let (scale, runs, random_reads) = if common.tiny { (Scale::Tiny, 2, 3) } else { (Scale::Full, 5, 300) };
+        let sizes = match (scale, common.corpus_mib) {
+            (Scale::Tiny, None) => Sizes::TINY,
+            (Scale::Tiny, Some(mib)) => Sizes::TINY.with_large_layer(mib),
+            (Scale::Full, mib) => Sizes::FULL.with_large_layer(mib.unwrap_or(corpus_mib)),
         };
-        let corpus = Corpus::make(&scratch.path().join("corpus"), options.seed, sizes)?;
-        let registry = Registry::start(&corpus)?;
-        let clip = Clip::make(scratch.path(), &registry.reference(TAG_ALL))?;
+        let (made, clip) = match &common.clip {
+            Some(path) => (None, Clip::read(path)?),
+            None => {
+                let sizes = Sizes { equal_layers, ..sizes };
+                let corpus = Corpus::make(&scratch.path().join("corpus"), common.seed, sizes)?;
+                let registry = Registry::start(&corpus)?;
+                let clip = Clip::make(scratch.path(), &registry.reference(TAG_ALL))?;
+                (Some(Made { corpus, registry }), clip)
+            }
+        };
+        let origin = Origin::new(&clip.info, made.as_ref().map(|made| &made.registry), &common.shape)?;
         Ok(Self {
-            corpus,
-            registry,
+            made,
             clip,
-            scale: options.scale,
-            runs: options.runs.unwrap_or(runs).max(1),
+            origin,
+            plain: OnceLock::new(),
+            scale,
+            runs: common.runs.unwrap_or(runs),
+            seed: common.seed,
             random_reads,
-            clip_program: options.clip_program.clone().or_else(clip_program),
+            shape: common.shape.clone(),
+            clip_program: common.clip_program.clone().or_else(clip_program),
             scratch,
         })
     }
@@ -129,13 +201,80 @@ impl Setup {
     /// # Errors
     /// The engine's.
     pub fn open(&self, cache: &Path) -> Result<(Engine, Arc<Image>)> {
-        open(cache, &self.clip.path)
+        let engine = Engine::start(EngineConfig::new(cache.to_owned()))?;
+        let image = engine.open_image(&self.clip.path, &self.origin.image_options()?)?;
+        Ok((engine, image))
+    }
+
+    /// As [`Setup::open`], speaking TLS with `registry`.
+    ///
+    /// # Errors
+    /// The engine's.
+    pub fn open_tls(&self, registry: &Registry, cache: &Path) -> Result<(Engine, Arc<Image>)> {
+        let mut config = EngineConfig::new(cache.to_owned());
+        config.client.plain_http = PlainHttp::Never;
+        config.client.ca_file = Some(registry.ca_file().to_owned());
+        let engine = Engine::start(config)?;
+        let reference = Registry::reference_at(registry.tls_address(), TAG_ALL);
+        let options = ImageOptions { store_ref: Some(reference.parse()?), ..ImageOptions::default() };
+        let image = engine.open_image(&self.clip.path, &options)?;
+        Ok((engine, image))
+    }
+
+    /// The large file as an ordinary file: what reads must give.
+    ///
+    /// # Errors
+    /// When its layer cannot be fetched or decoded.
+    pub fn plain(&self) -> Result<&Plain> {
+        if let Some(plain) = self.plain.get() {
+            return Ok(plain);
+        }
+        let plain = match &self.made {
+            Some(made) => Plain { path: made.corpus.plain_file(), hash: made.corpus.large_hash },
+            None => self.decode_plain().context("decode the large file")?,
+        };
+        Ok(self.plain.get_or_init(|| plain))
+    }
+
+    fn decode_plain(&self) -> Result<Plain> {
+        let (large, path) = (&self.clip.large, self.scratch.path().join("large.plain"));
+        let (mut file, mut hasher, mut at) = (std::fs::File::create(&path)?, blake3::Hasher::new(), 0);
+        let layer = &self.clip.info.layers[usize::from(large.layer.get())];
+        floor::decode(layer.codec, &self.origin.blob(large.layer)?, |bytes| {
+            let wanted = large.stream.clamp(at, at + bytes.len() as u64)..(large.stream + large.len).clamp(at, at + bytes.len() as u64);
+            let part = &bytes[(wanted.start - at) as usize..(wanted.end - at) as usize];
+            hasher.update(part);
+            at += bytes.len() as u64;
+            Ok(file.write_all(part)?)
+        })?;
+        Ok(Plain { path, hash: hasher.finalize() })
     }
 
     /// The large file's layer's spans.
     #[must_use]
     pub fn large_table(&self) -> &SpanTable {
         self.clip.checkpoints.layer(self.clip.large.layer)
+    }
+
+    /// The image in a line.
+    ///
+    /// # Errors
+    /// None yet.
+    pub fn summary(&self) -> Result<ImageSummary> {
+        let layers = &self.clip.info.layers;
+        let name = match (&self.made, &self.clip.info.source) {
+            (Some(made), _) => format!("seed {}", made.corpus.seed()),
+            (None, Source::Registry { .. }) => self.clip.reference().unwrap_or_default(),
+            (None, Source::Local { path, .. }) => String::from_utf8_lossy(path).into_owned(),
+        };
+        Ok(ImageSummary {
+            name,
+            layers: layers.len(),
+            files: self.clip.files.len() as u64,
+            stream_bytes: layers.iter().map(|layer| layer.stream_size).sum(),
+            compressed_bytes: layers.iter().map(|layer| layer.compressed_size).sum(),
+            large_bytes: self.clip.large.len,
+        })
     }
 }
 
@@ -154,7 +293,15 @@ pub fn open(cache: &Path, clip: &Path) -> Result<(Engine, Arc<Image>)> {
 /// # Errors
 /// The indexer's.
 pub fn index(reference: &str) -> Result<Indexed> {
-    Ok(index_image(&IndexOptions::new(reference.parse()?), &NoProgress)?)
+    index_with(&IndexOptions::new(reference.parse()?))
+}
+
+/// Indexes as `options` say.
+///
+/// # Errors
+/// The indexer's.
+pub fn index_with(options: &IndexOptions) -> Result<Indexed> {
+    Ok(index_image(options, &NoProgress)?)
 }
 
 /// One hash over the sections that do not depend on where the image came from: index, checkpoints, windows.
@@ -172,24 +319,40 @@ pub fn sections_hash(clip: &[u8]) -> Result<blake3::Hash> {
 
 impl Clip {
     fn make(dir: &Path, reference: &str) -> Result<Self> {
-        let bytes = index(reference)?.clip;
         let path = dir.join("image.clip");
-        write_clip(&path, &bytes)?;
-        let file = ClipFile::parse(&bytes)?;
-        let windows = file.windows()?.to_vec();
-        let checkpoints = Checkpoints::open(Arc::new(file.checkpoints()?), &file.storage_info()?.layers, windows.len() as u64)?;
-        let index = Index::open(Arc::new(file.index()?))?;
-        let large = large_file(&index)?;
-        Ok(Self { path, bytes, index, checkpoints, windows, large })
+        write_clip(&path, &index(reference)?.clip)?;
+        Self::read(&path)
     }
-}
 
-fn large_file(index: &Index) -> Result<LargeFile> {
-    let inode = index.resolve(LARGE_PATH.as_bytes())?.context("the index lacks the large file")?;
-    let extent = index.extents(&inode, 0..inode.size).next().context("the large file has no bytes")??;
-    anyhow::ensure!(extent.file == (0..inode.size), "expected the large file in one piece, found {:?} of {}", extent.file, inode.size);
-    let (layer, stream) = extent.data.context("the large file is a hole")?;
-    Ok(LargeFile { layer, stream: stream.get(), len: inode.size })
+    /// The reference that it was made from, by digest; none of a local image.
+    #[must_use]
+    pub fn reference(&self) -> Option<String> {
+        match &self.info.source {
+            Source::Registry { registry, repository, .. } => Some(format!("{registry}/{repository}@{}", self.info.manifest_digest)),
+            Source::Local { .. } => None,
+        }
+    }
+
+    /// The `.clip` at `path`, expanded in memory.
+    ///
+    /// # Errors
+    /// When it cannot be read, or is damaged.
+    pub fn read(path: &Path) -> Result<Self> {
+        let bytes = std::fs::read(path).with_context(|| format!("read {}", path.display()))?;
+        Self::parse(path, bytes).with_context(|| path.display().to_string())
+    }
+
+    fn parse(path: &Path, bytes: Vec<u8>) -> Result<Self> {
+        let file = ClipFile::parse(&bytes)?;
+        let (windows, info) = (file.windows()?.to_vec(), file.storage_info()?);
+        let checkpoints = Checkpoints::open(Arc::new(file.checkpoints()?), &info.layers, windows.len() as u64)?;
+        let index = Index::open(Arc::new(file.index()?))?;
+        let files = tree::files(&index)?;
+        let (large, piece) = tree::largest(&index, &files)?;
+        let large_path = PathBuf::from(std::ffi::OsStr::from_bytes(&large.path));
+        let large = LargeFile { path: large_path, layer: piece.layer, stream: piece.stream, len: piece.len };
+        Ok(Self { path: path.to_owned(), bytes, index, info, checkpoints, windows, files, large })
+    }
 }
 
 fn clip_program() -> Option<PathBuf> {

@@ -218,8 +218,12 @@ impl LayerStore {
 
     /// A reader has asked for `span`, which was absent.
     pub(crate) fn note_needed(&self, span: SpanIndex) {
-        let range = self.table.stream_range(span);
-        count(&self.counters.bytes_needed, range.end - range.start);
+        let (stream, next) = (self.table.stream_range(span), SpanIndex(span.get() + 1));
+        let compressed_end =
+            if next.get() < self.table.len() { self.table.span(next).compressed.get() } else { self.table.compressed_size() };
+        count(&self.counters.spans_needed, 1);
+        count(&self.counters.bytes_needed, stream.end - stream.start);
+        count(&self.counters.bytes_needed_compressed, compressed_end.saturating_sub(self.table.span(span).compressed.get()));
     }
 
     /// Hashes an unverified span from disk. `None` when it was damaged and is absent now, or when its state changed meanwhile.

@@ -20,6 +20,8 @@ mod fetch;
 pub mod image;
 mod image_layer;
 pub mod inflate;
+#[doc(hidden)]
+pub mod inner_loops;
 mod job;
 mod jobs;
 mod layer;

@@ -44,6 +44,10 @@ pub struct Stats {
     /// Bytes of the spans that readers asked for and that were absent, or had been brought before they asked; each counted once as long as
     /// it stays. What was decoded beyond that was decoded for nothing.
     pub bytes_needed: u64,
+    /// As [`Self::bytes_needed`], in spans.
+    pub spans_needed: u64,
+    /// As [`Self::bytes_needed`], in compressed bytes: what had to be fetched.
+    pub bytes_needed_compressed: u64,
     /// Spans that were brought before a reader asked: read-ahead, replay, fill, and what a decoder passes on its way.
     pub spans_prefetched: u64,
     /// Those of them that a reader has asked for since.
@@ -82,6 +86,8 @@ pub(crate) struct Counters {
     pub(crate) spans_not_cached: AtomicU64,
     pub(crate) reads_failed: AtomicU64,
     pub(crate) bytes_needed: AtomicU64,
+    pub(crate) spans_needed: AtomicU64,
+    pub(crate) bytes_needed_compressed: AtomicU64,
     pub(crate) spans_prefetched: AtomicU64,
     pub(crate) spans_prefetched_used: AtomicU64,
     pub(crate) requests_joined: AtomicU64,
@@ -187,6 +193,8 @@ impl Counters {
             spans_not_cached: now(&self.spans_not_cached),
             reads_failed: now(&self.reads_failed),
             bytes_needed: now(&self.bytes_needed),
+            spans_needed: now(&self.spans_needed),
+            bytes_needed_compressed: now(&self.bytes_needed_compressed),
             spans_prefetched: now(&self.spans_prefetched),
             spans_prefetched_used: now(&self.spans_prefetched_used),
             requests_joined: now(&self.requests_joined),

@@ -12,7 +12,8 @@ use tar::{Builder, EntryType, Header};
 /// What docker and buildkit write by default.
 const LEVEL: u32 = 6;
 
-/// One gzip layer.
+/// One gzip layer. Cheap to clone.
+#[derive(Clone)]
 pub struct Layer {
     /// As a registry serves it.
     pub blob: Bytes,
@@ -22,14 +23,11 @@ pub struct Layer {
     pub diff_id: Digest,
     /// Length of the stream.
     pub stream_bytes: u64,
-    /// Regular files, in stream order.
-    pub paths: Vec<String>,
 }
 
 /// Writes a tar into gzip, hashing both sides.
-pub(super) struct LayerWriter {
+pub(crate) struct LayerWriter {
     tar: Builder<Stream>,
-    paths: Vec<String>,
 }
 
 /// Where the tar's bytes go.
@@ -53,28 +51,35 @@ impl Write for Stream {
 }
 
 impl LayerWriter {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let gzip = GzEncoder::new(Vec::new(), Compression::new(LEVEL));
-        Self { tar: Builder::new(Stream { gzip, hash: Sha256::new(), len: 0 }), paths: Vec::new() }
+        Self { tar: Builder::new(Stream { gzip, hash: Sha256::new(), len: 0 }) }
     }
 
-    pub(super) fn directory(&mut self, path: &str) -> Result<()> {
+    pub(crate) fn directory(&mut self, path: &str) -> Result<()> {
         let mut header = header(EntryType::Directory, 0o755, 0);
         Ok(self.tar.append_data(&mut header, format!("{path}/"), io::empty())?)
     }
 
-    pub(super) fn file(&mut self, path: &str, content: &[u8]) -> Result<()> {
-        let mut header = header(EntryType::Regular, 0o644, content.len() as u64);
-        self.tar.append_data(&mut header, path, content)?;
-        self.paths.push(path.to_owned());
-        Ok(())
+    pub(crate) fn file(&mut self, path: &str, content: &[u8]) -> Result<()> {
+        self.regular(path, content, 0o644)
     }
 
-    pub(super) fn finish(self) -> Result<Layer> {
+    /// A file that can be run.
+    pub(crate) fn program(&mut self, path: &str, content: &[u8]) -> Result<()> {
+        self.regular(path, content, 0o755)
+    }
+
+    fn regular(&mut self, path: &str, content: &[u8], mode: u32) -> Result<()> {
+        let mut header = header(EntryType::Regular, mode, content.len() as u64);
+        Ok(self.tar.append_data(&mut header, path, content)?)
+    }
+
+    pub(crate) fn finish(self) -> Result<Layer> {
         let stream = self.tar.into_inner()?;
         let blob = Bytes::from(stream.gzip.finish()?);
         let diff_id = Digest::Sha256(stream.hash.finalize().into());
-        Ok(Layer { digest: sha256(&blob), blob, diff_id, stream_bytes: stream.len, paths: self.paths })
+        Ok(Layer { digest: sha256(&blob), blob, diff_id, stream_bytes: stream.len })
     }
 }
 

@@ -1,5 +1,7 @@
 //! What indexing and mounting hold in memory, each in a process of its own.
 
+mod idle;
+
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
@@ -15,12 +17,20 @@ use crate::{
 
 const FLOOR: &str = "the same program, doing nothing";
 
+/// `clip-bench memory`
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct MemoryArgs {}
+
 /// Peaks of resident memory (VmHWM) of indexing and of a mount, and a mount's anonymous memory.
 ///
 /// # Errors
 /// When a child fails.
-pub fn measure(setup: &Setup) -> Result<Findings> {
+pub fn measure(setup: &Setup, _args: &MemoryArgs) -> Result<Findings> {
     let mut findings = Findings::default();
+    let Some(made) = &setup.made else {
+        findings.skip("memory", "needs the image that clip-bench makes; leave out --clip");
+        return Ok(findings);
+    };
     let mut idle = Vec::new();
     for _ in 0..setup.runs {
         idle.extend(child(&["idle"])?);
@@ -30,7 +40,7 @@ pub fn measure(setup: &Setup) -> Result<Findings> {
     for (tag, image) in [(TAG_LARGE, "one large layer"), (TAG_ALL, "three layers at once")] {
         let (mut runs, mut work) = (Vec::new(), SameWork::default());
         for _ in 0..setup.runs {
-            let memory = child(&["index", &setup.registry.reference(tag)])?;
+            let memory = child(&["index", &made.registry.reference(tag)])?;
             check_work(&mut work, &memory)?;
             runs.extend(memory);
         }
@@ -45,7 +55,7 @@ pub fn measure(setup: &Setup) -> Result<Findings> {
         findings.skipped.push(format!("memory of a mount: {reason}"));
         return Ok(findings);
     }
-    let (mut mounted, mut read, mut work) = (Vec::new(), Vec::new(), SameWork::expect(setup.corpus.large_hash));
+    let (mut mounted, mut read, mut work) = (Vec::new(), Vec::new(), SameWork::expect(made.corpus.large_hash));
     for _ in 0..setup.runs {
         let (cache, mountpoint) = (setup.fresh_dir()?, setup.fresh_dir()?);
         let paths = [setup.clip.path.as_path(), mountpoint.path(), cache.path()];
@@ -91,6 +101,10 @@ pub fn measure(setup: &Setup) -> Result<Findings> {
     for (id, what, values, floors, temperature) in figures {
         let figure = Figure::new(id, &what, Unit::Mebibytes, &values).floor(FLOOR, &floors);
         findings.figures.push(figure.temperature(temperature).work(&work.hash()));
+    }
+    match &setup.clip_program {
+        Some(program) => idle::measure(setup, program, &mut findings)?,
+        None => findings.skip("memory of idle mounts", "no clip beside clip-bench; build it or pass --clip-program"),
     }
     Ok(findings)
 }

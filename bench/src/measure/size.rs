@@ -5,7 +5,6 @@ use clip_format::header::Header;
 
 use super::Findings;
 use crate::{
-    corpus::TAG_ALL,
     report::{Figure, Unit},
     setup::{Setup, sections_hash},
 };
@@ -17,10 +16,12 @@ use crate::{
 pub fn measure(setup: &Setup) -> Result<Findings> {
     let header = Header::from_bytes(&setup.clip.bytes)?;
     let work = sections_hash(&setup.clip.bytes)?;
-    let files = setup.corpus.files as f64;
-    let stream_mib = setup.corpus.stream_bytes(TAG_ALL) as f64 / f64::from(1 << 20);
+    let files = setup.clip.files.len() as f64;
+    let stream_bytes: u64 = setup.clip.info.layers.iter().map(|layer| layer.stream_size).sum();
+    let stream_mib = stream_bytes as f64 / f64::from(1 << 20);
     let spans: u64 = setup.clip.checkpoints.layers().iter().map(|table| u64::from(table.len())).sum();
-    let paths = zstd::bulk::compress(&setup.corpus.paths, 19).context("compress the paths")?.len() as f64;
+    let paths: Vec<_> = setup.clip.files.iter().map(|file| &file.path[..]).collect();
+    let paths = zstd::bulk::compress(&paths.join(&b'\n'), 19).context("compress the paths")?.len() as f64;
     let digests = (spans * 32) as f64;
     let sizes = [
         ("size.clip", "the .clip", header.file_len() as f64, 1.0, "the paths (zstd -19) and 32 bytes of digest a span", paths + digests),

@@ -1,87 +1,84 @@
 //! Cold reads of 4 KiB, each of a span that nobody has read.
 
 use std::{
-    fs::File,
-    os::unix::fs::FileExt as _,
+    os::unix::ffi::OsStrExt as _,
     time::{Duration, Instant},
 };
 
 use anyhow::Result;
-use clip_engine::Stats;
 use clip_format::units::SpanIndex;
 
-use super::Way;
+use super::{
+    Bench, Way,
+    session::{CostRuns, Session},
+};
 use crate::{
-    corpus::{LARGE_LAYER, LARGE_PATH, content::Draws},
+    corpus::content::Draws,
     floor::SpanLoop,
-    measure::{Findings, SameWork, mount},
+    measure::{Findings, SameWork},
     report::{Figure, Temperature, Unit, percentile_us},
     setup::Setup,
 };
 
-const READ_BYTES: usize = 4096;
+/// Bytes of one read. Source: a page; what a fault of a mapped file asks for at least.
+pub(super) const READ_BYTES: usize = 4096;
 const FLOOR: &str = "fetch, inflate and verify of one span by a plain loop over one open connection; no engine, no cache, no FUSE";
+/// The bars of issue 4, of the ratios through FUSE.
+const P50_BAR: f64 = 1.25;
+const P99_BAR: f64 = 2.0;
 
-/// Where one read stands, in the large file.
-struct Probe {
-    at: u64,
-    /// Compressed bytes that decoding its span needs.
-    compressed: u64,
-}
-
-/// One run's latencies, by percentile.
+/// Latencies by percentile, in microseconds, one a run; and all of them.
 #[derive(Default)]
-struct Latencies {
-    p50: Vec<f64>,
-    p99: Vec<f64>,
+pub(super) struct Latencies {
+    pub(super) p50: Vec<f64>,
+    pub(super) p99: Vec<f64>,
+    pub(super) all: Vec<f64>,
 }
 
 impl Latencies {
-    fn add(&mut self, mut latencies: Vec<Duration>) {
+    pub(super) fn add(&mut self, mut latencies: Vec<Duration>) {
         self.p50.push(percentile_us(&mut latencies, 50));
         self.p99.push(percentile_us(&mut latencies, 99));
+        self.all.extend(latencies.iter().map(|latency| latency.as_secs_f64() * 1e6));
     }
 }
 
-pub(super) fn measure(setup: &Setup, ways: &[Way], findings: &mut Findings) -> Result<()> {
-    let probes = probes(setup);
+pub(super) fn measure(bench: &Bench<'_>, findings: &mut Findings) -> Result<()> {
+    let setup = bench.setup;
+    let probes = probes(setup, setup.random_reads);
     let mut work = SameWork::default();
-    for &way in ways {
-        let (mut floors, mut found, mut stats) = (Latencies::default(), Latencies::default(), Stats::default());
+    for &way in &bench.ways {
+        let (mut floors, mut found, mut costs) = (Latencies::default(), Latencies::default(), CostRuns::default());
         for _ in 0..setup.runs {
-            floors.add(by_loop(setup, &probes, &mut work)?);
-            let (latencies, cost) = cold(setup, way, &probes, &mut work)?;
-            found.add(latencies);
-            stats = cost;
+            let cache = setup.fresh_dir()?;
+            let session = Session::open(bench, way, cache.path())?;
+            let (by_loop, by_clip) = in_turns(&session, &probes, &mut work)?;
+            floors.add(by_loop);
+            found.add(by_clip);
+            costs.add(&session.costs());
+            session.end()?;
         }
-        for (percent, values, floors) in [(50, &found.p50, &floors.p50), (99, &found.p99, &floors.p99)] {
+        let percentiles = [(50, &found.p50, &floors.p50, P50_BAR), (99, &found.p99, &floors.p99, P99_BAR)];
+        for (percent, values, floors_of, bar) in percentiles {
             let id = format!("read.random.{}.p{percent}", way.id());
             let what = format!("4 KiB read {}, p{percent} of {} reads a run", way.what(), probes.len());
-            let figure = Figure::new(&id, &what, Unit::Microseconds, values).floor(FLOOR, floors);
+            let mut figure = Figure::new(&id, &what, Unit::Microseconds, values).floor(FLOOR, floors_of);
+            if way == Way::Mount {
+                figure = figure.bar_of_ratio(bar);
+            }
+            if percent == 50 {
+                figure = costs.beside(figure, bench).distribution("clip", &found.all).distribution("floor", &floors.all);
+            }
             findings.figures.push(figure.temperature(Temperature::Cold).work(&work.hash()));
         }
-        add_costs(way, &probes, &stats, findings);
     }
     Ok(())
 }
 
-/// What the last run's reads cost the registry.
-fn add_costs(way: Way, probes: &[Probe], stats: &Stats, findings: &mut Findings) {
-    let reads = probes.len() as f64;
-    let needed: u64 = probes.iter().map(|probe| probe.compressed).sum();
-    let read = reads * READ_BYTES as f64;
-    let id = |name: &str| format!("read.random.{}.{name}", way.id());
-    let cold = |figure: Figure| figure.temperature(Temperature::Cold);
-    let requests = Figure::new(&id("requests"), "requests a read", Unit::Count, &[stats.requests as f64 / reads]);
-    findings.figures.push(cold(requests.floor("one", &[1.0])));
-    let fetched = Figure::new(&id("fetched"), "bytes fetched a byte read", Unit::Count, &[stats.bytes_fetched as f64 / read]);
-    findings.figures.push(cold(fetched.floor("the compressed bytes of the spans needed, once", &[needed as f64 / read])));
-}
-
-/// Reads in the large file, in random order, each inside one span that no other touches.
-fn probes(setup: &Setup) -> Vec<Probe> {
-    let (table, large) = (setup.large_table(), setup.clip.large);
-    let mut draws = Draws::new(0x4b);
+/// Reads in the large file, in random order, each inside one span that no other touches: places in the file.
+pub(super) fn probes(setup: &Setup, count: usize) -> Vec<u64> {
+    let (table, large) = (setup.large_table(), &setup.clip.large);
+    let mut draws = Draws::new(setup.seed ^ 0x4b);
     let mut spans: Vec<u32> = (0..table.len()).collect();
     for at in (1..spans.len()).rev() {
         spans.swap(at, draws.below(at as u64 + 1) as usize);
@@ -91,47 +88,41 @@ fn probes(setup: &Setup) -> Vec<Probe> {
         let start = range.start.max(large.stream) - large.stream;
         let end = range.end.min(large.stream + large.len).saturating_sub(large.stream);
         let (first, last) = (start.div_ceil(READ_BYTES as u64), end / READ_BYTES as u64);
-        let at = (first < last).then(|| (first + draws.below(last - first)) * READ_BYTES as u64)?;
-        let compressed = table.compressed_range(table.entry_of(SpanIndex(span)));
-        Some(Probe { at, compressed: compressed.end - compressed.start })
+        (first < last).then(|| (first + draws.below(last - first)) * READ_BYTES as u64)
     };
-    spans.into_iter().filter_map(in_file).take(setup.random_reads).collect()
+    spans.into_iter().filter_map(in_file).take(count).collect()
 }
 
-/// Times `read` at each probe and hashes what it gave.
-fn each(probes: &[Probe], work: &mut SameWork, mut read: impl FnMut(u64, &mut [u8]) -> Result<()>) -> Result<Vec<Duration>> {
-    let (mut hasher, mut buffer) = (blake3::Hasher::new(), [0; READ_BYTES]);
-    let mut latencies = Vec::with_capacity(probes.len());
-    for probe in probes {
-        let started = Instant::now();
-        read(probe.at, &mut buffer)?;
-        latencies.push(started.elapsed());
-        hasher.update(&buffer);
+/// Each probe by the plain loop, then by clip, so that a loaded machine slows both: the latencies of each.
+fn in_turns(session: &Session<'_>, probes: &[u64], work: &mut SameWork) -> Result<(Vec<Duration>, Vec<Duration>)> {
+    let setup = session.setup;
+    let large = &setup.clip.large;
+    let mut spans = SpanLoop::new(setup.origin.ranges(large.layer)?, setup.large_table(), &setup.clip.windows);
+    let mut reader = session.reader();
+    let (mut by_loop, mut by_clip) = (Timed::default(), Timed::default());
+    for &at in probes {
+        by_loop.time(|buffer| spans.read(large.stream + at, buffer))?;
+        by_clip.time(|buffer| reader.read(large.path.as_os_str().as_bytes(), at, buffer))?;
     }
-    work.check("random reads", hasher.finalize())?;
-    Ok(latencies)
+    work.check("random reads by the plain loop", by_loop.hasher.finalize())?;
+    work.check("random reads", by_clip.hasher.finalize())?;
+    Ok((by_loop.took, by_clip.took))
 }
 
-fn by_loop(setup: &Setup, probes: &[Probe], work: &mut SameWork) -> Result<Vec<Duration>> {
-    let layer = &setup.corpus.layers[LARGE_LAYER];
-    let mut spans = SpanLoop::connect(setup.registry.address(), layer, setup.large_table(), &setup.clip.windows)?;
-    each(probes, work, |at, buffer| spans.read(setup.clip.large.stream + at, buffer))
+/// Reads that were timed, and the hash of what they gave.
+#[derive(Default)]
+pub(super) struct Timed {
+    pub(super) took: Vec<Duration>,
+    pub(super) hasher: blake3::Hasher,
 }
 
-fn cold(setup: &Setup, way: Way, probes: &[Probe], work: &mut SameWork) -> Result<(Vec<Duration>, Stats)> {
-    let (cache, large) = (setup.fresh_dir()?, setup.clip.large);
-    let (engine, image) = setup.open(cache.path())?;
-    let latencies = match way {
-        Way::Library => each(probes, work, |at, buffer| Ok(image.read_exact_at(large.layer, large.stream + at, buffer)?))?,
-        Way::Mount => {
-            let mountpoint = setup.fresh_dir()?;
-            let mounted = mount::mount(image, mountpoint.path())?;
-            let file = File::open(mountpoint.path().join(LARGE_PATH))?;
-            let latencies = each(probes, work, |at, buffer| Ok(file.read_exact_at(buffer, at)?))?;
-            drop(file);
-            mount::end(mounted)?;
-            latencies
-        }
-    };
-    Ok((latencies, engine.stats()))
+impl Timed {
+    pub(super) fn time(&mut self, read: impl FnOnce(&mut [u8]) -> Result<()>) -> Result<()> {
+        let mut buffer = [0; READ_BYTES];
+        let started = Instant::now();
+        read(&mut buffer)?;
+        self.took.push(started.elapsed());
+        self.hasher.update(&buffer);
+        Ok(())
+    }
 }

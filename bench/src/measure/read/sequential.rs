@@ -2,50 +2,56 @@
 
 use std::{
     fs::File,
-    os::unix::fs::FileExt as _,
+    os::unix::{ffi::OsStrExt as _, fs::FileExt as _},
     path::Path,
-    sync::Arc,
-    time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, ensure};
-use clip_engine::{Image, ReadStream, Stats};
+use anyhow::{Context, Result};
 
-use super::Way;
+use super::{
+    Bench, Way,
+    session::{CostRuns, Session},
+};
 use crate::{
-    corpus::{LARGE_LAYER, LARGE_PATH},
     floor::{self, PIECE_BYTES},
     machine,
-    measure::{Cost, Findings, SameWork, costed, mount},
+    measure::{Cost, Findings, SameWork, costed},
     report::{Figure, Temperature, Unit, megabytes_per_second, milliseconds},
     setup::Setup,
+    tree::Piece,
 };
 
 const INFLATE: &str = "zlib-rs inflates the file's layer in memory, one core";
 const CACHED: &str = "pread of the same bytes of the cache file";
 const PLAIN: &str = "read of an ordinary file with the same bytes in the page cache";
+/// The bar of issue 4, of the ratio to inflate.
+const COLD_BAR: f64 = 0.9;
 
-/// What writing the large file to the cache may take. Source: chosen; reaching it is an error.
-const CACHED_WITHIN: Duration = Duration::from_secs(60);
-
-/// Rates in MB/s, one a run.
+/// Runs of one way to read the file in one state.
 #[derive(Default)]
-struct Rates {
-    inflate: Vec<f64>,
-    cached: Vec<f64>,
-    plain: Vec<f64>,
-    library_cold: Vec<f64>,
-    library_warm: Vec<f64>,
-    fuse_cold: Vec<f64>,
-    fuse_unverified: Vec<f64>,
-    fuse_warm: Vec<f64>,
-    fuse_pages: Vec<f64>,
-    /// Milliseconds of all threads but the registry's, while the mount was read cold.
-    fuse_cold_cpu: Vec<f64>,
-    /// Milliseconds.
-    inflate_cpu: Vec<f64>,
-    /// Cores, while the mount was read cold.
-    registry_cpu: Vec<f64>,
+struct Runs {
+    /// MB/s.
+    rates: Vec<f64>,
+    /// Milliseconds of all threads but the registry's and the shaper's, kernel included.
+    cpu: Vec<f64>,
+    /// Cores.
+    registry: Vec<f64>,
+    costs: CostRuns,
+}
+
+impl Runs {
+    fn add(&mut self, setup: &Setup, cost: Cost) {
+        self.rates.push(megabytes_per_second(setup.clip.large.len, cost.wall));
+        self.cpu.push(milliseconds(cost.cpu));
+    }
+
+    fn add_cold(&mut self, session: &Session<'_>, cost: Cost) {
+        let costs = session.costs();
+        self.rates.push(megabytes_per_second(session.setup.clip.large.len, cost.wall));
+        self.cpu.push(milliseconds(cost.cpu.saturating_sub(costs.registry)));
+        self.registry.push(costs.registry.as_secs_f64() / cost.wall.as_secs_f64());
+        self.costs.add(&costs);
+    }
 }
 
 /// The place that the large file is read into, and what must stand there afterwards.
@@ -55,139 +61,185 @@ struct Reader<'a> {
     work: SameWork,
 }
 
-pub(super) fn measure(setup: &Setup, ways: &[Way], findings: &mut Findings) -> Result<()> {
-    let len = usize::try_from(setup.clip.large.len)?;
-    // Written once, so that no run pays for the pages.
-    let mut reader = Reader { setup, buffer: vec![1; len], work: SameWork::expect(setup.corpus.large_hash) };
-    let (mut rates, mut costs) = (Rates::default(), Vec::new());
+/// Inflate of the file's layer, beside which all cold reads stand.
+#[derive(Default)]
+struct Inflates {
+    rates: Vec<f64>,
+    cpu: Vec<f64>,
+}
+
+impl Inflates {
+    fn add(&mut self, setup: &Setup) -> Result<()> {
+        let layer = &setup.clip.info.layers[usize::from(setup.clip.large.layer.get())];
+        let blob = setup.origin.blob(setup.clip.large.layer)?;
+        let (cost, made) = costed(|| floor::inflate(layer.codec, &blob))?;
+        self.rates.push(megabytes_per_second(made, cost.wall));
+        // The layer holds more than the file.
+        self.cpu.push(milliseconds(cost.cpu) * setup.clip.large.len as f64 / made.max(1) as f64);
+        Ok(())
+    }
+}
+
+pub(super) fn measure(bench: &Bench<'_>, findings: &mut Findings) -> Result<()> {
+    let setup = bench.setup;
+    let mut reader = Reader::new(setup)?;
+    for &way in &bench.ways {
+        let (mut inflates, mut beside, mut states) = (Inflates::default(), Vec::new(), States::default());
+        for _ in 0..setup.runs {
+            inflates.add(setup)?;
+            let cache = setup.fresh_dir()?;
+            states.cold(bench, way, &mut reader, cache.path())?;
+            match way {
+                Way::Library => {
+                    states.library_warm(bench, &mut reader, cache.path())?;
+                    beside.push(reader.rate("the cache file", |buffer| read_cache_file(setup, cache.path(), buffer))?);
+                }
+                Way::Mount => {
+                    beside.push(reader.rate("ordinary file", |buffer| floor::read_file(&setup.plain()?.path, buffer))?);
+                    states.mount_warm(bench, &mut reader, cache.path())?;
+                }
+            }
+        }
+        states.figures(bench, way, &inflates, &beside, &reader.work.hash(), findings);
+    }
+    Ok(())
+}
+
+/// The cold read through FUSE, or the library where there are no mounts, over TLS.
+pub(super) fn measure_https(bench: &Bench<'_>, findings: &mut Findings) -> Result<()> {
+    let setup = bench.setup;
+    let (Some(made), Some(&way)) = (&setup.made, bench.ways.last()) else {
+        findings.skip("read https", "needs the image that clip-bench makes; leave out --clip");
+        return Ok(());
+    };
+    if setup.origin.is_shaped() {
+        findings.skip("read https", "the shaper stands before plain HTTP only");
+        return Ok(());
+    }
+    let (mut reader, mut inflates, mut runs) = (Reader::new(setup)?, Inflates::default(), Runs::default());
     for _ in 0..setup.runs {
-        let layer = &setup.corpus.layers[LARGE_LAYER];
-        let (inflate, _) = costed(|| floor::inflate(&layer.blob))?;
-        rates.inflate.push(megabytes_per_second(layer.stream_bytes, inflate.wall));
-        rates.inflate_cpu.push(milliseconds(inflate.cpu));
-        rates.plain.push(reader.rate("ordinary file", |buffer| floor::read_file(&setup.corpus.plain_file(), buffer))?);
+        inflates.add(setup)?;
         let cache = setup.fresh_dir()?;
-        costs = vec![(Way::Library, library(&mut reader, cache.path(), &mut rates)?)];
-        if ways.contains(&Way::Mount) {
-            fuse_cached(&mut reader, cache.path(), &mut rates)?;
-            costs.push((Way::Mount, fuse_cold(&mut reader, &mut rates)?));
+        let (engine, image) = setup.open_tls(&made.registry, cache.path())?;
+        let session = Session::over(bench, way, engine, image)?;
+        let cost = reader.cost("over TLS, cold", |buffer| read_large(&session, buffer))?;
+        runs.add_cold(&session, cost);
+        session.end()?;
+    }
+    let what = format!("{} MB file, read from start to end {}, over TLS", setup.clip.large.len / 1_000_000, way.what());
+    let id = format!("read.https.{}.cold", way.id());
+    cold_figures(bench, &id, &what, &runs, &inflates, &reader.work.hash(), findings);
+    Ok(())
+}
+
+/// One way, all states.
+#[derive(Default)]
+struct States {
+    cold: Runs,
+    unverified: Runs,
+    warm: Runs,
+    pages: Runs,
+}
+
+impl States {
+    fn cold(&mut self, bench: &Bench<'_>, way: Way, reader: &mut Reader<'_>, cache: &Path) -> Result<()> {
+        let session = Session::open(bench, way, cache)?;
+        let cost = reader.cost("cold", |buffer| read_large(&session, buffer))?;
+        self.cold.add_cold(&session, cost);
+        session.wait_until_cached(&[large_piece(bench.setup)])?;
+        session.end()
+    }
+
+    /// A new engine over the same cache, twice.
+    fn library_warm(&mut self, bench: &Bench<'_>, reader: &mut Reader<'_>, cache: &Path) -> Result<()> {
+        let session = Session::open(bench, Way::Library, cache)?;
+        self.unverified.add(bench.setup, reader.cost("unverified", |buffer| read_large(&session, buffer))?);
+        bench.forget()?;
+        self.warm.add(bench.setup, reader.cost("warm", |buffer| read_large(&session, buffer))?);
+        session.end()
+    }
+
+    /// A new engine that must verify the cache; then a new mount of it, whose pages the kernel does not have; then again.
+    fn mount_warm(&mut self, bench: &Bench<'_>, reader: &mut Reader<'_>, cache: &Path) -> Result<()> {
+        let mut session = Session::open(bench, Way::Mount, cache)?;
+        self.unverified.add(bench.setup, reader.cost("unverified", |buffer| read_large(&session, buffer))?);
+        session.remount(bench)?;
+        self.warm.add(bench.setup, reader.cost("warm", |buffer| read_large(&session, buffer))?);
+        self.pages.add(bench.setup, reader.cost("page cache", |buffer| read_large(&session, buffer))?);
+        session.end()
+    }
+
+    fn figures(&self, bench: &Bench<'_>, way: Way, inflates: &Inflates, beside: &[f64], work: &blake3::Hash, findings: &mut Findings) {
+        let what = format!("{} MB file, read from start to end {}", bench.setup.clip.large.len / 1_000_000, way.what());
+        let id = |state: Temperature| format!("read.sequential.{}.{}", way.id(), state.id());
+        cold_figures(bench, &id(Temperature::Cold), &what, &self.cold, inflates, work, findings);
+        let floor = if way == Way::Library { CACHED } else { PLAIN };
+        let states = [(Temperature::Unverified, &self.unverified), (Temperature::Warm, &self.warm), (Temperature::PageCache, &self.pages)];
+        for (state, runs) in states.into_iter().filter(|(_, runs)| !runs.rates.is_empty()) {
+            let figure = Figure::new(&id(state), &what, Unit::MegabytesPerSecond, &runs.rates).floor(floor, beside);
+            let figure = figure.counter("processor time, kernel included", Unit::Milliseconds, &runs.cpu);
+            findings.figures.push(figure.temperature(state).work(work));
         }
     }
-    add_rates(setup, ways, &rates, &reader.work.hash(), findings);
-    for (way, stats) in costs {
-        add_costs(setup, way, &stats, findings);
+}
+
+fn cold_figures(bench: &Bench<'_>, id: &str, what: &str, runs: &Runs, inflates: &Inflates, work: &blake3::Hash, findings: &mut Findings) {
+    let rate = Figure::new(id, what, Unit::MegabytesPerSecond, &runs.rates).floor(INFLATE, &inflates.rates);
+    let mut rate = runs.costs.beside(rate, bench);
+    if bench.setup.made.is_some() {
+        rate = rate.counter("cores taken by the registry meanwhile", Unit::Count, &runs.registry);
     }
-    Ok(())
+    // The bar is for plain HTTP through FUSE, from a registry that nothing slows.
+    if id == "read.sequential.fuse.cold" && !bench.setup.origin.is_shaped() {
+        rate = rate.bar_of_ratio(COLD_BAR);
+    }
+    findings.figures.push(rate.temperature(Temperature::Cold).work(work));
+    let cpu = Figure::new(
+        &format!("{id}.cpu"),
+        "processor time of the same without the registry, kernel included",
+        Unit::Milliseconds,
+        &runs.cpu,
+    );
+    findings.figures.push(cpu.floor("inflate of the file's bytes", &inflates.cpu).temperature(Temperature::Cold).work(work));
 }
 
-fn add_rates(setup: &Setup, ways: &[Way], rates: &Rates, work: &blake3::Hash, findings: &mut Findings) {
-    let mut add = |name: &str, way: Way, temperature, values: &[f64], floor: &str, floors: &[f64]| {
-        let id = format!("read.sequential.{}.{name}", way.id());
-        let what = format!("{} MB file, read from start to end {}", setup.clip.large.len / 1_000_000, way.what());
-        let figure = Figure::new(&id, &what, Unit::MegabytesPerSecond, values).floor(floor, floors);
-        findings.figures.push(figure.temperature(temperature).work(work));
-    };
-    add("cold", Way::Library, Temperature::Cold, &rates.library_cold, INFLATE, &rates.inflate);
-    add("warm", Way::Library, Temperature::Warm, &rates.library_warm, CACHED, &rates.cached);
-    if ways.contains(&Way::Mount) {
-        add("cold", Way::Mount, Temperature::Cold, &rates.fuse_cold, INFLATE, &rates.inflate);
-        add("unverified", Way::Mount, Temperature::Unverified, &rates.fuse_unverified, PLAIN, &rates.plain);
-        add("warm", Way::Mount, Temperature::Warm, &rates.fuse_warm, PLAIN, &rates.plain);
-        add("page_cache", Way::Mount, Temperature::PageCache, &rates.fuse_pages, PLAIN, &rates.plain);
-        let what = "processor time of the cold read through FUSE, all threads but the registry's, kernel included";
-        let cpu = Figure::new("read.sequential.fuse.cold.cpu", what, Unit::Milliseconds, &rates.fuse_cold_cpu);
-        findings.figures.push(cpu.floor(INFLATE, &rates.inflate_cpu).temperature(Temperature::Cold).work(work));
-        let what = "cores taken by the registry itself during the cold read through FUSE";
-        findings.figures.push(Figure::new("read.sequential.fuse.registry_cpu", what, Unit::Count, &rates.registry_cpu));
+fn large_piece(setup: &Setup) -> Piece {
+    let large = &setup.clip.large;
+    Piece { file: 0, layer: large.layer, stream: large.stream, len: large.len }
+}
+
+/// The whole large file, a piece at a time.
+fn read_large(session: &Session<'_>, buffer: &mut [u8]) -> Result<()> {
+    let path = &session.setup.clip.large.path;
+    match session.mountpoint() {
+        Some(root) => floor::read_file(&root.join(path), buffer),
+        None => {
+            let mut reader = session.reader();
+            let pieces = buffer.chunks_mut(PIECE_BYTES).enumerate();
+            pieces
+                .into_iter()
+                .try_for_each(|(number, piece)| reader.read(path.as_os_str().as_bytes(), (number * PIECE_BYTES) as u64, piece))
+        }
     }
 }
 
-/// What the last cold run cost the registry.
-fn add_costs(setup: &Setup, way: Way, stats: &Stats, findings: &mut Findings) {
-    let (large, table) = (setup.clip.large, setup.large_table());
-    let mib = large.len as f64 / f64::from(1 << 20);
-    let id = |name: &str| format!("read.sequential.{}.{name}", way.id());
-    let mut add = |figure: Figure, floor: &str, value: f64| {
-        findings.figures.push(figure.floor(floor, &[value]).temperature(Temperature::Cold));
-    };
-    let requests = Figure::new(&id("requests"), "requests a MiB read", Unit::Count, &[stats.requests as f64 / mib]);
-    add(requests, "one request for the whole blob", 1.0 / mib);
-    let fetched = Figure::new(&id("fetched"), "bytes fetched a byte read", Unit::Count, &[stats.bytes_fetched as f64 / large.len as f64]);
-    add(fetched, "the layer's blob, once", table.compressed_size() as f64 / large.len as f64);
-}
-
-/// Cold, then warm, then the same bytes straight from the cache file.
-fn library(reader: &mut Reader<'_>, cache: &Path, rates: &mut Rates) -> Result<Stats> {
-    let setup = reader.setup;
-    let (engine, image) = setup.open(cache)?;
-    rates.library_cold.push(reader.rate("library, cold", |buffer| read_image(setup, &image, buffer))?);
-    let stats = engine.stats();
-    wait_until_cached(setup, &image)?;
-    rates.library_warm.push(reader.rate("library, warm", |buffer| read_image(setup, &image, buffer))?);
-    let layer = cache.join("layers/sha256").join(setup.corpus.layers[LARGE_LAYER].digest.to_hex());
+/// The same bytes straight from the layer's cache file below `cache`.
+fn read_cache_file(setup: &Setup, cache: &Path, buffer: &mut [u8]) -> Result<()> {
+    let digest = setup.clip.info.layers[usize::from(setup.clip.large.layer.get())].digest;
+    let layer = cache.join("layers").join(digest.algorithm()).join(digest.to_hex());
     let stream = File::open(machine::find_file(&layer, "stream")?)?;
     let start = setup.clip.large.stream;
-    rates.cached.push(reader.rate("cache file", |buffer| {
-        let pieces = buffer.chunks_mut(PIECE_BYTES).enumerate();
-        Ok(pieces.into_iter().try_for_each(|(piece, out)| stream.read_exact_at(out, start + (piece * PIECE_BYTES) as u64))?)
-    })?);
-    Ok(stats)
+    let pieces = buffer.chunks_mut(PIECE_BYTES).enumerate();
+    Ok(pieces.into_iter().try_for_each(|(piece, out)| stream.read_exact_at(out, start + (piece * PIECE_BYTES) as u64))?)
 }
 
-/// Readers are answered before the cache is written: waits until every byte of the large file is on disk.
-fn wait_until_cached(setup: &Setup, image: &Image) -> Result<()> {
-    let (large, deadline) = (setup.clip.large, Instant::now() + CACHED_WITHIN);
-    while image.present(large.layer, large.stream..large.stream + large.len).is_none() {
-        ensure!(Instant::now() < deadline, "the cache was not written within {CACHED_WITHIN:?}");
-        std::thread::sleep(Duration::from_millis(2));
+impl<'a> Reader<'a> {
+    fn new(setup: &'a Setup) -> Result<Self> {
+        let len = usize::try_from(setup.clip.large.len)?;
+        // Written once, so that no run pays for the pages.
+        Ok(Self { setup, buffer: vec![1; len], work: SameWork::expect(setup.plain()?.hash) })
     }
-    Ok(())
-}
 
-/// A reader that tells where it is, as the mount does, so that the engine may read ahead.
-fn read_image(setup: &Setup, image: &Arc<Image>, buffer: &mut [u8]) -> Result<()> {
-    let (large, stream) = (setup.clip.large, ReadStream::default());
-    let mut at = large.stream;
-    for piece in buffer.chunks_mut(PIECE_BYTES) {
-        let end = at + piece.len() as u64;
-        image.note_read(&stream, large.layer, at..end, large.stream + large.len);
-        image.read_exact_at(large.layer, at, piece)?;
-        at = end;
-    }
-    Ok(())
-}
-
-/// An engine that finds the bytes in the cache and must verify them; then a new mount, whose pages the kernel does not have; then again.
-fn fuse_cached(reader: &mut Reader<'_>, cache: &Path, rates: &mut Rates) -> Result<()> {
-    let (_engine, image) = reader.setup.open(cache)?;
-    let mountpoint = reader.setup.fresh_dir()?;
-    let file = mountpoint.path().join(LARGE_PATH);
-    let mounted = mount::mount(image.clone(), mountpoint.path())?;
-    rates.fuse_unverified.push(reader.rate("FUSE, unverified", |buffer| floor::read_file(&file, buffer))?);
-    mount::end(mounted)?;
-    let mounted = mount::mount(image, mountpoint.path())?;
-    rates.fuse_warm.push(reader.rate("FUSE, warm", |buffer| floor::read_file(&file, buffer))?);
-    rates.fuse_pages.push(reader.rate("FUSE, page cache", |buffer| floor::read_file(&file, buffer))?);
-    mount::end(mounted)
-}
-
-fn fuse_cold(reader: &mut Reader<'_>, rates: &mut Rates) -> Result<Stats> {
-    let setup = reader.setup;
-    let (cache, mountpoint) = (setup.fresh_dir()?, setup.fresh_dir()?);
-    let (engine, image) = setup.open(cache.path())?;
-    let mounted = mount::mount(image, mountpoint.path())?;
-    let file = mountpoint.path().join(LARGE_PATH);
-    let before = setup.registry.served();
-    let cost = reader.cost("FUSE, cold", |buffer| floor::read_file(&file, buffer))?;
-    let registry = setup.registry.served().since(before).cpu;
-    rates.fuse_cold.push(megabytes_per_second(setup.clip.large.len, cost.wall));
-    rates.fuse_cold_cpu.push(milliseconds(cost.cpu.saturating_sub(registry)));
-    rates.registry_cpu.push(registry.as_secs_f64() / cost.wall.as_secs_f64());
-    mount::end(mounted)?;
-    Ok(engine.stats())
-}
-
-impl Reader<'_> {
     /// MB/s at which `read` fills the buffer with the large file.
     fn rate(&mut self, what: &str, read: impl FnOnce(&mut [u8]) -> Result<()>) -> Result<f64> {
         Ok(megabytes_per_second(self.setup.clip.large.len, self.cost(what, read)?.wall))
@@ -202,9 +254,10 @@ impl Reader<'_> {
         Ok(cost)
     }
 
-    /// Where the buffer first differs from the file as the corpus has it.
+    /// Where the buffer first differs from the file as it should be.
     fn first_difference(&self) -> String {
-        let Ok(expected) = std::fs::read(self.setup.corpus.plain_file()) else { return "the ordinary file cannot be read".to_owned() };
+        let expected = self.setup.plain().and_then(|plain| Ok(std::fs::read(&plain.path)?));
+        let Ok(expected) = expected else { return "the ordinary file cannot be read".to_owned() };
         let differs = |at: &usize| expected.get(*at) != self.buffer.get(*at);
         let len = expected.len().max(self.buffer.len());
         let (first, count) = ((0..len).find(differs), (0..len).filter(differs).count());

@@ -1,0 +1,196 @@
+//! Resume at checkpoints and verify, in memory, on one core.
+
+use std::{
+    ops::Range,
+    time::{Duration, Instant},
+};
+
+use anyhow::Result;
+use clip_engine::inner_loops::resume;
+use clip_format::{
+    checkpoints::{SpanStart, SpanTable},
+    units::{LayerIndex, SpanIndex},
+    windows::expand_window,
+};
+use flate2::{Decompress, FlushDecompress, Status};
+
+use super::{Findings, SameWork, timed};
+use crate::{
+    corpus::content::Draws,
+    report::{Figure, Spread, Unit, megabytes_per_second, milliseconds},
+    setup::{Scale, Setup},
+};
+
+const FLOOR: &str = "plain inflate of the layer with zlib-rs, from its start on, and BLAKE3 of the same spans";
+/// The bar of issue 4.
+const BAR: f64 = 0.95;
+/// Stream bytes that one run decodes each way. Source: chosen: half a second of work.
+const RUN_BYTES: u64 = 256 << 20;
+/// Stream bytes between two changes from one way to the other, so that a loaded machine slows both. Source: chosen: 25 ms of work.
+const TURN_BYTES: u64 = 16 << 20;
+
+/// `clip-bench decode`
+#[derive(Clone, Debug, Default, clap::Args)]
+#[command(after_help = "\
+Spans of one layer are drawn at random, decoded from their checkpoints and verified, all in memory and on one core. The floor inflates
+the layer from its start and hashes the same spans; both take turns of 16 MiB.")]
+pub struct DecodeArgs {
+    /// The layer to decode, from 0, the base [default: that of the largest file]
+    #[arg(long, value_name = "N")]
+    pub layer: Option<u16>,
+}
+
+/// Rate of resume and verify of random spans against plain inflate and BLAKE3, and what of it the windows take.
+///
+/// # Errors
+/// When the layer cannot be fetched or a span is not as the index says.
+pub fn measure(setup: &Setup, args: &DecodeArgs) -> Result<Findings> {
+    let layer = args.layer.map_or(setup.clip.large.layer, LayerIndex);
+    let layers = setup.clip.info.layers.len();
+    anyhow::ensure!(usize::from(layer.get()) < layers, "expected a layer from 0 to {}, found {layer}", layers - 1);
+    let bench = Bench { table: setup.clip.checkpoints.layer(layer), windows: &setup.clip.windows, blob: &setup.origin.blob(layer)? };
+    let mut findings = Findings::default();
+    let spans = bench.entries();
+    if spans.is_empty() {
+        findings.skip("decode", "the layer has no checkpoint inside a deflate stream");
+        return Ok(findings);
+    }
+    let mut runs = Runs::default();
+    let mut work = SameWork::default();
+    for _ in 0..setup.runs {
+        bench.run(setup, &spans, &mut runs, &mut work)?;
+    }
+    let what = format!("resume and verify of random spans, in memory, one core, {} spans a run", bench.drawn(setup, &spans).len());
+    let rate = Figure::new("decode.resume", &what, Unit::MegabytesPerSecond, &runs.rates).floor(FLOOR, &runs.floors);
+    let rate = rate.bar_of_ratio(BAR).counter("windows expanded, share of the time", Unit::Count, &runs.window_shares);
+    findings.figures.push(rate.work(&work.hash()));
+    let each = Figure::new("decode.resume.span", "one span resumed and verified, p50", Unit::Milliseconds, &runs.span_ms);
+    findings.figures.push(each.distribution("resume and verify", &runs.all_spans_ms).work(&work.hash()));
+    Ok(findings)
+}
+
+struct Bench<'a> {
+    table: &'a SpanTable,
+    windows: &'a [u8],
+    blob: &'a [u8],
+}
+
+/// One value a run.
+#[derive(Default)]
+struct Runs {
+    rates: Vec<f64>,
+    floors: Vec<f64>,
+    window_shares: Vec<f64>,
+    span_ms: Vec<f64>,
+    /// One value a span.
+    all_spans_ms: Vec<f64>,
+}
+
+impl Bench<'_> {
+    /// Spans that a checkpoint in a deflate stream starts, and that are followed by one: they are decoded from their own bytes alone.
+    fn entries(&self) -> Vec<SpanIndex> {
+        let starts_one = |span: &SpanIndex| matches!(self.table.span(*span).start, SpanStart::Deflate { .. });
+        (0..self.table.len()).map(SpanIndex).filter(starts_one).collect()
+    }
+
+    /// The spans of one run, the same in each.
+    fn drawn(&self, setup: &Setup, spans: &[SpanIndex]) -> Vec<SpanIndex> {
+        let wanted = if setup.scale == Scale::Tiny { TURN_BYTES / 8 } else { RUN_BYTES };
+        let (mut draws, mut bytes, mut drawn) = (Draws::new(setup.seed ^ 0xdec0), 0, Vec::new());
+        while bytes < wanted {
+            let span = spans[draws.below(spans.len() as u64) as usize];
+            bytes += len(&self.table.stream_range(span));
+            drawn.push(span);
+        }
+        drawn
+    }
+
+    fn run(&self, setup: &Setup, spans: &[SpanIndex], runs: &mut Runs, work: &mut SameWork) -> Result<()> {
+        let (mut floor, mut out, mut hasher) = (PlainInflate::new(self), Vec::new(), blake3::Hasher::new());
+        let (mut bytes, mut took, mut windows) = (0, Duration::ZERO, Duration::ZERO);
+        let mut each = Vec::new();
+        for span in self.drawn(setup, spans) {
+            let range = self.table.compressed_range(span);
+            let compressed = &self.blob[usize::try_from(range.start)?..usize::try_from(range.end)?];
+            let (cost, ()) = timed(|| Ok(resume(self.table, self.windows, span, compressed, &mut out)?))?;
+            hasher.update(&self.table.span(span).digest);
+            (bytes, took) = (bytes + out.len() as u64, took + cost);
+            each.push(milliseconds(cost));
+            windows += timed(|| self.expand(span))?.0;
+            if bytes > floor.bytes + TURN_BYTES.min(bytes / 2) {
+                floor.advance_to(bytes)?;
+            }
+        }
+        floor.advance_to(bytes)?;
+        work.check("spans resumed", hasher.finalize())?;
+        runs.rates.push(megabytes_per_second(bytes, took));
+        runs.floors.push(megabytes_per_second(floor.bytes, floor.took));
+        runs.window_shares.push(windows.as_secs_f64() / took.as_secs_f64());
+        runs.span_ms.push(Spread::of(&each).median);
+        runs.all_spans_ms.append(&mut each);
+        Ok(())
+    }
+
+    fn expand(&self, span: SpanIndex) -> Result<()> {
+        if let SpanStart::Deflate { window, .. } = self.table.span(span).start {
+            std::hint::black_box(expand_window(self.windows, window)?);
+        }
+        Ok(())
+    }
+}
+
+fn len(range: &Range<u64>) -> u64 {
+    range.end - range.start
+}
+
+/// Inflates the layer from its start on, again and again, and checks each span's BLAKE3.
+struct PlainInflate<'a> {
+    bench: &'a Bench<'a>,
+    inflate: Decompress,
+    /// Of the blob, that earlier members took.
+    used: usize,
+    span: u32,
+    out: Vec<u8>,
+    bytes: u64,
+    took: Duration,
+}
+
+impl<'a> PlainInflate<'a> {
+    fn new(bench: &'a Bench<'a>) -> Self {
+        Self { bench, inflate: Decompress::new_gzip(15), used: 0, span: 0, out: Vec::new(), bytes: 0, took: Duration::ZERO }
+    }
+
+    fn advance_to(&mut self, bytes: u64) -> Result<()> {
+        let started = Instant::now();
+        while self.bytes < bytes {
+            self.next_span()?;
+        }
+        self.took += started.elapsed();
+        Ok(())
+    }
+
+    fn next_span(&mut self) -> Result<()> {
+        let table = self.bench.table;
+        if self.span == table.len() {
+            (self.inflate, self.used, self.span) = (Decompress::new_gzip(15), 0, 0);
+        }
+        self.out.resize(usize::try_from(len(&table.stream_range(SpanIndex(self.span))))?, 0);
+        let mut made = 0;
+        while made < self.out.len() {
+            let before = (self.inflate.total_in(), self.inflate.total_out());
+            let input = &self.bench.blob[self.used + usize::try_from(before.0)?..];
+            let status = self.inflate.decompress(input, &mut self.out[made..], FlushDecompress::None)?;
+            made += usize::try_from(self.inflate.total_out() - before.1)?;
+            if status == Status::StreamEnd {
+                self.used += usize::try_from(self.inflate.total_in())?;
+                self.inflate = Decompress::new_gzip(15);
+            } else if (self.inflate.total_in(), self.inflate.total_out()) == before {
+                anyhow::bail!("the layer's blob ends within span {}", self.span);
+            }
+        }
+        let expected = table.span(SpanIndex(self.span)).digest;
+        anyhow::ensure!(*blake3::hash(&self.out).as_bytes() == expected, "span {} has another BLAKE3", self.span);
+        (self.span, self.bytes) = (self.span + 1, self.bytes + self.out.len() as u64);
+        Ok(())
+    }
+}
