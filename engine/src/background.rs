@@ -43,6 +43,7 @@ pub(crate) struct Run {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Purpose {
     /// A recorded profile runs ahead of the workload.
+    #[allow(dead_code, reason = "replay is not built yet")]
     Replay,
     /// The rest of an image, last of all work.
     Fill,
