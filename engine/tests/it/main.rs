@@ -5,6 +5,7 @@ mod cache;
 mod chained;
 mod edges;
 mod failures;
+mod priorities;
 mod profiles;
 mod reads;
 mod registry;
