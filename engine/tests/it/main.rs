@@ -5,6 +5,7 @@ mod cache;
 mod chained;
 mod edges;
 mod failures;
+mod pace;
 mod priorities;
 mod profiles;
 mod reads;
