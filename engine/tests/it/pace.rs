@@ -7,7 +7,7 @@ use clip_format::windows::WindowsWriter;
 
 use crate::{
     registry::{Answer, Registry, start},
-    sample::{BASE, Layer, Node, read, text},
+    sample::{BASE, Layer, Node, read, text, wait_finished},
 };
 
 /// A layer that costs nothing to decode, of spans of 256 KiB.
@@ -29,11 +29,7 @@ fn starved_connections_are_left() {
     let registry = Registry::start(node.layers[0].blob.clone(), |number, _| at_rate(if matches!(number, 1 | 4) { 1 } else { 16 }));
     let engine = start(&node, Duration::from_secs(20), |_| {});
     let (image, started) = (registry.open(&engine, &node), Instant::now());
-    let fill = image.fill(FillOptions::default());
-    while !fill.progress().is_finished {
-        assert!(started.elapsed() < Duration::from_secs(20), "{:?}", fill.progress());
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    wait_finished(&image.fill(FillOptions::default()));
     let (took, stats) = (started.elapsed(), engine.stats());
     assert!((1..=3).contains(&stats.stragglers_cancelled), "{stats:?}");
     assert!(stats.bytes_fetched < (LEN + LEN / 50) as u64, "{stats:?}");
@@ -47,12 +43,8 @@ fn a_slow_network_is_borne() {
     let node = plain(12 << 20);
     let registry = Registry::start(node.layers[0].blob.clone(), |_, _| at_rate(2));
     let engine = start(&node, Duration::from_secs(20), |_| {});
-    let (image, started) = (registry.open(&engine, &node), Instant::now());
-    let fill = image.fill(FillOptions::default());
-    while !fill.progress().is_finished {
-        assert!(started.elapsed() < Duration::from_secs(20), "{:?}", fill.progress());
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    let image = registry.open(&engine, &node);
+    wait_finished(&image.fill(FillOptions::default()));
     let stats = engine.stats();
     assert_eq!((stats.stragglers_cancelled, stats.bytes_fetched), (0, 12 << 20), "{stats:?}");
 }
@@ -75,9 +67,7 @@ fn connections_are_used_again() {
             });
         }
     });
-    while !fill.progress().is_finished {
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    wait_finished(&fill);
     let stats = engine.stats();
     assert!(stats.requests >= 48, "{stats:?}");
     // A request that ends early closes its connection: a reader has taken the last of what it was to bring.

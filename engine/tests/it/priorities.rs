@@ -5,12 +5,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use clip_engine::{BackgroundHandle, DiskIo, Engine, FillOptions, Image, ReadStream};
+use clip_engine::{DiskIo, Engine, FillOptions, Image, ReadStream};
 use clip_format::{units::LayerIndex, windows::WindowsWriter};
 
 use crate::{
     registry::{Answer, Registry, start},
-    sample::{BASE, Layer, Node, draws, each_disk_io, gzip, read, text, wait_present},
+    sample::{BASE, Layer, Node, draws, each_disk_io, gzip, read, text, wait_finished, wait_present},
 };
 
 /// One gzip layer of `len` bytes in spans of `span_len`.
@@ -18,14 +18,6 @@ fn one_gzip(len: usize, span_len: usize, disk_io: DiskIo) -> Node {
     let (mut windows, stream) = (WindowsWriter::default(), text(len, 81));
     let layer = Layer::gzip(stream.clone(), gzip(&stream, 6), span_len, &mut windows);
     Node::new(vec![layer], windows, disk_io)
-}
-
-fn wait_finished(fill: &BackgroundHandle) {
-    let started = Instant::now();
-    while !fill.progress().is_finished {
-        assert!(started.elapsed() < Duration::from_secs(60), "{:?}", fill.progress());
-        std::thread::sleep(Duration::from_millis(2));
-    }
 }
 
 /// Reads 10 bytes of each of `places` at once.
