@@ -138,7 +138,7 @@ fn interrupted_mount_leaves_none() {
     ok(place.path(), &["mount", "a.clip", "m2"]);
     let namespace = std::fs::metadata("/proc/self/ns/mnt").unwrap().ino();
     let request = serde_json::json!({
-        "request": "mount", "protocol": 2, "clip": place.path().join("a.clip"), "mountpoint": place.path().join("m1"),
+        "request": "mount", "protocol": 3, "clip": place.path().join("a.clip"), "mountpoint": place.path().join("m1"),
         "mount_namespace": namespace, "wish": { "plain_http": false, "ca": null, "docker_config": null },
         "source": null, "store_ref": null, "stats": null, "wait": false,
         "options": { "fsname": "a", "suid": true, "dev": true, "exec": true, "allow_other": true, "contexts": [],

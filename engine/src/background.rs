@@ -43,6 +43,7 @@ pub(crate) struct Run {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Purpose {
     /// A recorded profile runs ahead of the workload.
+    #[allow(dead_code, reason = "replay is not built yet")]
     Replay,
     /// The rest of an image, last of all work.
     Fill,
@@ -151,6 +152,7 @@ pub(crate) struct Task {
     runs: Vec<Run>,
     pacer: Pacer,
     tally: Arc<Tally>,
+    finish: Arc<Finish>,
     gives_up: GivesUp,
 }
 
@@ -179,7 +181,8 @@ impl Task {
         let runs = vec![Run { layer, spans }];
         let tally = Arc::new(Tally::new(&runs));
         let gives_up = GivesUp::AfterOne { failed_fetches, _under_way: under_way };
-        Self { priority: Priority::Ahead, runs, pacer: Pacer::new(None), tally, gives_up }
+        let finish = Arc::new(Finish(tally.clone()));
+        Self { priority: Priority::Ahead, runs, pacer: Pacer::new(None), tally, finish, gives_up }
     }
 
     /// Work with a handle.
@@ -191,7 +194,8 @@ impl Task {
             Purpose::Fill => Priority::Fill,
         };
         let gives_up = GivesUp::AfterSeveral { spans_not_cached: core.counters.spans_not_cached.load(Ordering::Relaxed) };
-        (Self { priority, runs, pacer: Pacer::new(rate), tally, gives_up }, handle)
+        let finish = Arc::new(Finish(tally.clone()));
+        (Self { priority, runs, pacer: Pacer::new(rate), tally, finish, gives_up }, handle)
     }
 
     fn goes_on(&self, core: &Core, layer: &ImageLayer) -> bool {
@@ -230,7 +234,6 @@ impl Task {
 /// stays unclaimed, free for readers who cannot wait.
 pub(crate) async fn run(mut task: Task, shard: Rc<Shard>) {
     let core = &shard.core;
-    let finish = Arc::new(Finish(task.tally.clone()));
     for Run { layer, spans } in std::mem::take(&mut task.runs) {
         let end = spans.end.min(layer.table.len());
         task.tally.add_done(u64::from(spans.end.saturating_sub(end.max(spans.start))));
@@ -243,7 +246,7 @@ pub(crate) async fn run(mut task: Task, shard: Rc<Shard>) {
             if !task.goes_on(core, &layer) {
                 return;
             }
-            send_request(&layer, &mut spans, &mut task, &finish, slots, core);
+            send_request(&layer, &mut spans, &mut task, slots, core);
         }
     }
 }
@@ -259,12 +262,12 @@ fn skip_present(layer: &ImageLayer, spans: &mut Range<u32>, tally: &Tally) -> bo
 }
 
 /// Claims what the next request brings, and sends that.
-fn send_request(layer: &Arc<ImageLayer>, spans: &mut Range<u32>, task: &mut Task, finish: &Arc<Finish>, slots: Slots, core: &Core) {
+fn send_request(layer: &Arc<ImageLayer>, spans: &mut Range<u32>, task: &mut Task, slots: Slots, core: &Core) {
     let mut limits = core.limits(layer);
     limits.request_bytes_max = limits.request_bytes_max.min(REQUEST_BYTES_MAX).min(task.pacer.request_bytes_max());
     let before = spans.start;
     let claimed = claim_request(layer, spans, limits);
-    let ticket = Arc::new(Ticket { spans: u64::from(spans.start - before), finish: finish.clone() });
+    let ticket = Arc::new(Ticket { spans: u64::from(spans.start - before), finish: task.finish.clone() });
     let flows = core.flows(layer, claimed.clone(), limits, task.priority);
     flows.iter().for_each(|flow| layer.store.backlog.enter(&flow.course));
     // Who came to wait since the claim has not found the course.

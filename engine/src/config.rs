@@ -30,9 +30,9 @@ pub struct EngineConfig {
     pub read_timeout: Duration,
     /// A read fails after this long, progress or not. Default: never.
     pub read_deadline: Option<Duration>,
-    /// Requests under way to one layer's blob. Default 4.
+    /// Requests under way to one layer's blob; a quarter, one at least where there are two, is kept for readers. Default 4.
     pub connections_per_layer_max: usize,
-    /// Requests under way from this node. Default 16.
+    /// Requests under way from this node, of which as much is kept for readers. Default 16.
     pub connections_max: usize,
     /// Decompressed bytes held until they are written, half of it at most by background work; a longer span passes alone. Default 256 MiB.
     pub bytes_in_flight_max: u64,

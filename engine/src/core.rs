@@ -147,6 +147,12 @@ impl Core {
         }
     }
 
+    /// How far a reader may be read ahead for now: a quarter of the setting while read-ahead waits for memory, since more would wait too.
+    pub(crate) fn read_ahead_bytes_max(&self) -> u64 {
+        let is_short = self.budget.is_waited_for(Priority::Ahead) || self.compressed.is_waited_for(Priority::Ahead);
+        self.config.read_ahead_bytes_max / if is_short { 4 } else { 1 }
+    }
+
     /// Reads ahead what of `spans` is absent when its turn comes; dropped when too much waits already.
     pub(crate) fn read_ahead(&self, layer: &Arc<ImageLayer>, spans: Range<u32>) {
         let before = self.read_aheads.fetch_add(1, Ordering::Relaxed);

@@ -231,7 +231,7 @@ impl Image {
     /// Tells the engine that a reader of `range` (of a file that ends at `file_end` of the stream) came by, so that it may read ahead.
     pub fn note_read(self: &Arc<Self>, stream: &ReadStream, layer: LayerIndex, range: Range<u64>, file_end: u64) {
         let core = self.core();
-        let window_bytes_max = core.config.read_ahead_bytes_max;
+        let window_bytes_max = core.read_ahead_bytes_max();
         let Some(of) = self.layers.get(usize::from(layer.get())).filter(|_| window_bytes_max > 0) else { return };
         let Some(spans) = plan::spans_of(&of.store.table, &range) else { return };
         let first = of.store.table.stream_range(clip_format::units::SpanIndex(spans.start));

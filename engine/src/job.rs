@@ -140,7 +140,8 @@ impl Job {
 
     /// Its priority has risen: where it waits in the queue, it moves up.
     pub(crate) fn raise(self: &Arc<Self>) {
-        if self.state.load(Ordering::Acquire) == State::Queued as u8 {
+        // In one order with `schedule`, which queues and then looks at the priority: one of the two sees the other.
+        if self.state.load(Ordering::SeqCst) == State::Queued as u8 {
             self.jobs.push(self.clone());
         }
     }
@@ -152,7 +153,7 @@ impl Job {
 
     /// Gives a job that [`Self::take`] gave back to the queue, before its equals or behind them.
     pub(crate) fn put_back(self: Arc<Self>, first: bool) {
-        self.state.store(State::Queued as u8, Ordering::Release);
+        self.state.store(State::Queued as u8, Ordering::SeqCst);
         self.note_queued();
         let jobs = self.jobs.clone();
         if first { jobs.push_front(self) } else { jobs.push(self) }
@@ -206,7 +207,7 @@ impl Job {
     }
 
     fn change(&self, from: State, to: State) -> bool {
-        self.state.compare_exchange(from as u8, to as u8, Ordering::AcqRel, Ordering::Acquire).is_ok()
+        self.state.compare_exchange(from as u8, to as u8, Ordering::SeqCst, Ordering::SeqCst).is_ok()
     }
 
     fn note_queued(&self) {

@@ -44,7 +44,7 @@ impl Urgency {
     }
 
     pub(crate) fn get(&self) -> Priority {
-        match self.priority.load(Ordering::Acquire) {
+        match self.priority.load(Ordering::SeqCst) {
             0 => Priority::Demand,
             1 => Priority::Ahead,
             _ => Priority::Fill,
@@ -53,7 +53,7 @@ impl Urgency {
 
     /// A reader waits: whatever holds these claims back takes them first.
     pub(crate) fn raise(&self) {
-        if self.priority.swap(Priority::Demand as u8, Ordering::AcqRel) == Priority::Demand as u8 {
+        if self.priority.swap(Priority::Demand as u8, Ordering::SeqCst) == Priority::Demand as u8 {
             return;
         }
         self.raised.notify_waiters();

@@ -24,12 +24,15 @@ struct Stream {
     ahead: u64,
     /// How far ahead of `next` to stay, in bytes; 0 until the stream has shown itself sequential.
     window: u64,
+    /// Bytes read one after another so far, while `window` is 0.
+    run: u64,
 }
 
 /// Bounds of read-ahead.
 #[derive(Clone, Copy)]
 pub(crate) struct Limits {
-    /// What a stream's first read-ahead covers.
+    /// What a stream's first read-ahead covers, and what it has to read one after another to earn that. Source: page faults on a library
+    /// read around themselves, two or three neighbouring pieces of 128 KiB and then elsewhere; a span's worth of bytes is more than that.
     pub(crate) window_bytes_min: u64,
     /// 0 turns read-ahead off.
     pub(crate) window_bytes_max: u64,
@@ -43,7 +46,7 @@ impl History {
         }
         let Some(place) = self.streams.iter().position(|stream| stream.continues(layer, range)) else {
             self.streams.truncate(STREAMS_MAX - 1);
-            self.streams.insert(0, Stream { layer, next: range.end, ahead: 0, window: 0 });
+            self.streams.insert(0, Stream { layer, next: range.end, ahead: 0, window: 0, run: range.end - range.start });
             return None;
         };
         self.streams[..=place].rotate_right(1);
@@ -67,8 +70,18 @@ impl Stream {
         if range.end <= self.next {
             return None;
         }
+        let skipped = range.start.saturating_sub(self.next);
+        self.run += range.end - self.next.max(range.start);
         self.next = range.end;
+        // What was skipped had been read ahead for nothing.
+        if skipped > range.end - range.start {
+            self.shrink(limits);
+        }
+        self.window = self.window.min(limits.window_bytes_max);
         if self.window == 0 {
+            if self.run < limits.window_bytes_min {
+                return None;
+            }
             self.window = limits.window_bytes_min.min(limits.window_bytes_max);
             self.ahead = self.next;
         }
@@ -85,6 +98,12 @@ impl Stream {
         self.ahead = end;
         self.window = self.window.saturating_mul(2).min(limits.window_bytes_max);
         Some(asked)
+    }
+
+    /// Halves the window; a stream that has the smallest one must earn it again.
+    fn shrink(&mut self, limits: Limits) {
+        let half = self.window / 2;
+        (self.window, self.run) = if half >= limits.window_bytes_min { (half, self.run) } else { (0, 0) };
     }
 }
 
@@ -111,6 +130,49 @@ mod tests {
         }
         assert_eq!(ahead, Some(file_end));
         assert!((30 << 20..=33 << 20).contains(&largest), "{largest}");
+    }
+
+    /// Claim: a few neighbouring reads, as page faults make them, earn nothing; a span's worth one after another does.
+    #[test]
+    fn a_short_run_earns_nothing() {
+        let mut history = History::default();
+        for place in 0..50u64 {
+            for piece in 0..3 {
+                let at = (place << 24) + (piece << 17);
+                assert_eq!(history.note(0, &(at..at + (128 << 10)), 1 << 40, LIMITS), None);
+            }
+        }
+        let asked = (0..16).filter_map(|step: u64| history.note(1, &(step << 17..(step + 1) << 17), 1 << 40, LIMITS)).next();
+        assert_eq!(asked, Some(1 << 20..2 << 20));
+    }
+
+    /// Claim: a stream that skips what was read ahead for it loses half of its window each time, then all; memory that is short shrinks it
+    /// at once; one that jumps away starts from nothing.
+    #[test]
+    fn windows_shrink() {
+        let mut history = History::default();
+        let read = |history: &mut History, at: u64, limits: Limits| history.note(0, &(at..at + (64 << 10)), 1 << 40, limits);
+        let (mut at, end) = (0, 64 << 20);
+        while at < end {
+            read(&mut history, at, LIMITS);
+            at += 64 << 10;
+        }
+        assert_eq!(history.streams[0].window, 32 << 20);
+        for expected in [16, 8, 4, 2, 1, 0] {
+            at += 512 << 10;
+            read(&mut history, at, LIMITS);
+            at += 64 << 10;
+            // Asking doubles it again, so only what a skip leaves is looked at.
+            let window = history.streams[0].window;
+            assert!(window == expected << 20 || window == expected << 21, "{window} after a skip, expected {expected} MiB");
+            history.streams[0].window = expected << 20;
+        }
+        history.streams[0].window = 32 << 20;
+        let short = Limits { window_bytes_max: 4 << 20, ..LIMITS };
+        read(&mut history, at, short);
+        assert!(history.streams[0].window <= 4 << 20);
+        read(&mut history, 500 << 20, LIMITS);
+        assert_eq!((history.streams[0].window, history.streams[0].ahead), (0, 0));
     }
 
     /// Claim: random readers never cause a read-ahead.

@@ -18,8 +18,8 @@ use clip_format::{
     units::{LayerIndex, SpanIndex},
 };
 
-/// Neighbours that were needed within this time are one run. Source: the replay orders spans within such a time anew anyway
-/// (`replay::WINDOW_MS`), so a finer time tells it nothing.
+/// Neighbours that were needed within this time are one run. Source: a replay sorts tens of milliseconds of work anew anyway
+/// (`replay::WINDOW_BYTES`), so a finer time tells it nothing.
 const RUN_MS_MAX: u32 = 100;
 /// Spans of one word of a bitmap.
 const WORD_BITS: u32 = 64;

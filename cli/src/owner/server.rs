@@ -354,18 +354,31 @@ impl Owner {
     fn tick(&self) -> bool {
         let mut state = self.state();
         let mut working = state.mounts.values_mut().map(|served| &mut served.background).filter(|work| work.wants_ticks()).peekable();
-        let again = working.peek().is_some();
-        if again {
-            let reads_waited = self.engine.stats().reads_waited;
-            working.for_each(|work| work.tick(reads_waited));
+        if working.peek().is_none() {
+            return false;
         }
-        again
+        let (reads_waited, mut records) = (self.engine.stats().reads_waited, Vec::new());
+        for work in working {
+            work.tick(reads_waited);
+            records.extend(work.record());
+        }
+        drop(state);
+        records.iter().filter(|record| record.is_due()).for_each(|record| record.write());
+        true
+    }
+
+    /// Every record is in its file.
+    fn write_records(&self) {
+        let records: Vec<_> = self.state().mounts.values().filter_map(|served| served.background.record()).collect();
+        records.iter().for_each(|record| record.write());
     }
 
     fn ended(&self, id: u64) {
         let removed = self.state().mounts.remove(&id);
-        let Some(mut served) = removed else { return };
-        served.background.write_record();
+        let Some(served) = removed else { return };
+        if let Some(record) = served.background.record() {
+            record.write();
+        }
         tracing::info!("{} is unmounted", served.mountpoint.display());
         if let Some(path) = &served.stats {
             self.write_stats(std::slice::from_ref(path));
@@ -385,8 +398,9 @@ impl Owner {
                 tracing::warn!("{error}");
             }
             served.background.cancel();
-            served.background.write_record();
         }
+        drop(state);
+        self.write_records();
     }
 
     /// True, and no request will be taken from here on, when nothing is served and nobody is being answered.
@@ -407,13 +421,13 @@ impl Owner {
             let mut state = self.state();
             state.phase = Phase::Leaving;
             tracing::warn!("{why}: ending {} mounts; files that are still open fail from here on", state.mounts.len());
-            for served in state.mounts.values_mut() {
+            for served in state.mounts.values() {
                 if let Err(error) = served.mounted.abort() {
                     tracing::warn!("{error}");
                 }
-                served.background.write_record();
             }
         }
+        self.write_records();
         self.write_stats(&stats_paths);
         let by = Instant::now() + ABORT_MAX;
         while !self.state().mounts.is_empty() {

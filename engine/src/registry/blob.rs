@@ -215,6 +215,9 @@ async fn watched(body: &mut Body, rest: u64, may_be: bool) -> Result<Watched, Fa
     if may_be && transfer.is_straggler(rest) {
         return Ok(Watched::Straggler);
     }
+    if transfer.is_slow() {
+        exchange.close_after();
+    }
     let mut chunk = pin!(exchange.chunk());
     loop {
         let asked = Instant::now();

@@ -180,6 +180,8 @@ pub(super) struct Exchange {
     pool: Arc<Pool>,
     counters: Arc<Counters>,
     progress_timeout: Duration,
+    /// The connection is worth keeping.
+    is_kept: bool,
 }
 
 impl Exchange {
@@ -194,6 +196,7 @@ impl Exchange {
             pool: Arc::clone(&transport.pool),
             counters: Arc::clone(&transport.counters),
             progress_timeout: transport.config.progress_timeout,
+            is_kept: true,
         };
         exchange.release_if_ended();
         exchange
@@ -294,9 +297,14 @@ impl Exchange {
     }
 
     fn release(&mut self) {
-        if let Some(connection) = self.connection.take() {
+        if let Some(connection) = self.connection.take().filter(|_| self.is_kept) {
             self.pool.put(connection);
         }
+    }
+
+    /// Its connection will not serve again.
+    pub fn close_after(&mut self) {
+        self.is_kept = false;
     }
 }
 

@@ -16,6 +16,9 @@ const PARTS: u32 = 4;
 /// A connection is a straggler below this part of its peers' median. Source: ordinary spread between connections that share a line is
 /// 2-3; the starved ones were 20-60 times slower.
 const BEHIND: u64 = 8;
+/// A body that is too short to be given up in its midst is judged by so much waiting for whether its connection is used again. Source: a
+/// span of 350 KB takes 230 ms on a starved connection, and each later one would again.
+const SHORT_WINDOW: Duration = Duration::from_millis(100);
 /// Transfers that make a registry's history. Source: enough for a median that one starved connection does not move.
 const HISTORY_MAX: usize = 16;
 /// ... of which there must be so many before a connection without peers is judged by them.
@@ -87,10 +90,24 @@ impl Pace {
 impl State {
     /// Whether transfer `number`, with `rest` bytes to come, should be cancelled at `now`.
     fn is_straggler(&self, number: u64, rest: u64, now: Instant) -> bool {
-        let Some((_, own)) = self.under_way.iter().find(|(other, _)| *other == number) else { return false };
+        let own = self.meter(number).and_then(Meter::waited_rate);
+        own.is_some_and(|own| self.peers(number, now).is_some_and(|peers| is_behind(own, peers, rest, self.first_byte)))
+    }
+
+    /// Whether the connection of transfer `number` should not serve again.
+    fn is_slow(&self, number: u64, now: Instant) -> bool {
+        let own = self.meter(number).filter(|meter| meter.waited >= SHORT_WINDOW).map(|meter| rate(meter.bytes, meter.waited));
+        own.is_some_and(|own| self.peers(number, now).is_some_and(|peers| own < peers / BEHIND))
+    }
+
+    fn meter(&self, number: u64) -> Option<&Meter> {
+        self.under_way.iter().find(|(other, _)| *other == number).map(|(_, meter)| meter)
+    }
+
+    /// The median of what the others do now, or of what was done before where there are none.
+    fn peers(&self, number: u64, now: Instant) -> Option<u64> {
         let peers = self.under_way.iter().filter(|(other, _)| *other != number).filter_map(|(_, meter)| meter.throughput(now));
-        let peers = median(peers).or_else(|| median(self.history.iter().copied()).filter(|_| self.history.len() >= HISTORY_MIN));
-        own.waited_rate().zip(peers).is_some_and(|(own, peers)| is_behind(own, peers, rest, self.first_byte))
+        median(peers).or_else(|| median(self.history.iter().copied()).filter(|_| self.history.len() >= HISTORY_MIN))
     }
 }
 
@@ -123,6 +140,11 @@ impl Transfer {
         if let Some((_, meter)) = self.pace.lock().under_way.iter_mut().find(|(number, _)| *number == self.number) {
             meter.add(bytes, waited, now);
         }
+    }
+
+    /// Whether its connection is too slow to be used for another body.
+    pub fn is_slow(&self) -> bool {
+        self.pace.lock().is_slow(self.number, Instant::now())
     }
 
     /// Whether it has fallen far behind its peers with `rest` bytes to come.
@@ -241,6 +263,15 @@ mod tests {
             let (state, now) = after(Duration::from_secs(3), rates);
             assert!(stragglers(&state, 100 * MIB, now).is_empty(), "{rates:?}");
         }
+    }
+
+    /// Claim: a connection that brought a short body slowly is not used again, after a tenth of a second already; its peers are.
+    #[test]
+    fn a_slow_connection_serves_once() {
+        let (state, now) = after(Duration::from_millis(200), &[60, 2, 50, 70]);
+        assert_eq!([0, 1, 2, 3].map(|number| state.is_slow(number, now)), [false, true, false, false]);
+        let (state, now) = after(Duration::from_millis(200), &[2, 2, 3]);
+        assert_eq!([0, 1, 2].map(|number| state.is_slow(number, now)), [false; 3]);
     }
 
     /// Claim: one without peers is measured against what the registry has done before, once there is enough of that.

@@ -1,11 +1,11 @@
 use std::time::{Duration, Instant};
 
-use clip_engine::{DiskIo, Engine, EngineError, ErrorKind, ImageOptions, ReadStream, registry::Reference};
+use clip_engine::{DiskIo, Engine, EngineError, ErrorKind, FillOptions, ImageOptions, ReadStream, registry::Reference};
 use clip_format::{units::LayerIndex, windows::WindowsWriter};
 
 use crate::{
     registry::{Answer, Registry, start, warnings},
-    sample::{BASE, Layer, Node, clip_bytes, each_disk_io, read, text},
+    sample::{BASE, Layer, Node, clip_bytes, each_disk_io, read, text, wait_finished},
 };
 
 /// Claim: wrong bytes from the source are an error for every waiter that names layer and span, nothing of them is kept, and reads work
@@ -166,6 +166,41 @@ fn a_full_disk_passes_reads_through() {
         let stats = engine.stats();
         assert!(stats.spans_not_cached > 0 && stats.reads_failed == 0 && stats.spans_repaired == 0, "{stats:?}");
     });
+}
+
+/// Claim: a fill ends when the disk is full, rather than decode the rest for nothing.
+#[test]
+fn a_full_disk_ends_a_fill() {
+    each_disk_io(|disk_io| {
+        let node = Node::new(vec![Layer::plain(text(4 << 20, 77), 64 << 10)], WindowsWriter::default(), disk_io);
+        let Some(_disk) = SmallDisk::mount(node.cache(), 1 << 20) else {
+            return eprintln!("not run: only root can mount a small file system");
+        };
+        let engine = node.start();
+        let image = node.open(&engine);
+        let fill = image.fill(FillOptions { bytes_per_second: Some(4 << 20) });
+        wait_finished(&fill);
+        let stats = engine.stats();
+        assert!(stats.spans_not_cached > 0 && stats.bytes_decoded < 3 << 20, "{stats:?}");
+        assert!(read(&image, BASE, 0, 4 << 20).unwrap() == node.layers[0].stream);
+    });
+}
+
+/// Claim: a fill from a registry that refuses ends after a few requests, and readers still try for themselves.
+#[test]
+fn a_fill_gives_up() {
+    let node = Node::new(vec![Layer::plain(text(8 << 20, 78), 64 << 10)], WindowsWriter::default(), DiskIo::Auto);
+    let refuse = |number, _: &std::ops::Range<usize>| if number < 30 { Answer::Refuse("404 X") } else { Answer::Bytes };
+    let registry = Registry::start(node.layers[0].blob.clone(), refuse);
+    let engine = start(&node, Duration::from_secs(5), |config| config.request_bytes_max = 64 << 10);
+    let image = registry.open(&engine, &node);
+    let fill = image.fill(FillOptions::default());
+    wait_finished(&fill);
+    assert!(engine.stats().requests < 20, "{:?}", engine.stats());
+    while engine.stats().requests < 30 {
+        read(&image, BASE, 0, 10).unwrap_err();
+    }
+    assert!(read(&image, BASE, 0, 8 << 20).unwrap() == node.layers[0].stream);
 }
 
 /// Claim: an index made from local files cannot be opened without their place, and the error names the option.

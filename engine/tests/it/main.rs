@@ -5,6 +5,8 @@ mod cache;
 mod chained;
 mod edges;
 mod failures;
+mod pace;
+mod priorities;
 mod profiles;
 mod reads;
 mod registry;

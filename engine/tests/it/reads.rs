@@ -153,11 +153,11 @@ fn sequential_readers_are_read_ahead_for() {
         let image = node.open(&engine);
         let end = node.layers[0].stream.len();
         let stream = ReadStream::default();
-        for at in [0, 32 << 10, 64 << 10] {
+        for at in (0..6).map(|step| step * (32 << 10)) {
             image.note_read(&stream, BASE, at..at + (32 << 10), end as u64);
             read(&image, BASE, at as usize, 32 << 10).unwrap();
         }
-        wait_present(&image, BASE, 96 << 10, 64 << 10);
+        wait_present(&image, BASE, 192 << 10, 64 << 10);
         let random = ReadStream::default();
         let fetched = engine.stats().spans_fetched;
         for at in [2u64 << 20, 1 << 20, 2_500_000] {

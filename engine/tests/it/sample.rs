@@ -4,11 +4,11 @@ use std::{
     io::Write,
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use clip_engine::{
-    DiskIo, Engine, EngineConfig, EngineError, Image, ImageOptions,
+    BackgroundHandle, DiskIo, Engine, EngineConfig, EngineError, Image, ImageOptions,
     inflate::{Inflate, Stop, Until, checkpoint_place},
     source::BlobSource,
 };
@@ -258,6 +258,15 @@ pub fn wait_present(image: &Arc<Image>, layer: LayerIndex, at: usize, len: usize
         std::thread::sleep(Duration::from_millis(5));
     }
     panic!("{at}..{} of layer {layer} never became present", at + len);
+}
+
+/// Waits until background work is over.
+pub fn wait_finished(work: &BackgroundHandle) {
+    let started = Instant::now();
+    while !work.progress().is_finished {
+        assert!(started.elapsed() < Duration::from_secs(60), "{:?}", work.progress());
+        std::thread::sleep(Duration::from_millis(2));
+    }
 }
 
 /// Runs a test in each way of writing the cache.
