@@ -30,6 +30,7 @@ use crate::{
     job::{Kept, Ran},
     layer::LayerStore,
     metrics::{Gauge, count},
+    priority::Priority,
     quota::Held,
     read::Deadline,
     registry::Client,
@@ -200,15 +201,16 @@ async fn serve(core: Arc<Core>, disk: Disk, queues: ShardQueues, index: usize) {
 /// Decodes: the most urgent job, a step at a time, with a look at the sockets after each step. A job gives way to more urgent ones after
 /// any step, to its equals after each span; another shard may go on with it.
 async fn take_jobs(shard: Rc<Shard>) {
-    let jobs = shard.core.jobs.clone();
+    let (jobs, takes) = (shard.core.jobs.clone(), shard.core.takes(shard.index));
     let (mut kept, mut slept_since) = (Vec::new(), None);
     loop {
-        let Some(job) = jobs.pop() else {
+        let Some(job) = jobs.pop(takes) else {
             slept_since.get_or_insert_with(Instant::now);
-            jobs.ready.notified().await;
+            jobs.ready(takes).await;
             continue;
         };
-        if let Some(slept_since) = slept_since.take() {
+        let slept = slept_since.take().filter(|_| job.priority() != Priority::Fill);
+        if let Some(slept_since) = slept {
             let idle = job.queued_since().max(slept_since).elapsed();
             count(&shard.core.counters.idle_with_work_us, u64::try_from(idle.as_micros()).unwrap_or(u64::MAX));
         }
@@ -222,7 +224,8 @@ async fn take_jobs(shard: Rc<Shard>) {
                 break;
             }
             yield_now().await;
-            if jobs.has_before(job.priority(), ran == Ran::SpanDone) {
+            let priority = job.priority();
+            if jobs.has_before(priority, ran == Ran::SpanDone) || priority == Priority::Fill && jobs.is_barred(takes) {
                 job.put_back(ran == Ran::OnAndOn);
                 break;
             }
