@@ -265,10 +265,18 @@ impl Feed {
     /// never waits for bytes that wait for room.
     async fn start(&self, work: Work) -> Result<Open, EngineError> {
         let core = &self.shard.core;
-        let turn = self.turns.clone().acquire_owned().await.map_err(|_| EngineError::Stopped)?;
+        let turn = tokio::select! {
+            biased;
+            turn = self.turns.clone().acquire_owned() => Some(turn.map_err(|_| EngineError::Stopped)?),
+            () = self.course.hurried() => None,
+        };
         let compressed = work.group.compressed.clone();
         let bytes = compressed.end.saturating_sub(compressed.start).min(GROUP_BYTES_WAITING_MAX);
-        let room = core.compressed.acquire_as(bytes, work.claims.urgency()).await?;
+        let room = tokio::select! {
+            biased;
+            room = core.compressed.acquire_as(bytes, work.claims.urgency()) => room?,
+            () = self.course.hurried() => core.compressed.acquire(bytes, Priority::Demand).await?,
+        };
         let (sender, input) = mpsc::channel(if work.group.whole { CHUNKS_WAITING_MAX } else { CHUNKS_WAITING_MAX_PARTIAL });
         let open = Open { compressed, sender, claims: Arc::downgrade(&work.claims) };
         let (layer, said, ticket) = (self.course.layer.clone(), self.said.clone(), self.ticket.clone());
