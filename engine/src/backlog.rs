@@ -68,10 +68,19 @@ impl Course {
         Self { layer, state, is_hurried: AtomicBool::new(false), hurried: Notify::new() }
     }
 
+    pub(crate) fn is_hurried(&self) -> bool {
+        self.is_hurried.load(Ordering::SeqCst)
+    }
+
+    fn hurry_on(&self) {
+        self.is_hurried.store(true, Ordering::SeqCst);
+        self.hurried.notify_waiters();
+    }
+
     /// Waits until a reader waits for what this request will come to.
     pub(crate) async fn hurried(&self) {
         let hurried = self.hurried.notified();
-        if !self.is_hurried.load(Ordering::SeqCst) {
+        if !self.is_hurried() {
             hurried.await;
         }
     }
@@ -83,7 +92,11 @@ impl Course {
         let Some(place) = state.works.iter().position(|work| work.claims.holds(span)) else {
             let started = state.started();
             drop(state);
-            started.iter().filter(|claims| claims.holds(span)).for_each(|claims| claims.urgency().raise());
+            if let Some(claims) = started.iter().find(|claims| claims.holds(span)) {
+                claims.urgency().raise();
+                // It may be the one that waits for its turn.
+                self.hurry_on();
+            }
             return None;
         };
         let is_near = state.position.is_some_and(|at| state.works[place].group.compressed.start.saturating_sub(at) <= bytes_max);
@@ -91,8 +104,7 @@ impl Course {
             state.works[place].claims.urgency().raise();
             drop(state);
             // What comes before it is in its way, but need not be decoded first.
-            self.is_hurried.store(true, Ordering::SeqCst);
-            self.hurried.notify_waiters();
+            self.hurry_on();
             return None;
         }
         let work = state.works.remove(place)?;

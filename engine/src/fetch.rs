@@ -29,7 +29,7 @@ use crate::{
     priority::Priority,
     progress::{self, Progress},
     quota::{Held, Quota},
-    shard::Shard,
+    shard::{Shard, Urgent},
     source::{BlobSource, SourceReader},
 };
 
@@ -202,6 +202,8 @@ struct Feed {
     turns: Arc<Semaphore>,
     said: Arc<AtomicBool>,
     ticket: Option<Arc<Ticket>>,
+    /// A reader waits for what it brings.
+    urgent: Option<Urgent>,
     shard: Rc<Shard>,
 }
 
@@ -216,13 +218,17 @@ struct Open {
 impl Feed {
     fn new(flow: &Flow, said: Arc<AtomicBool>, shard: Rc<Shard>) -> Self {
         let turns = Arc::new(Semaphore::new(JOBS_MAX));
-        Self { course: flow.course.clone(), open: None, used: 0, turns, said, ticket: flow.ticket.clone(), shard }
+        let urgent = (flow.priority == Priority::Demand).then(|| shard.urgent_flow());
+        Self { course: flow.course.clone(), open: None, used: 0, turns, said, ticket: flow.ticket.clone(), urgent, shard }
     }
 
     /// Hands out `chunk`, the blob's bytes at `position`. A byte that two groups share goes to both, one of a gap to none.
     async fn give(&mut self, position: u64, chunk: &Bytes) -> Result<Fed, EngineError> {
         let chunk_end = position + chunk.len() as u64;
         self.course.note_position(position);
+        if self.urgent.is_none() && self.course.is_hurried() {
+            self.urgent = Some(self.shard.urgent_flow());
+        }
         loop {
             if self.open.is_none() {
                 let Some(next) = self.course.next() else { return Ok(Fed::All) };
