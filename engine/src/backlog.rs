@@ -2,10 +2,14 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use clip_format::units::SpanIndex;
+use tokio::sync::Notify;
 
 use crate::{
     claims::Claims,
@@ -38,6 +42,9 @@ impl Backlog {
 pub(crate) struct Course {
     pub(crate) layer: Arc<ImageLayer>,
     state: Mutex<State>,
+    /// A reader waits for what has not come: the bytes before it are received without regard to how many jobs they make.
+    is_hurried: AtomicBool,
+    hurried: Notify,
 }
 
 struct State {
@@ -57,7 +64,25 @@ impl State {
 
 impl Course {
     pub(crate) fn new(layer: Arc<ImageLayer>, works: VecDeque<Work>) -> Self {
-        Self { layer, state: Mutex::new(State { works, started: Vec::new(), position: None }) }
+        let state = Mutex::new(State { works, started: Vec::new(), position: None });
+        Self { layer, state, is_hurried: AtomicBool::new(false), hurried: Notify::new() }
+    }
+
+    pub(crate) fn is_hurried(&self) -> bool {
+        self.is_hurried.load(Ordering::SeqCst)
+    }
+
+    fn hurry_on(&self) {
+        self.is_hurried.store(true, Ordering::SeqCst);
+        self.hurried.notify_waiters();
+    }
+
+    /// Waits until a reader waits for what this request will come to.
+    pub(crate) async fn hurried(&self) {
+        let hurried = self.hurried.notified();
+        if !self.is_hurried() {
+            hurried.await;
+        }
     }
 
     /// A reader waits for `span`. What this request decodes or will come to within `bytes_max` bytes becomes urgent here. What it would come
@@ -67,16 +92,19 @@ impl Course {
         let Some(place) = state.works.iter().position(|work| work.claims.holds(span)) else {
             let started = state.started();
             drop(state);
-            started.iter().filter(|claims| claims.holds(span)).for_each(|claims| claims.urgency().raise());
+            if let Some(claims) = started.iter().find(|claims| claims.holds(span)) {
+                claims.urgency().raise();
+                // It may be the one that waits for its turn.
+                self.hurry_on();
+            }
             return None;
         };
         let is_near = state.position.is_some_and(|at| state.works[place].group.compressed.start.saturating_sub(at) <= bytes_max);
         if is_near {
-            // What comes before it is in its way.
-            state.works.iter().take(place + 1).for_each(|work| work.claims.urgency().raise());
-            let started = state.started();
+            state.works[place].claims.urgency().raise();
             drop(state);
-            started.iter().for_each(|claims| claims.urgency().raise());
+            // What comes before it is in its way, but need not be decoded first.
+            self.hurry_on();
             return None;
         }
         let work = state.works.remove(place)?;

@@ -20,7 +20,7 @@ use crate::{
     fetch::Flow,
     image_layer::{ImageLayer, Work},
     job::Job,
-    jobs::Jobs,
+    jobs::{Jobs, Takes},
     layer::LayerStore,
     line_limit::LineLimit,
     metrics::{Counters, count},
@@ -97,6 +97,7 @@ impl Core {
 
     /// Starts the fetches that bring `claimed` (ascending, claimed by the caller) to a reader.
     pub(crate) fn fetch(&self, layer: &Arc<ImageLayer>, claimed: Vec<SpanIndex>) {
+        self.jobs.note_miss();
         let taken_along = claimed.clone();
         for flow in self.flows(layer, claimed, self.limits(layer), Priority::Demand) {
             self.send_flow(flow);
@@ -183,7 +184,8 @@ impl Core {
     /// Gives `flow` to a shard that has an idle connection, so that no new one is opened beside it, or else to the one with the fewest.
     pub(crate) fn send_flow(&self, mut flow: Flow) {
         let turn = self.next_shard.fetch_add(1, Ordering::Relaxed);
-        let count = self.shards.len();
+        // A fill leaves the last shard to readers, its sockets too.
+        let count = if flow.priority == Priority::Fill { self.shards.len().max(2) - 1 } else { self.shards.len() };
         let by_turn = (0..count).map(|step| (turn + step) % count);
         let Some(best) = by_turn.min_by_key(|&shard| (self.shards[shard].client.idle_connections() == 0, self.shards[shard].flows.count()))
         else {
@@ -201,6 +203,11 @@ impl Core {
         flow.on = Some(self.shards[other].flows.weigh(1));
         self.shards[other].send(Request::Flow(flow));
         None
+    }
+
+    /// Which jobs shard `index` takes: the last one, where there are several, leaves a fill to the others while readers miss.
+    pub(crate) fn takes(&self, index: usize) -> Takes {
+        if index > 0 && index + 1 == self.shards.len() { Takes::FillWhenQuiet } else { Takes::All }
     }
 
     /// The client of shard `index`, with its own connections.
@@ -243,7 +250,7 @@ impl Core {
         self.budget.close();
         self.compressed.close();
         self.connections.close();
-        while let Some(job) = self.jobs.pop() {
+        while let Some(job) = self.jobs.pop(Takes::All) {
             Job::abandon(&job);
         }
         *self._lock.lock().unwrap_or_else(PoisonError::into_inner) = None;

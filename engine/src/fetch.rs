@@ -29,7 +29,7 @@ use crate::{
     priority::Priority,
     progress::{self, Progress},
     quota::{Held, Quota},
-    shard::Shard,
+    shard::{Shard, Urgent},
     source::{BlobSource, SourceReader},
 };
 
@@ -202,6 +202,8 @@ struct Feed {
     turns: Arc<Semaphore>,
     said: Arc<AtomicBool>,
     ticket: Option<Arc<Ticket>>,
+    /// A reader waits for what it brings.
+    urgent: Option<Urgent>,
     shard: Rc<Shard>,
 }
 
@@ -216,13 +218,17 @@ struct Open {
 impl Feed {
     fn new(flow: &Flow, said: Arc<AtomicBool>, shard: Rc<Shard>) -> Self {
         let turns = Arc::new(Semaphore::new(JOBS_MAX));
-        Self { course: flow.course.clone(), open: None, used: 0, turns, said, ticket: flow.ticket.clone(), shard }
+        let urgent = (flow.priority == Priority::Demand).then(|| shard.urgent_flow());
+        Self { course: flow.course.clone(), open: None, used: 0, turns, said, ticket: flow.ticket.clone(), urgent, shard }
     }
 
     /// Hands out `chunk`, the blob's bytes at `position`. A byte that two groups share goes to both, one of a gap to none.
     async fn give(&mut self, position: u64, chunk: &Bytes) -> Result<Fed, EngineError> {
         let chunk_end = position + chunk.len() as u64;
         self.course.note_position(position);
+        if self.urgent.is_none() && self.course.is_hurried() {
+            self.urgent = Some(self.shard.urgent_flow());
+        }
         loop {
             if self.open.is_none() {
                 let Some(next) = self.course.next() else { return Ok(Fed::All) };
@@ -265,10 +271,18 @@ impl Feed {
     /// never waits for bytes that wait for room.
     async fn start(&self, work: Work) -> Result<Open, EngineError> {
         let core = &self.shard.core;
-        let turn = self.turns.clone().acquire_owned().await.map_err(|_| EngineError::Stopped)?;
+        let turn = tokio::select! {
+            biased;
+            turn = self.turns.clone().acquire_owned() => Some(turn.map_err(|_| EngineError::Stopped)?),
+            () = self.course.hurried() => None,
+        };
         let compressed = work.group.compressed.clone();
         let bytes = compressed.end.saturating_sub(compressed.start).min(GROUP_BYTES_WAITING_MAX);
-        let room = core.compressed.acquire_as(bytes, work.claims.urgency()).await?;
+        let room = tokio::select! {
+            biased;
+            room = core.compressed.acquire_as(bytes, work.claims.urgency()) => room?,
+            () = self.course.hurried() => core.compressed.acquire(bytes, Priority::Demand).await?,
+        };
         let (sender, input) = mpsc::channel(if work.group.whole { CHUNKS_WAITING_MAX } else { CHUNKS_WAITING_MAX_PARTIAL });
         let open = Open { compressed, sender, claims: Arc::downgrade(&work.claims) };
         let (layer, said, ticket) = (self.course.layer.clone(), self.said.clone(), self.ticket.clone());

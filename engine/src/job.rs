@@ -41,8 +41,8 @@ pub(crate) struct DecodeJob {
     pub(crate) layer: Arc<ImageLayer>,
     pub(crate) work: Work,
     pub(crate) input: mpsc::Receiver<Piece>,
-    /// Given back when the job ends: a flow starts no more jobs than it has turns.
-    pub(crate) turn: OwnedSemaphorePermit,
+    /// Given back when the job ends: a flow starts no more jobs than it has turns, unless a reader is in a hurry.
+    pub(crate) turn: Option<OwnedSemaphorePermit>,
     /// Room for the compressed bytes that wait for it.
     pub(crate) room: Held,
     /// The flow's failure is in the log; of several groups with wrong bytes one is enough.

@@ -64,7 +64,8 @@ pub struct Stats {
     pub compressed_in_flight_peak: u64,
     /// Spans decoded by each shard.
     pub spans_by_shard: Vec<u64>,
-    /// Time that shards slept while a decode job waited, all together, in microseconds.
+    /// Time that shards slept while a decode job waited (a fill's aside, which leave one shard alone while readers miss), all together, in
+    /// microseconds.
     pub shard_idle_with_work_us: u64,
     /// The slowest read that waited, in microseconds.
     pub slowest_read_us: u64,

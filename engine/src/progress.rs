@@ -24,6 +24,11 @@ impl Default for Progress {
 }
 
 impl Progress {
+    /// Nothing has moved yet.
+    pub(crate) fn still() -> Self {
+        Self(AtomicU64::new(0))
+    }
+
     pub(crate) fn touch(&self) {
         self.0.fetch_max(now(), Ordering::Relaxed);
     }
@@ -35,7 +40,10 @@ impl Progress {
 
     /// Time since the last movement.
     pub(crate) fn idle(&self) -> Duration {
-        Duration::from_millis(now().saturating_sub(self.0.load(Ordering::Relaxed)))
+        match self.0.load(Ordering::Relaxed) {
+            0 => Duration::MAX,
+            moved => Duration::from_millis(now().saturating_sub(moved)),
+        }
     }
 }
 
@@ -54,8 +62,9 @@ pub(crate) async fn while_moving<T>(future: impl Future<Output = T>, moving: &[&
     }
 }
 
+/// Milliseconds, from 1.
 fn now() -> u64 {
-    u64::try_from(EPOCH.elapsed().as_millis()).unwrap_or(u64::MAX)
+    u64::try_from(EPOCH.elapsed().as_millis()).unwrap_or(u64::MAX).saturating_add(1)
 }
 
 #[cfg(test)]
