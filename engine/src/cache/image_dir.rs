@@ -24,7 +24,7 @@ use clip_format::{
 use memmap2::Mmap;
 use rustix::fs::{Mode, OFlags};
 
-use super::{create_dir, open_private};
+use super::{background::Background, create_dir, open_private};
 use crate::error::EngineError;
 
 /// A device of the index is its layer's stream, rounded up to this. Source: DESIGN section 4: the index has 512-byte blocks.
@@ -37,10 +37,6 @@ const CHECKED_AT_ONCE_BYTES_MAX: u64 = 16 << 20;
 
 /// Stands beside the files once the disk has them. Without it, after a power failure, they can have their lengths and be zeros.
 const SYNCED: &str = "synced";
-/// How much less than everything else the background threads count, nice(1). Source: hashing 133 MB (1,000,000 files) beside the first
-/// readers of a mount on 2 cores delayed a first `ls` of 1,000 names from 0.2 to 18 ms.
-const BACKGROUND_NICE: i32 = 19;
-
 /// Where a background check leaves what it found.
 pub(crate) type Damage = Arc<OnceLock<EngineError>>;
 
@@ -68,20 +64,20 @@ pub(crate) fn read_header(path: &Path) -> Result<Header, EngineError> {
 ///
 /// # Errors
 /// `Io`, `Format`.
-pub(crate) fn open(cache_dir: &Path, path: &Path, header: &Header) -> Result<ExpandedImage, EngineError> {
+pub(crate) fn open(cache_dir: &Path, path: &Path, header: &Header, background: &Background) -> Result<ExpandedImage, EngineError> {
     let dir = cache_dir.join("images").join(hex::encode(header.image_id()));
     if fits(&dir, header) {
-        match reopen(&dir, header) {
+        match reopen(&dir, header, background) {
             Ok(image) => return Ok(image),
             Err(error) => tracing::error!(dir = %dir.display(), %error, "an expanded image is damaged and is made again"),
         }
     }
-    expand(&dir, path, header)?;
+    expand(&dir, path, header, background)?;
     map(&dir, header)
 }
 
 /// Maps and checks what an earlier open left.
-fn reopen(dir: &Path, header: &Header) -> Result<ExpandedImage, EngineError> {
+fn reopen(dir: &Path, header: &Header, background: &Background) -> Result<ExpandedImage, EngineError> {
     let len: u64 = sections(header).iter().map(|(_, section)| section.raw_len).sum();
     let synced = dir.join(SYNCED).exists();
     let at_once = len <= CHECKED_AT_ONCE_BYTES_MAX || !synced;
@@ -90,10 +86,10 @@ fn reopen(dir: &Path, header: &Header) -> Result<ExpandedImage, EngineError> {
     }
     let image = map(dir, header)?;
     if !at_once {
-        check_in_background(dir.to_owned(), header.clone(), image.damage.clone());
+        check_in_background(dir.to_owned(), header.clone(), image.damage.clone(), background);
     }
     if !synced {
-        sync_in_background(dir.to_owned());
+        sync_in_background(dir.to_owned(), background);
     }
     Ok(image)
 }
@@ -159,7 +155,7 @@ fn map_file(path: &Path) -> Result<SharedBytes, EngineError> {
     Ok(Arc::new(map))
 }
 
-fn expand(dir: &Path, path: &Path, header: &Header) -> Result<(), EngineError> {
+fn expand(dir: &Path, path: &Path, header: &Header, background: &Background) -> Result<(), EngineError> {
     let bad = |source| format_error(path, source);
     let bytes = read_clip(path, header).map_err(|error| EngineError::io("read", path, error))?;
     let clip = ClipFile::parse(&bytes).map_err(bad)?;
@@ -182,7 +178,7 @@ fn expand(dir: &Path, path: &Path, header: &Header) -> Result<(), EngineError> {
     });
     checked.unwrap_or_else(|panic| std::panic::resume_unwind(panic)).map_err(bad)?;
     put_in_place(written?, dir)?;
-    sync_in_background(dir.to_owned());
+    sync_in_background(dir.to_owned(), background);
     Ok(())
 }
 
@@ -219,8 +215,8 @@ fn put_in_place(temporary: tempfile::TempDir, dir: &Path) -> Result<(), EngineEr
 }
 
 /// Has the disk keep `dir`, on a thread of its own, and says so in the directory. What fails is only tried again by the next open.
-fn sync_in_background(dir: PathBuf) {
-    in_background("clip-sync", move || {
+fn sync_in_background(dir: PathBuf, background: &Background) {
+    background.run("clip-sync", move || {
         if let Err(error) = sync(&dir) {
             tracing::debug!(dir = %dir.display(), %error, "an expanded image was not synced; it is hashed before its next use");
         }
@@ -240,18 +236,6 @@ fn sync(dir: &Path) -> std::io::Result<()> {
     dir.parent().map_or(Ok(()), |parent| File::open(parent)?.sync_all())
 }
 
-/// Runs `work` on a thread called `name`, after whatever else wants a core.
-fn in_background(name: &str, work: impl FnOnce() + Send + 'static) {
-    let body = move || {
-        // On Linux this is the thread's own; where it is refused, the work is done all the same.
-        let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), BACKGROUND_NICE);
-        work();
-    };
-    if let Err(error) = std::thread::Builder::new().name(name.to_owned()).spawn(body) {
-        tracing::warn!(%error, name, "a thread could not be started; what it was for is left undone");
-    }
-}
-
 /// Nothing stands at `dir`: it goes under a temporary name first, so that nobody sees a part of it, or adds to it by its name.
 fn remove_image(dir: &Path) -> Result<(), EngineError> {
     let io = |error| EngineError::io("remove", dir, error);
@@ -269,8 +253,8 @@ fn remove_image(dir: &Path) -> Result<(), EngineError> {
 
 /// Hashes the files of `dir` on a thread of its own; when one is damaged, says so, leaves the error in `damage` and removes the
 /// directory, so that the next open expands the image again.
-fn check_in_background(dir: PathBuf, header: Header, damage: Damage) {
-    in_background("clip-check", move || {
+fn check_in_background(dir: PathBuf, header: Header, damage: Damage, background: &Background) {
+    background.run("clip-check", move || {
         if let Err(error) = check_files(&dir, &header) {
             tracing::error!(%error, "an expanded image is damaged; its reads fail from now on: unmount it and mount it again");
             let _ = damage.set(error);
@@ -348,11 +332,11 @@ mod tests {
     /// Claim: an image that did not reach the disk whole, whatever its size, is noticed before it is used, and made again.
     #[test]
     fn what_was_not_synced_is_hashed_first() {
-        let node = tempfile::tempdir().unwrap();
+        let (node, background) = (tempfile::tempdir().unwrap(), Background::default());
         let clip = node.path().join("x.clip");
         std::fs::write(&clip, empty_clip()).unwrap();
         let header = read_header(&clip).unwrap();
-        open(node.path(), &clip, &header).unwrap();
+        open(node.path(), &clip, &header, &background).unwrap();
         let dir = node.path().join("images").join(hex::encode(header.image_id()));
         let started = Instant::now();
         while !dir.join(SYNCED).exists() {
@@ -363,18 +347,18 @@ mod tests {
         let index = dir.join("index.erofs");
         let right = std::fs::read(&index).unwrap();
         std::fs::write(&index, vec![0; right.len()]).unwrap();
-        open(node.path(), &clip, &header).unwrap();
+        open(node.path(), &clip, &header, &background).unwrap();
         assert!(std::fs::read(&index).unwrap() == right);
     }
 
     /// Claim: damage that is found while an image is in use is remembered as an error that names the file, and the files are removed.
     #[test]
     fn damage_found_late_is_remembered() {
-        let node = tempfile::tempdir().unwrap();
+        let (node, background) = (tempfile::tempdir().unwrap(), Background::default());
         let clip = node.path().join("x.clip");
         std::fs::write(&clip, empty_clip()).unwrap();
         let header = read_header(&clip).unwrap();
-        let opened = open(node.path(), &clip, &header).unwrap();
+        let opened = open(node.path(), &clip, &header, &background).unwrap();
         assert!(opened.damage.get().is_none());
         let dir = node.path().join("images").join(hex::encode(header.image_id()));
         let index = dir.join("index.erofs");
@@ -382,7 +366,7 @@ mod tests {
         *bytes.last_mut().unwrap() ^= 1;
         std::fs::write(&index, &bytes).unwrap();
         let damage = Damage::default();
-        check_in_background(dir.clone(), header, damage.clone());
+        check_in_background(dir.clone(), header, damage.clone(), &background);
         let started = Instant::now();
         while damage.get().is_none() || dir.exists() {
             assert!(started.elapsed() < Duration::from_secs(10), "no damage found");
