@@ -3,6 +3,7 @@
 //! Nothing here trusts what it finds: lengths are checked when a file is opened, layer bytes against their span's digest before they
 //! are served, image files against the header's.
 
+pub(crate) mod background;
 pub(crate) mod image_dir;
 pub(crate) mod layer_file;
 pub(crate) mod lease;

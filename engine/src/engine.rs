@@ -14,7 +14,7 @@ use clip_format::{
 
 use crate::{
     buffers::Buffers,
-    cache::{self, image_dir, image_dir::ExpandedImage, layer_file::layer_dir, lock::OwnerLock},
+    cache::{self, background::Background, image_dir, image_dir::ExpandedImage, layer_file::layer_dir, lock::OwnerLock},
     config::EngineConfig,
     core::Core,
     error::EngineError,
@@ -45,6 +45,7 @@ struct Inner {
 pub(crate) struct Threads {
     pub(crate) core: Arc<Core>,
     tended: Arc<Tended>,
+    background: Background,
     joins: Vec<JoinHandle<()>>,
 }
 
@@ -57,6 +58,8 @@ impl Drop for Threads {
                 tracing::error!("an engine thread panicked");
             }
         }
+        drop(std::mem::take(&mut self.background));
+        self.tended.let_go();
         self.core.clear();
     }
 }
@@ -75,7 +78,12 @@ impl Engine {
         let client = Client::new(config.client.clone())?;
         let (handles, queues): (Vec<_>, Vec<_>) = (0..config.shards.max(1)).map(|_| shard::queues(client.with_own_pool())).unzip();
         let tended = Tended::start(Buffers::new(config.buffers_kept_bytes_max));
-        let mut threads = Threads { core: Arc::new(Core::new(config, client, handles, lock)), tended, joins: Vec::new() };
+        let mut threads = Threads {
+            core: Arc::new(Core::new(config, client, handles, lock)),
+            tended,
+            background: Background::default(),
+            joins: Vec::new(),
+        };
         for (index, queues) in queues.into_iter().enumerate() {
             threads.joins.push(shard::spawn(threads.core.clone(), queues, index)?);
         }
@@ -101,7 +109,7 @@ impl Engine {
             return Ok(image);
         }
         drop(shared);
-        let expanded = image_dir::open(&self.config().cache_dir, path, &header)?;
+        let expanded = image_dir::open(&self.config().cache_dir, path, &header, &self.0.threads.background)?;
         let layers = self.layers(&expanded, options)?;
         say_slow_stretches(&expanded, &id);
         let image = Arc::new(Image::new(id, options.clone(), expanded, layers, self.0.threads.clone()));

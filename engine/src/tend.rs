@@ -25,6 +25,8 @@ pub(crate) struct Tended {
     added: AtomicBool,
     /// The thread, when there is one.
     watcher: Option<Pid>,
+    /// Held by the thread while it holds layers.
+    working: Mutex<()>,
     pub(crate) buffers: Arc<Buffers>,
 }
 
@@ -47,7 +49,8 @@ impl Tended {
                 None
             }
         };
-        let tended = Arc::new(Self { stores: Mutex::default(), added: AtomicBool::new(false), watcher, buffers });
+        let tended =
+            Arc::new(Self { stores: Mutex::default(), added: AtomicBool::new(false), watcher, working: Mutex::default(), buffers });
         drop(give.send(Arc::downgrade(&tended)));
         tended
     }
@@ -55,6 +58,11 @@ impl Tended {
     /// The thread that hears of who wants a file.
     pub(crate) fn watcher(&self) -> Option<Pid> {
         self.watcher
+    }
+
+    /// The thread holds no layer: those that nobody else holds are closed.
+    pub(crate) fn let_go(&self) {
+        drop(self.working.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
     /// Looks after `store` too, until it is gone.
@@ -114,6 +122,7 @@ fn watch(tended: &Weak<Tended>) {
     loop {
         let wanted = signal_within(next.saturating_duration_since(Instant::now()));
         let Some(tended) = tended.upgrade() else { return };
+        let _working = tended.working.lock().unwrap_or_else(PoisonError::into_inner);
         if wanted {
             tended.give_way();
         }

@@ -1,8 +1,8 @@
 //! Expanded images: `<cache>/images/<image id>/{index.erofs,checkpoints,windows,storage_info}`.
 //!
-//! An image is expanded and checked once, in a temporary directory that is renamed into place. Later opens map the files, check
-//! their lengths, and hash them: small ones before the first answer, large ones in the background, where damage ends the reads of the
-//! image with an error.
+//! An image is expanded and checked once, in a temporary directory that is renamed into place; the disk gets it in the background, and
+//! then the file `synced` says so. Later opens map the files, check their lengths, and hash them: small ones, and what may not have
+//! reached the disk, before the first answer, large ones in the background, where damage ends the reads of the image with an error.
 
 use std::{
     fs::File,
@@ -22,8 +22,9 @@ use clip_format::{
     units::LayerIndex,
 };
 use memmap2::Mmap;
+use rustix::fs::{Mode, OFlags};
 
-use super::{create_dir, open_private};
+use super::{background::Background, create_dir, open_private};
 use crate::error::EngineError;
 
 /// A device of the index is its layer's stream, rounded up to this. Source: DESIGN section 4: the index has 512-byte blocks.
@@ -34,6 +35,8 @@ const HASH_CHUNK: usize = 1 << 20;
 /// base has 1.2 MB.
 const CHECKED_AT_ONCE_BYTES_MAX: u64 = 16 << 20;
 
+/// Stands beside the files once the disk has them. Without it, after a power failure, they can have their lengths and be zeros.
+const SYNCED: &str = "synced";
 /// Where a background check leaves what it found.
 pub(crate) type Damage = Arc<OnceLock<EngineError>>;
 
@@ -61,28 +64,32 @@ pub(crate) fn read_header(path: &Path) -> Result<Header, EngineError> {
 ///
 /// # Errors
 /// `Io`, `Format`.
-pub(crate) fn open(cache_dir: &Path, path: &Path, header: &Header) -> Result<ExpandedImage, EngineError> {
+pub(crate) fn open(cache_dir: &Path, path: &Path, header: &Header, background: &Background) -> Result<ExpandedImage, EngineError> {
     let dir = cache_dir.join("images").join(hex::encode(header.image_id()));
     if fits(&dir, header) {
-        match reopen(&dir, header) {
+        match reopen(&dir, header, background) {
             Ok(image) => return Ok(image),
             Err(error) => tracing::error!(dir = %dir.display(), %error, "an expanded image is damaged and is made again"),
         }
     }
-    expand(&dir, path, header)?;
+    expand(&dir, path, header, background)?;
     map(&dir, header)
 }
 
 /// Maps and checks what an earlier open left.
-fn reopen(dir: &Path, header: &Header) -> Result<ExpandedImage, EngineError> {
+fn reopen(dir: &Path, header: &Header, background: &Background) -> Result<ExpandedImage, EngineError> {
     let len: u64 = sections(header).iter().map(|(_, section)| section.raw_len).sum();
-    let at_once = len <= CHECKED_AT_ONCE_BYTES_MAX;
+    let synced = dir.join(SYNCED).exists();
+    let at_once = len <= CHECKED_AT_ONCE_BYTES_MAX || !synced;
     if at_once {
         check_files(dir, header)?;
     }
     let image = map(dir, header)?;
     if !at_once {
-        check_in_background(dir.to_owned(), header.clone(), image.damage.clone());
+        check_in_background(dir.to_owned(), header.clone(), image.damage.clone(), background);
+    }
+    if !synced {
+        sync_in_background(dir.to_owned(), background);
     }
     Ok(image)
 }
@@ -148,7 +155,7 @@ fn map_file(path: &Path) -> Result<SharedBytes, EngineError> {
     Ok(Arc::new(map))
 }
 
-fn expand(dir: &Path, path: &Path, header: &Header) -> Result<(), EngineError> {
+fn expand(dir: &Path, path: &Path, header: &Header, background: &Background) -> Result<(), EngineError> {
     let bad = |source| format_error(path, source);
     let bytes = read_clip(path, header).map_err(|error| EngineError::io("read", path, error))?;
     let clip = ClipFile::parse(&bytes).map_err(bad)?;
@@ -160,10 +167,19 @@ fn expand(dir: &Path, path: &Path, header: &Header) -> Result<(), EngineError> {
     let storage_info = clip.storage_info().map_err(bad)?;
     let windows = clip.windows().map_err(bad)?;
     let index: Arc<Vec<u8>> = Arc::new(index);
-    erofs::check::check(&Index::open(index.clone()).map_err(bad)?).map_err(bad)?;
     let info = storage_info.to_bytes().map_err(bad)?;
     check_hash("storage info", &info, &header.storage_info).map_err(bad)?;
-    write_dir(dir, &[("index.erofs", &index), ("storage_info", &info), ("checkpoints", &checkpoints), ("windows", windows)])
+    // The check is as long as the writing, and neither changes anything.
+    let (checked, written) = std::thread::scope(|scope| {
+        let check = scope.spawn(|| erofs::check::check(&Index::open(index.clone())?));
+        let files = [("index.erofs", &index[..]), ("storage_info", &info), ("checkpoints", &checkpoints), ("windows", windows)];
+        let written = write_temporary(dir, &files);
+        (check.join(), written)
+    });
+    checked.unwrap_or_else(|panic| std::panic::resume_unwind(panic)).map_err(bad)?;
+    put_in_place(written?, dir)?;
+    sync_in_background(dir.to_owned(), background);
+    Ok(())
 }
 
 /// The `.clip` up to the end of its last section, and one byte more where there is one: enough to see that there is too much.
@@ -173,48 +189,76 @@ fn read_clip(path: &Path, header: &Header) -> std::io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Writes `files` under a temporary name beside `dir`, syncs them and renames; what stood at `dir` is gone.
-fn write_dir(dir: &Path, files: &[(&str, &[u8])]) -> Result<(), EngineError> {
+/// Writes `files` to a directory with a temporary name beside `dir`.
+fn write_temporary(dir: &Path, files: &[(&str, &[u8])]) -> Result<tempfile::TempDir, EngineError> {
     let parent = dir.parent().expect("an image directory stands in `images`");
     create_dir(parent)?;
-    let io = |operation: &'static str, path: &Path| {
-        let path = path.to_owned();
-        move |error| EngineError::io(operation, path, error)
-    };
-    let temporary = tempfile::Builder::new().prefix(".tmp").tempdir_in(parent).map_err(io("create directory in", parent))?;
+    let temporary = tempfile::Builder::new().prefix(".tmp").tempdir_in(parent);
+    let temporary = temporary.map_err(|error| EngineError::io("create directory in", parent, error))?;
     for (name, bytes) in files {
         let path = temporary.path().join(name);
-        let mut file = open_private(&path).map_err(io("create", &path))?;
-        file.write_all(bytes).and_then(|()| file.sync_all()).map_err(io("write", &path))?;
+        let mut file = open_private(&path).map_err(|error| EngineError::io("create", &path, error))?;
+        file.write_all(bytes).map_err(|error| EngineError::io("write", &path, error))?;
     }
-    File::open(temporary.path()).and_then(|opened| opened.sync_all()).map_err(io("sync", temporary.path()))?;
-    remove_image(dir)?;
-    std::fs::rename(temporary.path(), dir).map_err(io("rename to", dir))?;
-    // Renamed away: nothing is left at the temporary name to remove.
-    let _ = temporary.keep();
-    File::open(parent).and_then(|opened| opened.sync_all()).map_err(io("sync", parent))
+    Ok(temporary)
 }
 
+/// Renames `temporary` to `dir`; what stood there is gone.
+fn put_in_place(temporary: tempfile::TempDir, dir: &Path) -> Result<(), EngineError> {
+    remove_image(dir)?;
+    std::fs::rename(temporary.path(), dir).map_err(|error| EngineError::io("rename to", dir, error))?;
+    // Renamed away: nothing is left at the temporary name to remove.
+    let _ = temporary.keep();
+    Ok(())
+}
+
+/// Has the disk keep `dir`, on a thread of its own, and says so in the directory. What fails is only tried again by the next open.
+fn sync_in_background(dir: PathBuf, background: &Background) {
+    background.run("clip-sync", move || {
+        if let Err(error) = sync(&dir) {
+            tracing::debug!(dir = %dir.display(), %error, "an expanded image was not synced; it is hashed before its next use");
+        }
+    });
+}
+
+/// By the directory's descriptor: its name may be another image's by the time.
+fn sync(dir: &Path) -> std::io::Result<()> {
+    let opened = File::open(dir)?;
+    for entry in std::fs::read_dir(dir)? {
+        File::open(entry?.path())?.sync_all()?;
+    }
+    opened.sync_all()?;
+    let flags = OFlags::CREATE | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::openat(&opened, SYNCED, flags, Mode::RUSR | Mode::WUSR)?;
+    opened.sync_all()?;
+    dir.parent().map_or(Ok(()), |parent| File::open(parent)?.sync_all())
+}
+
+/// Nothing stands at `dir`: it goes under a temporary name first, so that nobody sees a part of it, or adds to it by its name.
 fn remove_image(dir: &Path) -> Result<(), EngineError> {
-    match std::fs::remove_dir_all(dir) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(EngineError::io("remove", dir, error)),
+    let io = |error| EngineError::io("remove", dir, error);
+    let parent = dir.parent().expect("an image directory stands in `images`");
+    if std::fs::symlink_metadata(dir).is_err() {
+        return Ok(());
+    }
+    let grave = tempfile::Builder::new().prefix(".tmp").tempdir_in(parent).map_err(io)?;
+    match std::fs::rename(dir, grave.path().join("image")) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(io(error)),
+        // What is left under the temporary name goes with the next start.
         _ => Ok(()),
     }
 }
 
 /// Hashes the files of `dir` on a thread of its own; when one is damaged, says so, leaves the error in `damage` and removes the
 /// directory, so that the next open expands the image again.
-fn check_in_background(dir: PathBuf, header: Header, damage: Damage) {
-    let check = move || {
+fn check_in_background(dir: PathBuf, header: Header, damage: Damage, background: &Background) {
+    background.run("clip-check", move || {
         if let Err(error) = check_files(&dir, &header) {
             tracing::error!(%error, "an expanded image is damaged; its reads fail from now on: unmount it and mount it again");
             let _ = damage.set(error);
             let _ = remove_image(&dir);
         }
-    };
-    if let Err(error) = std::thread::Builder::new().name("clip-check".to_owned()).spawn(check) {
-        tracing::warn!(%error, "an expanded image could not be checked: no thread");
-    }
+    });
 }
 
 /// Every file of `dir` hashes to what the header says. A file that cannot be read (it may be gone already) is no damage.
@@ -283,14 +327,36 @@ mod tests {
         ClipParts { index: &index, storage_info: &storage_info, spans: &[], windows: &[] }.to_bytes().unwrap()
     }
 
-    /// Claim: damage that is found while an image is in use is remembered as an error that names the file, and the files are removed.
+    /// Claim: an image that did not reach the disk whole, whatever its size, is noticed before it is used, and made again.
     #[test]
-    fn damage_found_late_is_remembered() {
-        let node = tempfile::tempdir().unwrap();
+    fn what_was_not_synced_is_hashed_first() {
+        let (node, background) = (tempfile::tempdir().unwrap(), Background::default());
         let clip = node.path().join("x.clip");
         std::fs::write(&clip, empty_clip()).unwrap();
         let header = read_header(&clip).unwrap();
-        let opened = open(node.path(), &clip, &header).unwrap();
+        open(node.path(), &clip, &header, &background).unwrap();
+        let dir = node.path().join("images").join(hex::encode(header.image_id()));
+        let started = Instant::now();
+        while !dir.join(SYNCED).exists() {
+            assert!(started.elapsed() < Duration::from_secs(10), "never synced");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        std::fs::remove_file(dir.join(SYNCED)).unwrap();
+        let index = dir.join("index.erofs");
+        let right = std::fs::read(&index).unwrap();
+        std::fs::write(&index, vec![0; right.len()]).unwrap();
+        open(node.path(), &clip, &header, &background).unwrap();
+        assert!(std::fs::read(&index).unwrap() == right);
+    }
+
+    /// Claim: damage that is found while an image is in use is remembered as an error that names the file, and the files are removed.
+    #[test]
+    fn damage_found_late_is_remembered() {
+        let (node, background) = (tempfile::tempdir().unwrap(), Background::default());
+        let clip = node.path().join("x.clip");
+        std::fs::write(&clip, empty_clip()).unwrap();
+        let header = read_header(&clip).unwrap();
+        let opened = open(node.path(), &clip, &header, &background).unwrap();
         assert!(opened.damage.get().is_none());
         let dir = node.path().join("images").join(hex::encode(header.image_id()));
         let index = dir.join("index.erofs");
@@ -298,7 +364,7 @@ mod tests {
         *bytes.last_mut().unwrap() ^= 1;
         std::fs::write(&index, &bytes).unwrap();
         let damage = Damage::default();
-        check_in_background(dir.clone(), header, damage.clone());
+        check_in_background(dir.clone(), header, damage.clone(), &background);
         let started = Instant::now();
         while damage.get().is_none() || dir.exists() {
             assert!(started.elapsed() < Duration::from_secs(10), "no damage found");
