@@ -5,7 +5,7 @@ use std::{fs::File, io::Read as _, path::PathBuf};
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
-use crate::{corpus::LARGE_PATH, floor::PIECE_BYTES, machine, measure::mount, serve, setup};
+use crate::{corpus::LARGE_PATH, floor::PIECE_BYTES, machine, measure::mount, rootfs, serve, setup};
 
 /// What a child does.
 #[derive(Clone, Debug, clap::Subcommand)]
@@ -19,6 +19,14 @@ pub enum Role {
     },
     /// Serves a mount until its standard input ends.
     Serve(serve::ServeArgs),
+    /// Becomes a command in a chroot.
+    Chroot {
+        /// The new root.
+        root: PathBuf,
+        /// The command.
+        #[arg(last = true, required = true)]
+        command: Vec<String>,
+    },
     /// Mounts an image, and then reads its large file.
     Mount {
         /// The index.
@@ -62,6 +70,7 @@ pub fn run(role: &Role) -> Result<()> {
         Role::Idle => Memory::print(&blake3::hash(b"")),
         Role::Index { reference } => Memory::print(&setup::sections_hash(&setup::index(reference)?.clip)?),
         Role::Serve(args) => serve::run(args),
+        Role::Chroot { root, command } => rootfs::enter(root, command),
         Role::Mount { clip, mountpoint, cache } => {
             let (_engine, image) = setup::open(cache, clip)?;
             let mounted = mount::mount(image, mountpoint)?;

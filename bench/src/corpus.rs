@@ -15,9 +15,11 @@ use bytes::Bytes;
 use clip_format::digest::Digest;
 use serde_json::json;
 
+use crate::layout::LayoutImage;
 use content::{Draws, Kind, Writer};
 pub use layer::Layer;
-use layer::{LayerWriter, sha256};
+pub(crate) use layer::LayerWriter;
+use layer::sha256;
 
 /// Path of the large file in the image.
 pub const LARGE_PATH: &str = "data/large.bin";
@@ -180,28 +182,11 @@ impl Corpus {
     /// Images without layers are not made.
     fn add_manifest(&mut self, tag: &'static str) {
         let layers = self.layers_of(tag);
-        if layers.is_empty() {
-            return;
+        if !layers.is_empty() {
+            let image = image_of(layers);
+            self.configs.push(image.config);
+            self.manifests.push(Manifest { tag, digest: image.digest, bytes: image.manifest });
         }
-        let diff_ids: Vec<_> = layers.iter().map(|layer| layer.diff_id.to_string()).collect();
-        let config = json!({
-            "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
-            "os": "linux",
-            "config": { "Env": ["PATH=/usr/bin"], "Cmd": ["/bin/true"] },
-            "rootfs": { "type": "layers", "diff_ids": diff_ids },
-        });
-        let config = Bytes::from(config.to_string());
-        let config_digest = sha256(&config);
-        let descriptor = |layer: &Layer| json!({ "mediaType": LAYER_TYPE, "digest": layer.digest.to_string(), "size": layer.blob.len() });
-        let manifest = json!({
-            "schemaVersion": 2,
-            "mediaType": MANIFEST_TYPE,
-            "config": { "mediaType": CONFIG_TYPE, "digest": config_digest.to_string(), "size": config.len() },
-            "layers": layers.iter().map(descriptor).collect::<Vec<_>>(),
-        });
-        let bytes = Bytes::from(manifest.to_string());
-        self.configs.push((config_digest, config));
-        self.manifests.push(Manifest { tag, digest: sha256(&bytes), bytes });
     }
 
     fn write_layout(&self) -> Result<()> {
@@ -236,6 +221,47 @@ impl Manifest {
         let name = json!({ "org.opencontainers.image.ref.name": self.tag });
         json!({ "mediaType": MANIFEST_TYPE, "digest": self.digest.to_string(), "size": self.bytes.len(), "annotations": name })
     }
+}
+
+/// The image of `layers`, the base first.
+pub(crate) fn image_of(layers: &[Layer]) -> LayoutImage {
+    let diff_ids: Vec<_> = layers.iter().map(|layer| layer.diff_id.to_string()).collect();
+    let config = json!({
+        "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
+        "os": "linux",
+        "config": { "Env": ["PATH=/usr/bin"], "Cmd": ["/bin/true"] },
+        "rootfs": { "type": "layers", "diff_ids": diff_ids },
+    });
+    let config = Bytes::from(config.to_string());
+    let config_digest = sha256(&config);
+    let descriptor = |layer: &Layer| json!({ "mediaType": LAYER_TYPE, "digest": layer.digest.to_string(), "size": layer.blob.len() });
+    let manifest = json!({
+        "schemaVersion": 2,
+        "mediaType": MANIFEST_TYPE,
+        "config": { "mediaType": CONFIG_TYPE, "digest": config_digest.to_string(), "size": config.len() },
+        "layers": layers.iter().map(descriptor).collect::<Vec<_>>(),
+    });
+    let manifest = Bytes::from(manifest.to_string());
+    LayoutImage {
+        digest: sha256(&manifest),
+        manifest,
+        media_type: MANIFEST_TYPE.to_owned(),
+        config: (config_digest, config),
+        layers: layers.iter().map(|layer| (layer.digest, layer.blob.clone())).collect(),
+    }
+}
+
+/// An image of `files` small files in directories of 100, for what depends on their number alone.
+pub(crate) fn image_of_files(files: usize, bytes: usize) -> Result<LayoutImage> {
+    let mut layer = LayerWriter::new();
+    let content = vec![b'x'; bytes];
+    for number in 0..files {
+        if number % 100 == 0 {
+            layer.directory(&format!("d{:05}", number / 100))?;
+        }
+        layer.file(&format!("d{:05}/f{number:07}", number / 100), &content)?;
+    }
+    Ok(image_of(&[layer.finish()?]))
 }
 
 fn plain_file(dir: &Path) -> PathBuf {

@@ -70,6 +70,18 @@ pub fn status_kib(name: &str) -> Result<u64> {
     Ok(number.parse()?)
 }
 
+/// Anonymous resident memory of process `pid`, in KiB.
+///
+/// # Errors
+/// When there is no such process, or it is another user's.
+pub fn anonymous_kib(pid: rustix::process::Pid) -> Result<u64> {
+    let path = format!("/proc/{}/smaps_rollup", pid.as_raw_nonzero());
+    let rollup = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
+    let line = rollup.lines().find_map(|line| line.strip_prefix("Anonymous:"));
+    let number = line.and_then(|line| line.split_whitespace().next()).with_context(|| format!("{path} has no Anonymous"))?;
+    Ok(number.parse()?)
+}
+
 /// Time on a core so far. Precision: 10 ms.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CpuTime {
@@ -84,13 +96,26 @@ pub struct CpuTime {
 /// # Errors
 /// When /proc/self/stat is not as proc(5) says.
 pub fn cpu_time() -> Result<CpuTime> {
+    cpu_time_in("/proc/self/stat")
+}
+
+/// What process `pid` and its children have spent on a core.
+///
+/// # Errors
+/// When there is no such process.
+pub fn cpu_time_of(pid: rustix::process::Pid) -> Result<CpuTime> {
+    cpu_time_in(&format!("/proc/{}/stat", pid.as_raw_nonzero()))
+}
+
+fn cpu_time_in(path: &str) -> Result<CpuTime> {
     // Source: linux include/asm-generic/param.h, USER_HZ; the same on every architecture that has io_uring.
     const TICKS_A_SECOND: u64 = 100;
-    let stat = fs::read_to_string("/proc/self/stat").context("read /proc/self/stat")?;
+    let stat = fs::read_to_string(path).with_context(|| format!("read {path}"))?;
     // The name of the program is in parentheses and may hold anything. Source: proc(5), utime, stime, cutime, cstime are fields 14 to 17.
-    let (_, rest) = stat.rsplit_once(')').context("/proc/self/stat has no program name")?;
+    let (_, rest) = stat.rsplit_once(')').with_context(|| format!("{path} has no program name"))?;
     let mut fields = rest.split_whitespace().skip(11);
-    let mut ticks = || fields.next().context("/proc/self/stat is too short")?.parse::<u64>().context("a field of /proc/self/stat");
+    let mut ticks =
+        || fields.next().with_context(|| format!("{path} is too short"))?.parse::<u64>().with_context(|| format!("a field of {path}"));
     let time = |ticks: u64| Duration::from_millis(ticks * 1000 / TICKS_A_SECOND);
     Ok(CpuTime { own: time(ticks()? + ticks()?), children: time(ticks()? + ticks()?) })
 }

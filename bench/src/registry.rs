@@ -17,6 +17,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
+use clip_format::digest::Digest;
 use http_body_util::Full;
 use hyper::{
     Method, Request, Response, StatusCode,
@@ -33,10 +34,14 @@ use tokio_rustls::TlsAcceptor;
 use crate::{
     background::Background,
     corpus::{Corpus, REPOSITORY},
+    layout::LayoutImage,
 };
 
+/// The tag of an image that is served alone.
+const IMAGE_TAG: &str = "image";
+
 struct Object {
-    media_type: &'static str,
+    media_type: String,
     bytes: Bytes,
 }
 
@@ -81,7 +86,29 @@ impl Registry {
     /// # Errors
     /// The system's.
     pub fn start(corpus: &Corpus) -> Result<Self> {
-        let shelf = Arc::new(Shelf { objects: objects(corpus), requests: AtomicU64::new(0), bytes: AtomicU64::new(0) });
+        Self::of_objects(objects(corpus))
+    }
+
+    /// Serves one image as [`start`](Self::start) does, as [`image_reference`](Self::image_reference).
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn of_image(image: &LayoutImage) -> Result<Self> {
+        let blobs = image.layers.iter().chain([&image.config]);
+        let blob = |(digest, bytes): &(Digest, Bytes)| {
+            let object = Object { media_type: "application/octet-stream".to_owned(), bytes: bytes.clone() };
+            (format!("/v2/{REPOSITORY}/blobs/{digest}"), object)
+        };
+        let mut objects: HashMap<_, _> = blobs.map(blob).collect();
+        for name in [IMAGE_TAG.to_owned(), image.digest.to_string()] {
+            let object = Object { media_type: image.media_type.clone(), bytes: image.manifest.clone() };
+            objects.insert(format!("/v2/{REPOSITORY}/manifests/{name}"), object);
+        }
+        Self::of_objects(objects)
+    }
+
+    fn of_objects(objects: HashMap<String, Object>) -> Result<Self> {
+        let shelf = Arc::new(Shelf { objects, requests: AtomicU64::new(0), bytes: AtomicU64::new(0) });
         let serving = shelf.clone();
         let plain = Background::start("bench-registry", move || {
             move |stream, _| {
@@ -131,6 +158,12 @@ impl Registry {
         Self::reference_at(self.address(), tag)
     }
 
+    /// The image of [`of_image`](Self::of_image).
+    #[must_use]
+    pub fn image_reference(&self) -> String {
+        self.reference(IMAGE_TAG)
+    }
+
     /// The same, by way of `address`.
     #[must_use]
     pub fn reference_at(address: SocketAddr, tag: &str) -> String {
@@ -168,12 +201,12 @@ async fn serve<I: hyper::rt::Read + hyper::rt::Write + Unpin>(shelf: Arc<Shelf>,
 
 fn objects(corpus: &Corpus) -> HashMap<String, Object> {
     let blob = |(digest, bytes): (clip_format::digest::Digest, &Bytes)| {
-        (format!("/v2/{REPOSITORY}/blobs/{digest}"), Object { media_type: "application/octet-stream", bytes: bytes.clone() })
+        (format!("/v2/{REPOSITORY}/blobs/{digest}"), Object { media_type: "application/octet-stream".to_owned(), bytes: bytes.clone() })
     };
     let mut objects: HashMap<_, _> = corpus.blobs().map(blob).collect();
     for manifest in &corpus.manifests {
         for name in [manifest.tag.to_owned(), manifest.digest.to_string()] {
-            let object = Object { media_type: manifest.media_type(), bytes: manifest.bytes.clone() };
+            let object = Object { media_type: manifest.media_type().to_owned(), bytes: manifest.bytes.clone() };
             objects.insert(format!("/v2/{REPOSITORY}/manifests/{name}"), object);
         }
     }
@@ -192,7 +225,7 @@ impl Shelf {
         let part = range.map_or_else(|| object.bytes.clone(), |(start, end)| object.bytes.slice(start..end));
         let mut answer = Response::builder()
             .status(if range.is_some() { StatusCode::PARTIAL_CONTENT } else { StatusCode::OK })
-            .header(CONTENT_TYPE, object.media_type)
+            .header(CONTENT_TYPE, object.media_type.as_str())
             .header(ACCEPT_RANGES, "bytes")
             .header(CONTENT_LENGTH, part.len());
         if let Some((start, end)) = range {

@@ -12,12 +12,13 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use clip_engine::{Engine, Image};
-use clip_format::units::LayerIndex;
+use clip_engine::{Engine, EngineConfig, Image};
+use clip_format::{clip_file::ClipFile, units::LayerIndex};
 use clip_fuse::{MountOptions, Mounted};
 
 use crate::{
-    setup,
+    args::Shape,
+    origin::Origin,
     trivial::{TrivialMount, TrivialTree},
 };
 
@@ -64,7 +65,9 @@ enum Serving {
 pub fn run(args: &ServeArgs) -> Result<()> {
     let mut serving = match args.server {
         Server::Clip => {
-            let (engine, image) = setup::open(&args.cache, &args.clip)?;
+            let info = ClipFile::parse(&std::fs::read(&args.clip)?)?.storage_info()?;
+            let engine = Engine::start(EngineConfig::new(args.cache.clone()))?;
+            let image = engine.open_image(&args.clip, &Origin::new(&info, None, &Shape::default())?.image_options()?)?;
             Serving::Clip { image, mounted: None, _engine: engine }
         }
         Server::Trivial => Serving::Trivial { tree: Arc::new(TrivialTree::new(&args.clip, &args.cache)?), mounted: None },

@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 
 use crate::{
-    args::Common,
+    args::{Common, Shape},
     corpus::{Corpus, Sizes, TAG_ALL},
     floor,
     origin::Origin,
@@ -66,6 +66,8 @@ pub struct Setup {
     pub seed: u64,
     /// Reads of one run of random reads.
     pub random_reads: usize,
+    /// What stands between clip and the registry.
+    pub shape: Shape,
     /// The `clip` program, where it was found.
     pub clip_program: Option<PathBuf>,
     scratch: TempDir,
@@ -180,6 +182,7 @@ impl Setup {
             runs: common.runs.unwrap_or(runs),
             seed: common.seed,
             random_reads,
+            shape: common.shape.clone(),
             clip_program: common.clip_program.clone().or_else(clip_program),
             scratch,
         })
@@ -290,7 +293,15 @@ pub fn open(cache: &Path, clip: &Path) -> Result<(Engine, Arc<Image>)> {
 /// # Errors
 /// The indexer's.
 pub fn index(reference: &str) -> Result<Indexed> {
-    Ok(index_image(&IndexOptions::new(reference.parse()?), &NoProgress)?)
+    index_with(&IndexOptions::new(reference.parse()?))
+}
+
+/// Indexes as `options` say.
+///
+/// # Errors
+/// The indexer's.
+pub fn index_with(options: &IndexOptions) -> Result<Indexed> {
+    Ok(index_image(options, &NoProgress)?)
 }
 
 /// One hash over the sections that do not depend on where the image came from: index, checkpoints, windows.

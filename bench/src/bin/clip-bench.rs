@@ -73,6 +73,7 @@ enum Command {
 /// read them makes do with less, since making it takes 14 s a GiB.
 const LARGE_MIB: u32 = 1024;
 const SMALL_MIB: u32 = 384;
+const UNREAD_MIB: u32 = 4;
 /// Layers of the image of equal layers. Source: chosen: more than cores.
 const EQUAL_LAYERS: usize = 8;
 
@@ -86,6 +87,7 @@ fn main() -> Result<()> {
     let machine = Machine::now();
     let corpus_mib = match &cli.command {
         Command::Index(_) | Command::Decode(_) | Command::Read(_) | Command::All => LARGE_MIB,
+        Command::Coldstart(args) if args.names_an_image() => UNREAD_MIB,
         _ => SMALL_MIB,
     };
     eprintln!("{}", if cli.common.clip.is_some() { "opening the image" } else { "making the image" });

@@ -12,7 +12,8 @@ use tar::{Builder, EntryType, Header};
 /// What docker and buildkit write by default.
 const LEVEL: u32 = 6;
 
-/// One gzip layer.
+/// One gzip layer. Cheap to clone.
+#[derive(Clone)]
 pub struct Layer {
     /// As a registry serves it.
     pub blob: Bytes,
@@ -25,7 +26,7 @@ pub struct Layer {
 }
 
 /// Writes a tar into gzip, hashing both sides.
-pub(super) struct LayerWriter {
+pub(crate) struct LayerWriter {
     tar: Builder<Stream>,
 }
 
@@ -50,22 +51,31 @@ impl Write for Stream {
 }
 
 impl LayerWriter {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let gzip = GzEncoder::new(Vec::new(), Compression::new(LEVEL));
         Self { tar: Builder::new(Stream { gzip, hash: Sha256::new(), len: 0 }) }
     }
 
-    pub(super) fn directory(&mut self, path: &str) -> Result<()> {
+    pub(crate) fn directory(&mut self, path: &str) -> Result<()> {
         let mut header = header(EntryType::Directory, 0o755, 0);
         Ok(self.tar.append_data(&mut header, format!("{path}/"), io::empty())?)
     }
 
-    pub(super) fn file(&mut self, path: &str, content: &[u8]) -> Result<()> {
-        let mut header = header(EntryType::Regular, 0o644, content.len() as u64);
+    pub(crate) fn file(&mut self, path: &str, content: &[u8]) -> Result<()> {
+        self.regular(path, content, 0o644)
+    }
+
+    /// A file that can be run.
+    pub(crate) fn program(&mut self, path: &str, content: &[u8]) -> Result<()> {
+        self.regular(path, content, 0o755)
+    }
+
+    fn regular(&mut self, path: &str, content: &[u8], mode: u32) -> Result<()> {
+        let mut header = header(EntryType::Regular, mode, content.len() as u64);
         Ok(self.tar.append_data(&mut header, path, content)?)
     }
 
-    pub(super) fn finish(self) -> Result<Layer> {
+    pub(crate) fn finish(self) -> Result<Layer> {
         let stream = self.tar.into_inner()?;
         let blob = Bytes::from(stream.gzip.finish()?);
         let diff_id = Digest::Sha256(stream.hash.finalize().into());

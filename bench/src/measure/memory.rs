@@ -1,5 +1,7 @@
 //! What indexing and mounting hold in memory, each in a process of its own.
 
+mod idle;
+
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
@@ -99,6 +101,10 @@ pub fn measure(setup: &Setup, _args: &MemoryArgs) -> Result<Findings> {
     for (id, what, values, floors, temperature) in figures {
         let figure = Figure::new(id, &what, Unit::Mebibytes, &values).floor(FLOOR, &floors);
         findings.figures.push(figure.temperature(temperature).work(&work.hash()));
+    }
+    match &setup.clip_program {
+        Some(program) => idle::measure(setup, program, &mut findings)?,
+        None => findings.skip("memory of idle mounts", "no clip beside clip-bench; build it or pass --clip-program"),
     }
     Ok(findings)
 }

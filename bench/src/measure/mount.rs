@@ -1,16 +1,12 @@
 //! How long it takes from the wish to mount to the first answer.
 
-use std::{
-    fs,
-    os::unix::fs::MetadataExt as _,
-    path::Path,
-    process::{Command, Stdio},
-    sync::Arc,
-    time::{Duration, Instant},
-};
+mod many;
+mod million;
 
-use anyhow::{Context, Result, ensure};
-use clip_engine::{EngineError, Image};
+use std::{fs, os::unix::fs::MetadataExt as _, path::Path, process::Command, sync::Arc};
+
+use anyhow::{Result, ensure};
+use clip_engine::Image;
 use clip_format::{
     clip_file::ClipFile,
     erofs::{Body, Index, InodeSpec, write_image},
@@ -19,7 +15,7 @@ use clip_fuse::{MountOptions, Mounted};
 
 use super::{Findings, SameWork, timed};
 use crate::{
-    machine,
+    machine, node,
     report::{Figure, Temperature, Unit, milliseconds},
     setup::Setup,
     trivial::NoBytes,
@@ -28,8 +24,6 @@ use crate::{
 const FIRST: &str = "zstd and BLAKE3 of index and checkpoints in memory, and a mount and stat of an empty tree";
 const LATER: &str = "a mount and stat of an empty tree held in memory";
 const IN_PROCESS: &str = "the same in this process, without the program";
-/// What an owner process may take to leave after the last umount. Source: chosen; reaching it is an error.
-const LEAVE: Duration = Duration::from_secs(20);
 
 /// `clip-bench mount`
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -61,14 +55,16 @@ pub fn measure(setup: &Setup, _args: &MountArgs) -> Result<Findings> {
     let (first, expanded) = ("engine start, first open ever, mount, first stat", "engine start, mount with an expanded index, first stat");
     findings.figures.push(figure("mount.first", first, cold, &times.first, FIRST, &times.first_floor));
     findings.figures.push(figure("mount.expanded", expanded, warm, &times.expanded, LATER, &times.empty));
-    if setup.clip_program.is_some() {
+    if let Some(program) = &setup.clip_program {
         let what = "clip mount, first ever, to the first stat";
         findings.figures.push(figure("mount.program.first", what, cold, &times.program_first, IN_PROCESS, &times.first));
         let what = "clip mount with an expanded index, to the first stat";
         findings.figures.push(figure("mount.program.expanded", what, warm, &times.program_expanded, IN_PROCESS, &times.expanded));
+        many::measure(setup, program, &mut findings)?;
     } else {
         findings.skipped.push("mount by program: no clip beside clip-bench; build it or pass --clip-program".to_owned());
     }
+    million::measure(setup, &mut findings)?;
     Ok(findings)
 }
 
@@ -119,33 +115,15 @@ fn by_program(setup: &Setup, program: &Path, times: &mut Times) -> Result<()> {
         let (took, ()) = timed(|| {
             let mut command = Command::new(program);
             command.arg("mount").arg(&setup.clip.path).arg(mountpoint.path()).arg("--cache-dir").arg(cache.path());
-            run(&mut command)?;
+            node::run(&mut command)?;
             let metadata = fs::metadata(mountpoint.path().join(&setup.clip.large.path))?;
             times.work.check("the first stat", stat_hash(&metadata))
         })?;
         if first { &mut times.program_first } else { &mut times.program_expanded }.push(milliseconds(took));
-        run(Command::new(program).arg("umount").arg(mountpoint.path()))?;
-        wait_for_owner(cache.path())?;
+        node::run(Command::new(program).arg("umount").arg(mountpoint.path()))?;
+        node::wait_for_owner(cache.path())?;
     }
     Ok(())
-}
-
-fn run(command: &mut Command) -> Result<()> {
-    let output = command.stdin(Stdio::null()).output().with_context(|| format!("run {command:?}"))?;
-    ensure!(output.status.success(), "{command:?}: {}\n{}", output.status, String::from_utf8_lossy(&output.stderr));
-    Ok(())
-}
-
-/// Waits until the cache directory's owner process has left: its lock can be taken.
-fn wait_for_owner(cache: &Path) -> Result<()> {
-    let deadline = Instant::now() + LEAVE;
-    loop {
-        match clip_engine::Engine::start(clip_engine::EngineConfig::new(cache.to_owned())) {
-            Ok(_) => return Ok(()),
-            Err(EngineError::CacheBusy { .. }) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(10)),
-            Err(error) => return Err(error).context("the owner of the cache directory did not leave"),
-        }
-    }
 }
 
 fn stat_hash(metadata: &fs::Metadata) -> blake3::Hash {

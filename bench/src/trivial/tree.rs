@@ -7,7 +7,7 @@ use std::{
     time::{Duration, UNIX_EPOCH},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clip_engine::{EngineError, image::ReadDone};
 use clip_format::{
     clip_file::ClipFile,
@@ -85,6 +85,7 @@ impl TrivialTree {
         let mut directories = vec![NodeId::ROOT];
         tree.add_node(&source, NodeId::ROOT)?;
         while let Some(directory) = directories.pop() {
+            ensure!(!tree.listings.contains_key(&directory.0), "directory {} in two places; the .clip is damaged", directory.0);
             tree.add_directory(&source, directory, &mut directories)?;
         }
         Ok(tree)

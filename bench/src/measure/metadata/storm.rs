@@ -1,6 +1,7 @@
 //! One kind of operation, done to every name of a tree by several threads at once.
 
 use std::{
+    collections::HashSet,
     ffi::CString,
     fs::DirEntry,
     os::unix::{ffi::OsStrExt as _, fs::MetadataExt as _},
@@ -48,7 +49,9 @@ impl Targets {
     pub(super) fn of(index: &Index) -> Result<Self> {
         let mut targets = Self { names: Vec::new(), small: Vec::new(), directories: Vec::new(), entries: 0 };
         let mut left = vec![(index.root(), PathBuf::new())];
+        let mut seen = HashSet::new();
         while let Some((nid, path)) = left.pop() {
+            ensure!(seen.insert(nid), "{}: a directory in two places; the .clip is damaged", path.display());
             targets.add_directory(index, nid, &path, &mut left)?;
             targets.directories.push(path);
         }
