@@ -139,7 +139,9 @@ impl Temperature {
         }
     }
 
-    fn as_str(self) -> &'static str {
+    /// In words, with a comma before them.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
         match self {
             Temperature::Cold => ", cold",
             Temperature::Unverified => ", not yet verified",
