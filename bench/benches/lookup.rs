@@ -1,9 +1,8 @@
-//! Lookup of a path in the EROFS index, and the span of a stream offset; against a hash map and a sorted array of the same keys.
+//! Lookup of a path in the EROFS index, against a hash map of the same paths.
 
 use std::collections::HashMap;
 
 use clip_bench::{args::Common, corpus::content::Draws, setup::Setup};
-use clip_format::units::{SpanIndex, StreamOffset};
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 
 fn lookup(criterion: &mut Criterion) {
@@ -23,29 +22,6 @@ fn lookup(criterion: &mut Criterion) {
     group.bench_function("path of four names to inode", |bencher| bencher.iter_batched(&mut path, resolve, BatchSize::SmallInput));
     group.bench_function("floor: hash map of whole paths", |bencher| {
         bencher.iter_batched(&mut path, |path| map[path], BatchSize::SmallInput)
-    });
-    group.finish();
-    plan(criterion, &setup);
-}
-
-fn plan(criterion: &mut Criterion, setup: &Setup) {
-    let table = setup.large_table();
-    let mut draws = Draws::new(7);
-    let mut offset = || draws.below(table.stream_size());
-    let starts: Vec<u64> = (0..table.len()).map(|span| table.stream_range(SpanIndex(span)).start).collect();
-    let find = |offset: u64| {
-        let span = table.span_at(StreamOffset(offset)).expect("inside the stream");
-        table.compressed_range(table.entry_of(span))
-    };
-    let mut work = blake3::Hasher::new();
-    for &start in &starts {
-        work.update(format!("{:?}", find(start)).as_bytes());
-    }
-    eprintln!("work of one round over {} spans: {}", starts.len(), work.finalize());
-    let mut group = criterion.benchmark_group("plan");
-    group.bench_function("offset to span to compressed range", |bencher| bencher.iter_batched(&mut offset, find, BatchSize::SmallInput));
-    group.bench_function("floor: binary search of an array", |bencher| {
-        bencher.iter_batched(&mut offset, |offset| starts.partition_point(|&start| start <= offset), BatchSize::SmallInput);
     });
     group.finish();
 }

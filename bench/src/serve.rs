@@ -18,6 +18,7 @@ use clip_fuse::{MountOptions, Mounted};
 
 use crate::{
     args::Shape,
+    machine,
     origin::Origin,
     trivial::{TrivialMount, TrivialTree},
 };
@@ -165,6 +166,15 @@ impl Served {
     #[must_use]
     pub fn mountpoint(&self) -> &Path {
         &self.mountpoint
+    }
+
+    /// What the child has spent on a core so far.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn cpu(&self) -> Result<Duration> {
+        let pid = i32::try_from(self.child.id()).ok().and_then(rustix::process::Pid::from_raw).context("a child without a pid")?;
+        Ok(machine::cpu_time_of(pid)?.own)
     }
 
     /// Brings every byte of every layer into the cache, verified.

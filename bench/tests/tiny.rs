@@ -1,10 +1,11 @@
 //! The program in its tiny size, so that no subcommand can rot: the hashes of the work are checked by the program itself.
 #![allow(clippy::unwrap_used)]
 
-use std::process::Command;
+use std::{collections::BTreeMap, path::Path, process::Command};
 
 use serde_json::Value;
 
+/// What clip-bench prints as JSON.
 fn run(arguments: &[&str]) -> Value {
     let mut command = Command::new(env!("CARGO_BIN_EXE_clip-bench"));
     let output = command.args(["--tiny", "--json"]).args(arguments).output().unwrap();
@@ -12,35 +13,139 @@ fn run(arguments: &[&str]) -> Value {
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
-fn ids(report: &Value) -> Vec<String> {
-    report["figures"].as_array().unwrap().iter().map(|figure| figure["id"].as_str().unwrap().to_owned()).collect()
+fn figures(report: &Value) -> &[Value] {
+    report["figures"].as_array().unwrap()
 }
 
-/// Claim: every subcommand runs, and yields figures of its own name with a spread that is in order.
-#[test]
-fn every_subcommand_runs() {
-    for name in ["index", "size", "mount", "read", "memory"] {
-        let report = run(&[name, "--runs", "1"]);
-        let figures = report["figures"].as_array().unwrap();
-        assert!(!figures.is_empty() || !report["skipped"].as_array().unwrap().is_empty(), "{name} found nothing");
-        for figure in figures {
-            let spread = ["min", "median", "max"].map(|name| figure["spread"][name].as_f64().unwrap());
-            assert!(figure["id"].as_str().unwrap().starts_with(name), "{figure}");
-            assert!(spread.is_sorted() && spread[0] >= 0.0, "{figure}");
+fn text<'a>(value: &'a Value, name: &str) -> &'a str {
+    value[name].as_str().unwrap()
+}
+
+/// The hash of the work by the figure's name.
+fn works(report: &Value) -> BTreeMap<String, String> {
+    figures(report).iter().map(|figure| (text(figure, "id").to_owned(), text(figure, "work").to_owned())).collect()
+}
+
+/// The work that is the same whoever reads: what stands at `read.PART.`, through the library and through FUSE.
+fn assert_same_work_both_ways(report: &Value) {
+    for (id, work) in works(report) {
+        if let Some(other) = works(report).get(&id.replace(".library.", ".fuse.")) {
+            assert_eq!(&work, other, "{id} gave other bytes through FUSE");
         }
     }
 }
 
-/// Claim: `all` yields what the subcommands yield, and the same seed does the same work.
-#[test]
-fn all_is_everything_and_repeats() {
-    let (one, two) = (run(&["all"]), run(&["all", "--runs", "1"]));
-    assert_eq!(ids(&one), ids(&two));
-    let work = |report: &Value| {
-        report["figures"].as_array().unwrap().iter().map(|figure| figure["work"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
-    };
-    assert_eq!(work(&one), work(&two));
-    for name in ["index.", "size.", "read.", "memory."] {
-        assert!(ids(&one).iter().any(|id| id.starts_with(name)), "no {name}");
+fn assert_sound(report: &Value) {
+    for figure in figures(report) {
+        let spread = ["min", "median", "max"].map(|name| figure["spread"][name].as_f64().unwrap());
+        // What one thing costs more than another may be less than nothing.
+        assert!(spread.is_sorted() && (spread[0] >= 0.0 || text(figure, "id").ends_with(".more")), "{figure}");
+        for curve in figure["distributions"].as_array().unwrap() {
+            let points: Vec<f64> = curve["points"].as_array().unwrap().iter().map(|point| point[1].as_f64().unwrap()).collect();
+            assert!(points.is_sorted(), "{curve}");
+        }
     }
+}
+
+/// Opening and closing tags of `page` in pairs; elements that have no end excepted.
+fn assert_well_formed(page: &str) {
+    const EMPTY: [&str; 7] = ["meta", "!DOCTYPE", "line", "rect", "circle", "polyline", "br"];
+    let mut open: Vec<&str> = Vec::new();
+    let body = page.split_once("</style>").unwrap();
+    for tag in [body.0.split_once("<style>").unwrap().0, body.1].iter().flat_map(|part| part.split('<').skip(1)) {
+        let tag = tag.split_once('>').unwrap_or_else(|| panic!("a tag without an end: {tag:.60}")).0;
+        let name = tag.trim_start_matches('/').split([' ', '/']).next().unwrap();
+        if tag.starts_with('/') {
+            assert_eq!(open.pop(), Some(name), "a wrong end before {tag}");
+        } else if !EMPTY.contains(&name) {
+            open.push(name);
+        }
+    }
+    assert!(open.is_empty(), "without an end: {open:?}");
+}
+
+fn report(dir: &Path) -> std::process::Output {
+    let page = dir.join("page.html");
+    Command::new(env!("CARGO_BIN_EXE_clip-bench")).arg("report").arg(dir).arg("-o").arg(page).output().unwrap()
+}
+
+/// Claim: `all` runs every subcommand, the same seed does the same work, through the library and through FUSE, and the page of both runs
+/// holds every figure, is well-formed and takes nothing from outside.
+#[test]
+fn all_is_everything_repeats_and_makes_a_page() {
+    let dir = tempfile::tempdir().unwrap();
+    let saved = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let one = run(&["all", "--runs", "1", "--save", &saved("one.json")]);
+    let two = run(&["read", "--runs", "1", "--save", &saved("two <b>.json")]);
+    let reads: BTreeMap<_, _> = works(&one).into_iter().filter(|(id, _)| id.starts_with("read.")).collect();
+    assert_eq!(reads, works(&two));
+    assert_sound(&one);
+    assert_same_work_both_ways(&one);
+    for name in ["index.", "size.", "decode.", "read.", "memory."] {
+        assert!(works(&one).keys().any(|id| id.starts_with(name)), "no {name}");
+    }
+    let output = report(dir.path());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let page = std::fs::read_to_string(dir.path().join("page.html")).unwrap();
+    assert_well_formed(&page);
+    assert!(works(&one).keys().all(|id| page.contains(id.as_str())), "a figure is missing");
+    for outside in ["http://", "https://", "<script", "@import", "url(", "NaN"] {
+        assert!(!page.contains(outside), "the page holds {outside}");
+    }
+    assert!(page.contains("two &lt;b&gt;") && !page.contains("two <b>"));
+}
+
+/// Claim: another seed is other work; a part is measured alone; the shaper stands before the registry and changes no byte.
+#[test]
+fn seeds_parts_and_shapes() {
+    let part = ["read", "--what", "random,sequential", "--via", "library", "--runs", "1"];
+    let (plain, other) = (run(&part), run(&[&part[..], &["--seed", "2"]].concat()));
+    let shaped = run(&[&part[..], &["--latency", "30ms", "--bandwidth", "50MB", "--starve", "1:20MB"]].concat());
+    assert_sound(&plain);
+    assert!(works(&plain).keys().all(|id| id.starts_with("read.random.library") || id.starts_with("read.sequential.library")));
+    assert_eq!(works(&plain), works(&shaped));
+    assert_ne!(works(&plain)["read.sequential.library.cold"], works(&other)["read.sequential.library.cold"]);
+    let p50 = figures(&shaped).iter().find(|figure| text(figure, "id") == "read.random.library.p50").unwrap();
+    assert!(p50["spread"]["median"].as_f64().unwrap() >= 30_000.0, "a read faster than the shaper's latency: {p50}");
+}
+
+/// Claim: a trace is replayed, one that names a file that is not there is refused with its line, and so is a directory without runs.
+#[test]
+fn traces_are_replayed_and_mistakes_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let trace = dir.path().join("small.trace");
+    std::fs::write(&trace, "# two reads\n/data/large.bin 100 4096\ndata/large.bin 2000000 10\n").unwrap();
+    let replayed = run(&["read", "--what", "trace", "--trace", trace.to_str().unwrap(), "--runs", "1"]);
+    assert!(figures(&replayed).iter().all(|figure| text(figure, "what").contains("2 reads of 1 files")), "{replayed}");
+    assert_same_work_both_ways(&replayed);
+    std::fs::write(&trace, "data/large.bin 0 1\nno/such/file 0 1\n").unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_clip-bench"));
+    let output = command.args(["read", "--tiny", "--what", "trace", "--trace"]).arg(&trace).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && said.contains("line 2") && said.contains("no/such/file"), "{said}");
+    let output = report(dir.path());
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && said.contains("--save"), "{said}");
+}
+
+/// Claim: a `.clip` of somebody else is measured from where it says its layers are, and what needs a made image says that it was left out.
+#[test]
+fn a_given_clip_is_measured() {
+    use clip_bench::{args::Common, corpus::TAG_ALL, setup::Setup};
+    let setup = Setup::new(&Common::tiny(), 0).unwrap();
+    let made = setup.made.as_ref().unwrap();
+    let clip = setup.clip.path.to_str().unwrap();
+    let local = setup.fresh_dir().unwrap();
+    let local_clip = local.path().join("local.clip");
+    let indexed = clip_bench::setup::index(&made.corpus.local_reference(TAG_ALL)).unwrap();
+    clip_indexer::write_clip(&local_clip, &indexed.clip).unwrap();
+    let part = ["--what", "random,sequential,readers", "--via", "library", "--runs", "1", "--clip"];
+    let from_registry = run(&[&["read"], &part[..], &[clip]].concat());
+    let from_layout = run(&[&["read"], &part[..], &[local_clip.to_str().unwrap()]].concat());
+    let shaped = run(&[&["read"], &part[..], &[clip, "--latency", "5ms"]].concat());
+    assert_sound(&from_registry);
+    assert_eq!(works(&from_registry), works(&from_layout));
+    assert_eq!(works(&from_registry), works(&shaped));
+    let index = run(&["index", "--clip", clip]);
+    assert!(figures(&index).is_empty() && !index["skipped"].as_array().unwrap().is_empty());
 }

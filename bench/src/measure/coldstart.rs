@@ -25,7 +25,7 @@ use subject::Subject;
 #[derive(Clone, Debug, Default, clap::Args)]
 #[command(after_help = "\
 Each run: an empty cache directory, nothing in the page cache, clip mount by the program, an overlay over it (upper directory on a \
-tmpfs), CMD in a chroot of the overlay. The clock runs from before the mount to the end of CMD. Then CMD again, in the same mount with a \
+tmpfs), CMD in a chroot of the overlay. A span counts as needed when the kernel asked for a byte of it, its own read-ahead included. The clock runs from before the mount to the end of CMD. Then CMD again, in the same mount with a \
 fresh overlay and nothing in the page cache; and in the unpacked tree under the same overlay. With a shaper, also: fetch all layers through \
 it, unpack, run.
 
@@ -51,6 +51,9 @@ pub struct ColdstartArgs {
     /// Measure fetching and unpacking everything, although nothing is shaped
     #[arg(long)]
     pub pull: bool,
+    /// Show no bars: they are for an import of Python libraries in an image of at least 1 GB
+    #[arg(long)]
+    pub no_bars: bool,
     /// CMD's output need not be the same in every run
     #[arg(long)]
     pub any_output: bool,
@@ -72,6 +75,8 @@ const PULLED: &str = "fetch of all layers at the same shape, 3 at a time, inflat
 /// Of the unpacked tree's time, without and with a profile; of the bytes of the spans needed. Source: the bars of the design.
 const FIRST_BAR: [f64; 2] = [2.0, 1.5];
 const DECODED_BAR: [f64; 2] = [1.4, 1.15];
+/// The bars are for images of at least so many bytes of stream.
+const BARS_FROM_BYTES: u64 = 1_000_000_000;
 /// What decoding may cost over plain inflate, and the cores that it may use. Source: the bar of the design: warm-tree time + 1.25 x
 /// decoded bytes / (2 x inflate rate).
 const DECODE_FACTOR: f64 = 1.25;
@@ -122,7 +127,9 @@ pub fn measure(setup: &Setup, args: &ColdstartArgs) -> Result<Findings> {
         return Ok(findings);
     }
     let subject = Subject::new(setup, args)?;
-    let bench = Bench { setup, args, program, subject: &subject, shaped: !setup.shape.is_none() };
+    let shaped = !setup.shape.is_none();
+    let bars = !args.no_bars && !shaped && subject.info.layers.iter().map(|layer| layer.stream_size).sum::<u64>() >= BARS_FROM_BYTES;
+    let bench = Bench { setup, args, program, subject: &subject, shaped, bars };
     let (mut plain, mut profiled) = (Mounted::default(), Mounted::default());
     let (mut unpacked, mut work) = (Unpacked::default(), SameWork::default());
     for run in 0..setup.runs {
@@ -166,8 +173,10 @@ struct Bench<'a> {
     args: &'a ColdstartArgs,
     program: &'a Path,
     subject: &'a Subject,
-    /// There is a shaper: the bars, which are for loopback, do not count.
+    /// There is a shaper.
     shaped: bool,
+    /// The bars count: an image of their size, on loopback.
+    bars: bool,
 }
 
 impl Bench<'_> {
@@ -248,7 +257,7 @@ impl Bench<'_> {
             format!("{:?} in {}, clip mount to its end{with}", self.subject.command.first().map_or("", String::as_str), self.subject.name);
         let counted = |value: fn(&Counters) -> f64| of.counters.iter().map(value).collect::<Vec<_>>();
         let first = Figure::new(&id("first"), &what, Unit::Seconds, &of.first).floor(UNPACKED, &unpacked.cold);
-        let first = if self.shaped { first } else { first.bar_of_ratio(FIRST_BAR[at]) };
+        let first = if self.bars { first.bar_of_ratio(FIRST_BAR[at]) } else { first };
         let first = first
             .counter("until the mount answers", Unit::Milliseconds, &of.mount)
             .counter("requests", Unit::Count, &counted(|counters| counters.requests as f64))
@@ -266,8 +275,8 @@ impl Bench<'_> {
             Figure::new(&id("second"), &format!("{what}: again in the same mount, nothing in the page cache"), Unit::Seconds, &of.second);
         findings.figures.push(second.floor(UNPACKED, &unpacked.cold).temperature(Temperature::Warm).work(work));
         let decoded = counted(|counters| counters.bytes_decoded as f64 / (counters.bytes_needed as f64).max(1.0));
-        let decoded =
-            Figure::new(&id("decoded"), "bytes decoded a byte of the spans needed", Unit::Count, &decoded).bar_of_value(DECODED_BAR[at]);
+        let decoded = Figure::new(&id("decoded"), "bytes decoded a byte of the spans needed", Unit::Count, &decoded);
+        let decoded = if self.bars { decoded.bar_of_value(DECODED_BAR[at]) } else { decoded };
         findings.figures.push(decoded.temperature(Temperature::Cold));
         let fetched = counted(|counters| {
             (counters.bytes_fetched + counters.source_bytes) as f64 / (counters.bytes_needed_compressed as f64).max(1.0)
@@ -275,7 +284,7 @@ impl Bench<'_> {
         let fetched = Figure::new(&id("fetched"), "bytes fetched a compressed byte of the spans needed", Unit::Count, &fetched);
         findings.figures.push(fetched.temperature(Temperature::Cold));
         if let (Some(rate), false) = (inflate, self.shaped) {
-            findings.figures.push(bound(&id("bound"), of, unpacked, rate, at).work(work));
+            findings.figures.push(bound(&id("bound"), of, unpacked, rate, at == 1 && self.bars).work(work));
         }
         if !unpacked.pulled.is_empty() {
             let pulled = Figure::new(&id("pulled"), &what, Unit::Seconds, &of.first).floor(PULLED, &unpacked.pulled);
@@ -285,7 +294,7 @@ impl Bench<'_> {
 }
 
 /// The first run against what reading from memory and decoding on all cores would take together.
-fn bound(id: &str, of: &Mounted, unpacked: &Unpacked, inflate: f64, at: usize) -> Figure {
+fn bound(id: &str, of: &Mounted, unpacked: &Unpacked, inflate: f64, barred: bool) -> Figure {
     let warm = crate::report::Spread::of(&unpacked.warm).median;
     let bounds: Vec<_> =
         of.counters.iter().map(|counters| warm + DECODE_FACTOR * counters.bytes_decoded as f64 / (DECODE_CORES * inflate)).collect();
@@ -296,7 +305,7 @@ fn bound(id: &str, of: &Mounted, unpacked: &Unpacked, inflate: f64, at: usize) -
     );
     let figure = Figure::new(id, what, Unit::Seconds, &of.first).floor(&floor, &bounds).temperature(Temperature::Cold);
     // Set for runs with a profile only: without one, what is read next is not known while the cores wait.
-    if at == 1 { figure.bar_of_ratio(1.0) } else { figure }
+    if barred { figure.bar_of_ratio(1.0) } else { figure }
 }
 
 fn mebibytes(bytes: u64) -> f64 {

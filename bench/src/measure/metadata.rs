@@ -23,13 +23,15 @@ const BAR: f64 = 0.9;
 /// Clients at a time.
 const THREADS: [usize; 2] = [1, 4];
 
-/// Rates of one storm with so many threads, one a run.
+/// What one side came to in one storm, one value a run.
 #[derive(Default)]
-struct Rates {
-    clip_cold: Vec<f64>,
-    clip_warm: Vec<f64>,
-    floor_cold: Vec<f64>,
-    floor_warm: Vec<f64>,
+struct Side {
+    /// Operations a second, through a fresh mount.
+    fresh: Vec<f64>,
+    /// Again, in the kernel's caches.
+    cached: Vec<f64>,
+    /// Microseconds of the server's on a core, an operation through a fresh mount: what other work on the machine hardly changes.
+    server: Vec<f64>,
 }
 
 /// Operations a second of each storm, through a fresh mount and again in the kernel's caches.
@@ -49,27 +51,24 @@ pub fn measure(setup: &Setup, _args: &MetadataArgs) -> Result<Findings> {
     let targets = Targets::of(&setup.clip.index)?;
     for storm in Storm::ALL {
         for threads in THREADS {
-            let (mut rates, mut work) = (Rates::default(), SameWork::default());
+            let (mut ours, mut theirs, mut work) = (Side::default(), Side::default(), SameWork::default());
             for run in 0..setup.runs {
-                let mut each = |served: &mut Served, cold: &mut Vec<f64>, warm: &mut Vec<f64>| -> Result<()> {
-                    served.remount()?;
-                    for rates in [cold, warm] {
-                        let (rate, hash) = storm.rate(served.mountpoint(), &targets, threads)?;
-                        work.check(storm.what(), hash)?;
-                        rates.push(rate);
-                    }
-                    Ok(())
-                };
                 // In turn, so that neither always comes after the other.
-                if run % 2 == 0 {
-                    each(&mut floor, &mut rates.floor_cold, &mut rates.floor_warm)?;
-                    each(&mut clip, &mut rates.clip_cold, &mut rates.clip_warm)?;
-                } else {
-                    each(&mut clip, &mut rates.clip_cold, &mut rates.clip_warm)?;
-                    each(&mut floor, &mut rates.floor_cold, &mut rates.floor_warm)?;
+                let mut sides = [(&mut floor, &mut theirs), (&mut clip, &mut ours)];
+                if run % 2 == 1 {
+                    sides.reverse();
+                }
+                for (served, side) in sides {
+                    side.measure(storm, served, &targets, threads, &mut work)?;
                 }
             }
-            add(storm, threads, &targets, &rates, &work.hash(), &mut findings);
+            add(
+                &format!("{}, {} of them, {threads} at a time", storm.what(), storm.operations(&targets)),
+                &format!("{}.{threads}", storm.id()),
+                [&ours, &theirs],
+                &work.hash(),
+                &mut findings,
+            );
         }
     }
     floor.end()?;
@@ -77,14 +76,31 @@ pub fn measure(setup: &Setup, _args: &MetadataArgs) -> Result<Findings> {
     Ok(findings)
 }
 
-fn add(storm: Storm, threads: usize, targets: &Targets, rates: &Rates, work: &blake3::Hash, findings: &mut Findings) {
-    let (cold, warm) = (Temperature::Warm, Temperature::PageCache);
-    for (name, temperature, values, floors) in
-        [("fresh", cold, &rates.clip_cold, &rates.floor_cold), ("cached", warm, &rates.clip_warm, &rates.floor_warm)]
-    {
-        let state = if name == "fresh" { "in a fresh mount" } else { "once the kernel has them" };
-        let what = format!("{} {state}, {} of them, {threads} at a time", storm.what(), storm.operations(targets));
-        let figure = Figure::new(&format!("metadata.{}.{name}.{threads}", storm.id()), &what, Unit::PerSecond, values);
-        findings.figures.push(figure.floor(FLOOR, floors).bar_of_ratio(BAR).temperature(temperature).work(work));
+impl Side {
+    fn measure(&mut self, storm: Storm, served: &mut Served, targets: &Targets, threads: usize, work: &mut SameWork) -> Result<()> {
+        served.remount()?;
+        let before = served.cpu()?;
+        let (fresh, hash) = storm.rate(served.mountpoint(), targets, threads)?;
+        let server = served.cpu()?.saturating_sub(before);
+        work.check(storm.what(), hash)?;
+        let (cached, hash) = storm.rate(served.mountpoint(), targets, threads)?;
+        work.check(storm.what(), hash)?;
+        self.fresh.push(fresh);
+        self.cached.push(cached);
+        self.server.push(server.as_secs_f64() * 1e6 / storm.operations(targets).max(1) as f64);
+        Ok(())
     }
+}
+
+/// The figures of one storm: `ours` against `theirs`.
+fn add(what: &str, id: &str, [ours, theirs]: [&Side; 2], work: &blake3::Hash, findings: &mut Findings) {
+    let fresh = Figure::new(&format!("metadata.{id}.fresh"), &format!("{what}, in a fresh mount"), Unit::PerSecond, &ours.fresh);
+    let fresh = fresh
+        .floor(FLOOR, &theirs.fresh)
+        .bar_of_ratio(BAR)
+        .counter("processor time of the server, an operation", Unit::Microseconds, &ours.server)
+        .counter("processor time of the floor's server, an operation", Unit::Microseconds, &theirs.server);
+    findings.figures.push(fresh.temperature(Temperature::Warm).work(work));
+    let cached = Figure::new(&format!("metadata.{id}.cached"), &format!("{what}, once the kernel has them"), Unit::PerSecond, &ours.cached);
+    findings.figures.push(cached.floor(FLOOR, &theirs.cached).bar_of_ratio(BAR).temperature(Temperature::PageCache).work(work));
 }
