@@ -31,7 +31,7 @@ pub(crate) use fetch::Cancel;
 use fetch::Message;
 use gzip::GzipSpans;
 pub(crate) use hash::digest_of;
-use jury::{Frames, Jury, Told, Verdict};
+use jury::{Frames, Told, Verdict};
 use spans::{PlainSpans, SpanDraft};
 use stream::{BlockSender, StreamOutput};
 
@@ -143,7 +143,7 @@ pub(crate) fn index_layer(input: &LayerInput, settings: &LayerSettings<'_>) -> R
             Windows::Sparse => Judged::Beside { told: told_sender, verdicts },
             Windows::None => {
                 drop(told_sender);
-                Judged::Windowless(Box::new(Jury::default()))
+                Judged::Windowless(Box::default())
             }
         };
         let decoded = Job::run(|| decode(input, settings, chunks, judged, sink));

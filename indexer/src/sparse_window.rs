@@ -4,7 +4,7 @@
 //! the window. After 32 KiB of output nothing can reach back before the checkpoint (RFC 1951 section 2).
 //!
 //! Two runs of inflate over windows whose bytes name their own places say the same, and the tests hold the matches against them; these
-//! runs took 22 % of the processor time of indexing, the matches alone take a fifth of that.
+//! runs and their comparison took 15 % of the processor time of indexing (a 1.28 GB layer of Python packages), the matches alone take 5 %.
 
 mod token_walk;
 

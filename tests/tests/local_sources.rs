@@ -3,10 +3,16 @@
 
 use std::{path::Path, process::Command};
 
+use clip_format::header::Header;
 use clip_tests::{
     clip::{Clip, text},
     faults::Server,
-    images::sample::{self, Sample},
+    images::{
+        Compression, Headers, Layout, Member, TarWriter,
+        layout::LayerBlob,
+        nasty::{noise, prose},
+        sample::{self, Sample},
+    },
     machine::{Need, lacks},
     process::run_ok,
 };
@@ -95,4 +101,30 @@ fn store_ref_reads_from_the_registry_that_has_every_layer() {
     let message = clip.fails(&["index", &reference, "--store-ref", &store, "-o", text(&output).unwrap(), "--quiet"]).unwrap();
     assert!(other.layout.layer_digests(sample::TAG).unwrap().iter().any(|digest| message.contains(digest.as_str())), "{message}");
     assert!(!output.exists());
+}
+
+/// Claim: a config whose diff_id is not its layer's is refused with both digests named; with `--skip-diff-id-check` it is taken as it is, and
+/// every section but the storage info is that of the right image.
+#[test]
+fn a_wrong_diff_id_is_refused_unless_the_check_is_left_out() {
+    let clip = Clip::new();
+    let layout = Layout::create(&clip.path("layout")).unwrap();
+    let files = [Member::dir("etc"), Member::file("etc/prose", prose(5, 5 << 20)), Member::file("etc/noise", noise(6, 1 << 20))];
+    let right = layout.layer(&TarWriter::stream(&files, Headers::Pax), &Compression::ZlibRs(6)).unwrap();
+    let wrong = LayerBlob { diff_id: format!("sha256:{}", "7".repeat(64)), ..right.clone() };
+    layout.image("right", std::slice::from_ref(&right), serde_json::json!({})).unwrap();
+    layout.image("wrong", std::slice::from_ref(&wrong), serde_json::json!({})).unwrap();
+    let message = clip.fails(&["index", &layout.reference("wrong"), "-o", text(&clip.path("wrong.clip")).unwrap()]).unwrap();
+    assert!(message.contains("diff_id") && message.contains(&right.diff_id) && message.contains(&wrong.diff_id), "{message}");
+    assert!(!clip.path("wrong.clip").exists());
+    let sections = [("right", [].as_slice()), ("wrong", &["--skip-diff-id-check"])].map(|(tag, more)| {
+        let bytes = std::fs::read(clip.index(&layout.reference(tag), tag, more).unwrap()).unwrap();
+        let header = Header::from_bytes(&bytes).unwrap();
+        [header.index.blake3, header.checkpoints.blake3, header.windows.blake3]
+    });
+    assert_eq!(sections[0], sections[1]);
+    let shown = clip.ok(&["inspect", "--json", text(&clip.path("wrong.clip")).unwrap()]).unwrap().text();
+    assert!(shown.contains(&wrong.diff_id), "{shown}");
+    let trusted = clip.index(&layout.reference("right"), "trusted", &["--skip-diff-id-check"]).unwrap();
+    assert!(std::fs::read(trusted).unwrap() == std::fs::read(clip.path("right.clip")).unwrap(), "the check decides no byte");
 }

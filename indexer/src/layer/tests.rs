@@ -320,3 +320,70 @@ fn bad_blobs_are_told() {
     assert!(push(&[blob.clone(), vec![0, 0, 1]].concat()).unwrap_err().to_string().contains("zeros or nothing"));
     assert!(push(&[blob, vec![0; 9000]].concat()).is_ok());
 }
+
+/// A tar stream of one file, as a gzip blob in a file, and the layer that it is.
+fn layer_of(file: &tempfile::NamedTempFile, contents: &[u8], diff_id: Digest) -> LayerInput {
+    let mut builder = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_gnu();
+    header.set_size(contents.len() as u64);
+    header.set_mode(0o644);
+    builder.append_data(&mut header, "file", contents).unwrap();
+    let blob = gzip(&builder.into_inner().unwrap(), 6);
+    std::fs::write(file.path(), &blob).unwrap();
+    LayerInput {
+        index: LayerIndex(0),
+        digest: digest_of(&LAYER, &blob),
+        diff_id,
+        media_type: "application/vnd.oci.image.layer.v1.tar+gzip".to_owned(),
+        codec: Codec::Gzip,
+        blob: BlobSource::File { path: file.path().to_owned(), offset: 0, size: blob.len() as u64 },
+    }
+}
+
+fn indexed(input: &LayerInput, diff_ids: DiffIds) -> Result<LayerOutput, IndexError> {
+    let client = Client::new(clip_engine::registry::ClientConfig::default()).unwrap();
+    let cancel = Cancel::new();
+    let progress = &crate::progress::NoProgress;
+    let settings = LayerSettings { span_bytes: SPAN, windows: Windows::Sparse, diff_ids, client: &client, cancel: &cancel, progress };
+    index_layer(input, &settings).map(|output| output.expect("nothing stops it"))
+}
+
+/// Claim: a wrong diff_id is an error that names both, unless diff_ids are trusted: then it is passed on as it is, and all else is the same.
+#[test]
+fn a_wrong_diff_id_is_told_unless_it_is_trusted() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let wrong = layer_of(&file, &sample(1 << 20), Digest::Sha256([7; 32]));
+    let Err(IndexError::Layer { place, expected, found, .. }) = indexed(&wrong, DiffIds::Checked) else { panic!("a wrong diff_id") };
+    assert!(place.contains("diff_id") && expected == wrong.diff_id.to_string(), "{place}: {expected}");
+    let right = LayerInput { diff_id: found.parse().unwrap(), ..wrong.clone() };
+    let [checked, trusted] =
+        [(&right, DiffIds::Checked), (&wrong, DiffIds::Trusted)].map(|(input, diff_ids)| indexed(input, diff_ids).unwrap());
+    assert!(checked.info.diff_id == right.diff_id && trusted.info.diff_id == wrong.diff_id);
+    assert!(checked.spans == trusted.spans && checked.frames == trusted.frames && !checked.frames.is_empty());
+    assert!(checked.cpu.windows > Duration::ZERO && checked.cpu.windows < checked.cpu.all, "{:?}", checked.cpu);
+}
+
+/// Claim: the digest of the blob is checked, whether diff_ids are or not.
+#[test]
+fn the_blobs_digest_is_always_checked() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let mut input = layer_of(&file, &sample(100_000), Digest::Sha256([7; 32]));
+    input.digest = Digest::Sha256([8; 32]);
+    for diff_ids in [DiffIds::Checked, DiffIds::Trusted] {
+        let error = indexed(&input, diff_ids).err().unwrap().to_string();
+        assert!(error.contains("the blob as a whole"), "{error}");
+    }
+}
+
+/// Claim: what is no tar archive is told as the tar parser's error, although it is found beside the decoder.
+#[test]
+fn no_tar_is_told_with_its_place() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let mut input = layer_of(&file, b"", Digest::Sha256([7; 32]));
+    let blob = gzip(&sample(3 << 20), 6);
+    std::fs::write(file.path(), &blob).unwrap();
+    input.digest = digest_of(&LAYER, &blob);
+    input.blob = BlobSource::File { path: file.path().to_owned(), offset: 0, size: blob.len() as u64 };
+    let Err(IndexError::Layer { place, .. }) = indexed(&input, DiffIds::Trusted) else { panic!("no tar") };
+    assert!(place.contains("stream offset 0"), "{place}");
+}
