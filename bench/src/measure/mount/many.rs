@@ -9,7 +9,6 @@ use std::{
 
 use anyhow::Result;
 use clip_indexer::write_clip;
-use rustix::mount::UnmountFlags;
 
 use super::stat_hash;
 use crate::{
@@ -27,18 +26,6 @@ const COUNTS_TINY: [usize; 2] = [1, 3];
 const IMAGES: u64 = 4;
 /// MiB of anonymous memory a further mount. Source: the bar of the design.
 const MEMORY_BAR: f64 = 2.0;
-
-/// Mounts that are taken away when this is dropped.
-struct Mounts(Vec<PathBuf>);
-
-impl Drop for Mounts {
-    fn drop(&mut self) {
-        for mountpoint in &self.0 {
-            // After an orderly umount nothing is there.
-            let _ = rustix::mount::unmount(mountpoint, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW);
-        }
-    }
-}
 
 /// Adds times and memory of many mounts of one image, and of several.
 ///
@@ -63,9 +50,8 @@ pub(super) fn measure(setup: &Setup, program: &Path, findings: &mut Findings) ->
 
 fn mounts(setup: &Setup, program: &Path, clips: &[PathBuf], counts: &[usize], id: &str, what: &str, findings: &mut Findings) -> Result<()> {
     let (cache, dir) = (setup.fresh_dir()?, setup.fresh_dir()?);
-    let (mut all, mut times, mut memory, mut work) = (Mounts(Vec::new()), Vec::new(), Vec::new(), SameWork::default());
+    let (mut all, mut times, mut memory, mut work) = (Vec::new(), Vec::new(), Vec::new(), SameWork::default());
     let most = counts.last().copied().unwrap_or(1);
-    let mut first = None;
     for number in 0..most {
         let (mountpoint, clip) = (dir.path().join(format!("{number:04}")), &clips[number % clips.len()]);
         fs::create_dir(&mountpoint)?;
@@ -75,20 +61,14 @@ fn mounts(setup: &Setup, program: &Path, clips: &[PathBuf], counts: &[usize], id
             Ok(mounted)
         })?;
         times.push(took);
-        all.0.push(mountpoint);
         if counts.contains(&(number + 1)) {
             memory.push((number + 1, machine::anonymous_kib(mounted.owner()?)?));
         }
-        if first.is_none() {
-            first = Some(mounted);
-        } else {
-            // The mount stays; `all` sees to it.
-            std::mem::forget(mounted);
-        }
+        all.push(mounted);
     }
     let mut command = Command::new(program);
-    node::run(command.arg("umount").args(&all.0))?;
-    drop((all, first));
+    node::run(command.arg("umount").args(all.iter().map(NodeMount::mountpoint)))?;
+    drop(all);
     node::wait_for_owner(cache.path())?;
     add(id, what, &times, &memory, &work.hash(), findings);
     Ok(())
