@@ -103,7 +103,7 @@ fn page(runs: &[Run]) -> String {
         let of_section = |found: &&OfRun<'_>| found.figure.id.split('.').next() == Some(prefix);
         let of_section: Vec<OfRun<'_>> = figures.iter().filter(of_section).copied().collect();
         if !of_section.is_empty() {
-            body += &section(prefix, title, lead, &of_section, runs.len() > 1);
+            body += &section(prefix, title, lead, &of_section);
         }
     }
     body += &skipped(runs);
@@ -124,11 +124,11 @@ fn head(runs: &[Run]) -> String {
         let (machine, image) = (&report.machine, &report.image);
         let optimised = if machine.optimised { "" } else { " <span class=\"badge bad\">built without optimisation</span>" };
         let mebibytes = |bytes: u64| human(bytes as f64 / f64::from(1 << 20), Unit::Mebibytes);
-        let _ = write!(
+        let _ = writeln!(
             html,
             "<div class=\"card\"><b>{}</b>{optimised}<dl><dt>machine</dt><dd>{} cores, {}</dd><dt>kernel</dt><dd>Linux {}, load {:.1} at the \
              start</dd><dt>image</dt><dd>{}, {} files, {} in {} layers, {} compressed</dd><dt>command</dt><dd><code>clip-bench {}</code></dd></dl>\
-             </div>\n",
+             </div>",
             escaped(name),
             machine.cores,
             escaped(&machine.processor),
@@ -169,7 +169,7 @@ fn board(figures: &[OfRun<'_>]) -> String {
             Better::More => value / bar.limit,
             Better::Less => bar.limit / value,
         };
-        let named = if figures.iter().any(|other| other.run != *run) {
+        let named = if figures.iter().any(|other| other.run != *run && other.figure.id == figure.id) {
             format!(" <span class=\"chip\">{}</span>", escaped(run))
         } else {
             String::new()
@@ -204,7 +204,7 @@ fn badge(figure: &Figure, bar: Bar) -> String {
     format!("<span class=\"badge {class}\">{mark} {limit}</span>")
 }
 
-fn section(prefix: &str, title: &str, lead: &str, figures: &[OfRun<'_>], several: bool) -> String {
+fn section(prefix: &str, title: &str, lead: &str, figures: &[OfRun<'_>]) -> String {
     let mut html = format!("<h2 id=\"{prefix}\">{title}</h2>\n<p class=\"lead\">{lead}</p>\n");
     html += "<div class=\"key\"><span><i class=\"k-clip\"></i>clip: least, median, most of the runs</span><span><i class=\"k-floor\"></i>the \
              floor</span><span><i class=\"k-bar\"></i>the bar</span></div>\n";
@@ -214,10 +214,10 @@ fn section(prefix: &str, title: &str, lead: &str, figures: &[OfRun<'_>], several
             done.push(&figure.id);
             let same: Vec<OfRun<'_>> = figures.iter().filter(|other| other.figure.id == figure.id).copied().collect();
             let beside = figures.iter().filter(|other| is_beside(other.figure, &same)).copied().collect::<Vec<_>>();
-            html += &card(&same, &beside, several);
+            html += &card(&same, &beside);
         }
     }
-    html + &curves(figures, several)
+    html + &curves(figures)
 }
 
 /// Whether `figure` says more about one of `figures`, and has no bar of its own: `X.cpu` about `X`.
@@ -227,7 +227,7 @@ fn is_beside(figure: &Figure, figures: &[OfRun<'_>]) -> bool {
 }
 
 /// One figure, of each run that has it, and what says more about it.
-fn card(figures: &[OfRun<'_>], beside: &[OfRun<'_>], several: bool) -> String {
+fn card(figures: &[OfRun<'_>], beside: &[OfRun<'_>]) -> String {
     let Some(OfRun { figure: first, .. }) = figures.first() else { return String::new() };
     let state = match first.temperature {
         Temperature::None => String::new(),
@@ -240,7 +240,7 @@ fn card(figures: &[OfRun<'_>], beside: &[OfRun<'_>], several: bool) -> String {
     );
     let scale = plot::Scale::of(figures.iter().map(|found| found.figure));
     for OfRun { run, figure } in figures {
-        let name = if several { format!("<span class=\"name\">{}</span>", escaped(run)) } else { String::new() };
+        let name = if figures.len() > 1 { format!("<span class=\"name\">{}</span>", escaped(run)) } else { String::new() };
         let spread = if figure.spread.runs > 1 {
             format!(
                 "<span class=\"spread\">{} \u{2013} {}</span>",
@@ -263,12 +263,12 @@ fn card(figures: &[OfRun<'_>], beside: &[OfRun<'_>], several: bool) -> String {
         );
     }
     html += "</div>";
-    html += &small_print(figures, beside, several);
+    html += &small_print(figures, beside);
     html + "</div>\n"
 }
 
 /// What stands below a figure: its floor in words, what was counted beside it, and figures that say more about it.
-fn small_print(figures: &[OfRun<'_>], beside: &[OfRun<'_>], several: bool) -> String {
+fn small_print(figures: &[OfRun<'_>], beside: &[OfRun<'_>]) -> String {
     let mut html = String::new();
     if let Some(floor) = figures.first().and_then(|found| found.figure.floor.as_ref()) {
         let _ = write!(html, "<div>floor: {}</div>", escaped(&floor.what));
@@ -285,7 +285,7 @@ fn small_print(figures: &[OfRun<'_>], beside: &[OfRun<'_>], several: bool) -> St
             parts.push(format!("{} {}{ratio}", escaped(&more.what), human(more.spread.median, more.unit)));
         }
         if !parts.is_empty() {
-            let name = if several { format!("{}: ", escaped(run)) } else { String::new() };
+            let name = if figures.len() > 1 { format!("{}: ", escaped(run)) } else { String::new() };
             let _ = write!(html, "<div>{name}<span>{}</span></div>", parts.join("</span><span>"));
         }
     }
@@ -293,10 +293,14 @@ fn small_print(figures: &[OfRun<'_>], beside: &[OfRun<'_>], several: bool) -> St
 }
 
 /// The single operations behind the figures of a section.
-fn curves(figures: &[OfRun<'_>], several: bool) -> String {
+fn curves(figures: &[OfRun<'_>]) -> String {
     let mut html = String::new();
     for OfRun { run, figure } in figures.iter().filter(|found| found.figure.distributions.iter().any(|curve| curve.points.len() > 1)) {
-        let of_run = if several { format!(" <span class=\"chip\">{}</span>", escaped(run)) } else { String::new() };
+        let of_run = if figures.iter().any(|other| other.run != *run && other.figure.id == figure.id) {
+            format!(" <span class=\"chip\">{}</span>", escaped(run))
+        } else {
+            String::new()
+        };
         let state = figure.temperature.as_str();
         let _ = writeln!(html, "<div class=\"card\"><h3>{}{state}{of_run}</h3>{}</div>", escaped(&figure.what), plot::curves(figure));
     }

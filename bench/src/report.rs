@@ -330,12 +330,13 @@ impl Distribution {
     /// At the percentiles that a plot needs; none without values.
     #[must_use]
     pub fn of(name: &str, values: &[f64]) -> Option<Self> {
-        const PERCENTS: [f64; 17] = [0.0, 1.0, 5.0, 10.0, 20.0, 30.0, 40.0, 50.0, 60.0, 70.0, 80.0, 90.0, 95.0, 98.0, 99.0, 99.9, 100.0];
+        const TAIL: [f64; 7] = [97.0, 98.0, 99.0, 99.5, 99.9, 99.99, 100.0];
         let mut sorted = values.to_vec();
         sorted.sort_by(f64::total_cmp);
         let last = sorted.len().checked_sub(1)?;
         let at = |percent: f64| (percent, sorted[((percent / 100.0 * sorted.len() as f64).ceil() as usize).saturating_sub(1).min(last)]);
-        Some(Self { name: name.to_owned(), points: PERCENTS.map(at).to_vec() })
+        let percents = [0.0, 1.0, 2.5].into_iter().chain((1..20).map(|twentieth| f64::from(twentieth) * 5.0)).chain(TAIL);
+        Some(Self { name: name.to_owned(), points: percents.map(at).collect() })
     }
 }
 

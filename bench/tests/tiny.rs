@@ -38,7 +38,8 @@ fn assert_same_work_both_ways(report: &Value) {
 fn assert_sound(report: &Value) {
     for figure in figures(report) {
         let spread = ["min", "median", "max"].map(|name| figure["spread"][name].as_f64().unwrap());
-        assert!(spread.is_sorted() && spread[0] >= 0.0, "{figure}");
+        // What one thing costs more than another may be less than nothing.
+        assert!(spread.is_sorted() && (spread[0] >= 0.0 || text(figure, "id").ends_with(".more")), "{figure}");
         for curve in figure["distributions"].as_array().unwrap() {
             let points: Vec<f64> = curve["points"].as_array().unwrap().iter().map(|point| point[1].as_f64().unwrap()).collect();
             assert!(points.is_sorted(), "{curve}");
@@ -75,8 +76,9 @@ fn all_is_everything_repeats_and_makes_a_page() {
     let dir = tempfile::tempdir().unwrap();
     let saved = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
     let one = run(&["all", "--runs", "1", "--save", &saved("one.json")]);
-    let two = run(&["all", "--runs", "1", "--save", &saved("two <b>.json")]);
-    assert_eq!(works(&one), works(&two));
+    let two = run(&["read", "--runs", "1", "--save", &saved("two <b>.json")]);
+    let reads: BTreeMap<_, _> = works(&one).into_iter().filter(|(id, _)| id.starts_with("read.")).collect();
+    assert_eq!(reads, works(&two));
     assert_sound(&one);
     assert_same_work_both_ways(&one);
     for name in ["index.", "size.", "decode.", "read.", "memory."] {

@@ -5,7 +5,7 @@ use std::{
     panic,
     sync::atomic::{AtomicUsize, Ordering},
     thread,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use clip_engine::{error::EngineError, registry::Client};
@@ -20,8 +20,9 @@ use crossbeam::channel::{Receiver, Sender, bounded};
 
 use crate::{
     Indexed, LayerSummary, Summary,
+    cpu_clock::thread_cpu,
     error::IndexError,
-    layer::{Cancel, LayerInput, LayerOutput, LayerSettings, index_layer, set_window},
+    layer::{Cancel, LayerCpu, LayerInput, LayerOutput, LayerSettings, index_layer, set_window},
     options::IndexOptions,
     progress::Progress,
     source::{self, ResolvedImage},
@@ -42,7 +43,7 @@ type Finished = (usize, Result<LayerOutput, IndexError>);
 /// # Errors
 /// Every kind.
 pub(crate) fn index(options: &IndexOptions, progress: &dyn Progress) -> Result<Indexed, IndexError> {
-    let started = Instant::now();
+    let (started, cpu_before) = (Instant::now(), thread_cpu());
     options.check()?;
     let client = Client::new(options.client.clone())?;
     let image = {
@@ -53,7 +54,10 @@ pub(crate) fn index(options: &IndexOptions, progress: &dyn Progress) -> Result<I
     let listed: Vec<_> = image.layers.iter().map(|layer| (layer.digest, layer.blob.size())).collect();
     progress.layers(&listed);
     let merged = index_layers(&image, options, &client, progress)?;
+    let cpu = summed(&merged);
     let mut indexed = written(image, merged)?;
+    indexed.summary.cpu_seconds = (cpu.all + thread_cpu().saturating_sub(cpu_before)).as_secs_f64();
+    indexed.summary.windows_cpu_seconds = cpu.windows.as_secs_f64();
     indexed.summary.reference = options.image.to_string();
     indexed.summary.seconds = started.elapsed().as_secs_f64();
     for warning in &indexed.summary.warnings {
@@ -65,7 +69,14 @@ pub(crate) fn index(options: &IndexOptions, progress: &dyn Progress) -> Result<I
 /// All layers, `jobs` at a time, the largest first; merged in manifest order as soon as they can be.
 fn index_layers(image: &ResolvedImage, options: &IndexOptions, client: &Client, progress: &dyn Progress) -> Result<Merged, IndexError> {
     let cancel = Cancel::new();
-    let settings = LayerSettings { span_bytes: options.span_bytes, windows: options.windows, client, cancel: &cancel, progress };
+    let settings = LayerSettings {
+        span_bytes: options.span_bytes,
+        windows: options.windows,
+        diff_ids: options.diff_ids,
+        client,
+        cancel: &cancel,
+        progress,
+    };
     let mut order: Vec<&LayerInput> = image.layers.iter().collect();
     order.sort_by_key(|layer| std::cmp::Reverse(layer.blob.size()));
     let jobs = options.jobs.clamp(1, order.len().max(1));
@@ -85,6 +96,12 @@ fn index_layers(image: &ResolvedImage, options: &IndexOptions, client: &Client, 
         }
         merged
     })
+}
+
+/// What the layers took, all together.
+fn summed(merged: &Merged) -> LayerCpu {
+    let of = |part: fn(&LayerCpu) -> Duration| merged.layers.iter().map(|layer| part(&layer.cpu)).sum();
+    LayerCpu { all: of(|cpu| cpu.all), windows: of(|cpu| cpu.windows) }
 }
 
 fn work(order: &[&LayerInput], next: &AtomicUsize, settings: &LayerSettings<'_>, sender: &Sender<Finished>) {
@@ -187,6 +204,8 @@ fn written(image: ResolvedImage, merged: Merged) -> Result<Indexed, IndexError> 
         compressed_bytes: storage_info.layers.iter().map(|layer| layer.compressed_size).sum(),
         layers: layer_summaries(&storage_info, &spans, &counts),
         seconds: 0.0,
+        cpu_seconds: 0.0,
+        windows_cpu_seconds: 0.0,
         warnings,
     };
     Ok(Indexed { clip, summary })

@@ -1,17 +1,20 @@
 //! One streaming pass over one layer: blob bytes in; members, spans, windows and digests out.
 //!
-//! Four threads a layer, joined by bounded channels: fetch -> (inflate, checkpoints, tar) -> stream hashes; and the blob's own hash
-//! beside them. Nothing is held but the channels' chunks and the blocks whose cuts are not decided yet, whatever the blob expands to.
+//! Five threads a layer, joined by bounded channels: fetch -> inflate -> tar members and the stream's hashes; beside them the blob's own
+//! hash, and the choice of checkpoints. Inflate is the longest of them and cannot be split, so that its thread does nothing else.
+//! Nothing is held but the channels' chunks and the blocks whose cuts are not decided yet, whatever the blob expands to.
 
 mod blocks;
 mod candidates;
 mod fetch;
 mod gzip;
 mod hash;
+mod jury;
 mod members;
 mod spans;
+mod stream;
 
-use std::{panic, thread};
+use std::{panic, thread, time::Duration};
 
 use bytes::Bytes;
 use clip_engine::{registry::Client, source::BlobSource, stretch::slow_stretch};
@@ -23,17 +26,19 @@ use clip_format::{
 };
 use crossbeam::channel::{Receiver, bounded};
 
+use candidates::Judged;
 pub(crate) use fetch::Cancel;
 use fetch::Message;
 use gzip::GzipSpans;
-use hash::StreamHashes;
 pub(crate) use hash::digest_of;
-use members::MemberSink;
+use jury::{Frames, Jury, Told, Verdict};
 use spans::{PlainSpans, SpanDraft};
+use stream::{BlockSender, StreamOutput};
 
 use crate::{
+    cpu_clock::thread_cpu,
     error::IndexError,
-    options::Windows,
+    options::{DiffIds, Windows},
     progress::{LayerEvent, Progress},
     tar_entry::Entry,
 };
@@ -42,6 +47,11 @@ use crate::{
 const CHUNKS_IN_FLIGHT_MAX: usize = 16;
 /// Stream blocks (256 KiB each) between inflate and the stream hashes.
 const BLOCKS_IN_FLIGHT_MAX: usize = 16;
+/// Used blocks on their way back: those in flight and those that waited for a cut, so that none is allocated twice.
+const BLOCKS_BACK_MAX: usize = 2 * BLOCKS_IN_FLIGHT_MAX;
+/// What inflate may tell the jury before it waits: each holds a chunk of the blob at most. Source: two rounds of six candidates with two
+/// chunks for each.
+const TOLD_MAX: usize = 48;
 
 /// A layer to be indexed: what the manifest and the config say of it.
 #[derive(Clone, Debug)]
@@ -59,6 +69,7 @@ pub(crate) struct LayerInput {
 pub(crate) struct LayerSettings<'a> {
     pub(crate) span_bytes: u64,
     pub(crate) windows: Windows,
+    pub(crate) diff_ids: DiffIds,
     pub(crate) client: &'a Client,
     pub(crate) cancel: &'a Cancel,
     pub(crate) progress: &'a dyn Progress,
@@ -74,16 +85,39 @@ pub(crate) struct LayerOutput {
     pub(crate) entries: Vec<Entry>,
     pub(crate) members: u64,
     pub(crate) warnings: Vec<String>,
+    pub(crate) cpu: LayerCpu,
+}
+
+/// Processor time that a layer took.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct LayerCpu {
+    /// Of all its threads.
+    pub(crate) all: Duration,
+    /// Of the choice of checkpoints: the candidates, their probes, and the windows' compression.
+    pub(crate) windows: Duration,
 }
 
 /// What the decoding thread knows at the end.
 struct Decoded {
     codec: Codec,
     drafts: Vec<SpanDraft>,
-    entries: Vec<Entry>,
-    members: u64,
     stream_size: u64,
+    windows_cpu: Duration,
     warnings: Vec<String>,
+}
+
+/// A thread's result, and the processor time that it took.
+struct Job<T> {
+    result: T,
+    cpu: Duration,
+}
+
+impl<T> Job<T> {
+    fn run(work: impl FnOnce() -> T) -> Self {
+        let before = thread_cpu();
+        let result = work();
+        Self { result, cpu: thread_cpu().saturating_sub(before) }
+    }
 }
 
 /// The layer, indexed; `None` when another layer's failure stopped the work.
@@ -93,29 +127,46 @@ struct Decoded {
 pub(crate) fn index_layer(input: &LayerInput, settings: &LayerSettings<'_>) -> Result<Option<LayerOutput>, IndexError> {
     let (chunk_sender, chunks) = bounded(CHUNKS_IN_FLIGHT_MAX);
     let (blob_sender, blob_chunks) = bounded(CHUNKS_IN_FLIGHT_MAX);
-    let (job_sender, jobs) = bounded(BLOCKS_IN_FLIGHT_MAX);
-    let (used_sender, used_buffers) = bounded(BLOCKS_IN_FLIGHT_MAX);
-    let (fetched, blob_digest, hashes, decoded) = thread::scope(|scope| {
-        let fetch = scope.spawn(|| fetch::fetch(&input.blob, settings.client, settings.cancel, chunk_sender, blob_sender));
-        let blob_hash = scope.spawn(|| hash::blob_digest(&input.digest, &blob_chunks));
-        let stream_hash = scope.spawn(|| hash::stream_hashes(&input.diff_id, &jobs, &used_sender));
-        let sink = MemberSink::new(input, settings.progress, job_sender, used_buffers);
-        let decoded = decode(input, settings, chunks, sink);
-        if decoded.is_err() {
+    let (block_sender, blocks) = bounded(BLOCKS_IN_FLIGHT_MAX);
+    let (used_sender, used_buffers) = bounded(BLOCKS_BACK_MAX);
+    let (told_sender, told) = bounded::<Told>(TOLD_MAX);
+    // A verdict is read before the next round begins.
+    let (verdict_sender, verdicts) = bounded::<Verdict>(1);
+    let (fetched, blob_hash, stream, jury, decoded) = thread::scope(|scope| {
+        let fetch = scope.spawn(|| Job::run(|| fetch::fetch(&input.blob, settings.client, settings.cancel, chunk_sender, blob_sender)));
+        let blob_hash = scope.spawn(|| Job::run(|| hash::blob_digest(&input.digest, &blob_chunks)));
+        // The threads take their ends of the channels with them: one that fails or ends is noticed at the other end.
+        let stream = scope.spawn(move || Job::run(|| stream::read_stream(input, settings, &blocks, &used_sender)));
+        let jury = scope.spawn(move || Job::run(|| jury::judge_rounds(input.digest, &told, &verdict_sender)));
+        let sink = BlockSender::new(block_sender, used_buffers);
+        let judged = match settings.windows {
+            Windows::Sparse => Judged::Beside { told: told_sender, verdicts },
+            Windows::None => {
+                drop(told_sender);
+                Judged::Windowless(Box::new(Jury::default()))
+            }
+        };
+        let decoded = Job::run(|| decode(input, settings, chunks, judged, sink));
+        if decoded.result.is_err() {
             // Wakes our own fetch too, wherever it waits.
             settings.cancel.stop();
         }
-        (joined(fetch), joined(blob_hash), joined(stream_hash), decoded)
+        (joined(fetch), joined(blob_hash), joined(stream), joined(jury), decoded)
     });
-    // A hash job that failed has closed its channel: its own error says more than the decoder's.
-    let hashes = hashes?;
-    let Some(decoded) = decoded? else {
+    let all = fetched.cpu + blob_hash.cpu + stream.cpu + jury.cpu + decoded.cpu;
+    // A job that failed has closed its channels: its own error says more than the decoder's. The members come before what is
+    // decoded after them.
+    let (stream, frames) = (stream.result?, jury.result?);
+    let Some(decoded) = decoded.result? else {
         // The bytes stopped coming: the fetch failed, or it was told to stop.
-        return fetched.map(|_| None).map_err(IndexError::from);
+        return fetched.result.map(|_| None).map_err(IndexError::from);
     };
-    check_digest(input, "the blob", input.digest, blob_digest)?;
-    check_digest(input, "the layer stream (diff_id)", input.diff_id, hashes.digest)?;
-    let mut output = assembled(input, decoded, hashes);
+    check_digest(input, "the blob", input.digest, blob_hash.result)?;
+    if let Some(digest) = stream.digest {
+        check_digest(input, "the layer stream (diff_id)", input.diff_id, digest)?;
+    }
+    let cpu = LayerCpu { all, windows: jury.cpu + decoded.windows_cpu };
+    let mut output = assembled(input, decoded, stream, frames, cpu)?;
     output.warnings.extend(slow_stretch_warning(&output, settings.windows));
     settings.progress.layer(input.index, LayerEvent::Finished { members: output.members, stream: output.info.stream_size });
     Ok(Some(output))
@@ -125,23 +176,26 @@ fn joined<T>(handle: thread::ScopedJoinHandle<'_, T>) -> T {
     handle.join().unwrap_or_else(|panic| panic::resume_unwind(panic))
 }
 
-/// The layer's spans and members; `None` when the bytes stop coming before their end.
+/// The layer's spans; `None` when the bytes stop coming before their end.
 fn decode(
     input: &LayerInput,
     settings: &LayerSettings<'_>,
     chunks: Receiver<Message>,
-    mut sink: MemberSink<'_>,
+    judged: Judged,
+    mut sink: BlockSender,
 ) -> Result<Option<Decoded>, IndexError> {
     let mut warnings = Vec::new();
+    let mut windows_cpu = Duration::ZERO;
     let Some(head) = first_bytes(&chunks) else { return Ok(None) };
     settings.progress.layer(input.index, LayerEvent::Started);
     let codec = actual_codec(input, &head.bytes, &mut warnings)?;
     let (drafts, stream_size) = match codec {
         Codec::Gzip => {
-            let mut spans = GzipSpans::new(input.digest, settings.span_bytes, settings.windows);
+            let mut spans = GzipSpans::new(input.digest, settings.span_bytes, judged);
             if !each_chunk(head, &chunks, &mut |chunk| spans.push(&chunk, &mut sink))? {
                 return Ok(None);
             }
+            windows_cpu = spans.windows_cpu();
             spans.finish(&mut sink)?
         }
         Codec::Plain => {
@@ -152,8 +206,7 @@ fn decode(
             spans.finish()
         }
     };
-    let (entries, members) = sink.finish(&mut warnings)?;
-    Ok(Some(Decoded { codec, drafts, entries, members, stream_size, warnings }))
+    Ok(Some(Decoded { codec, drafts, stream_size, windows_cpu, warnings }))
 }
 
 /// The first bytes of a blob.
@@ -219,20 +272,28 @@ fn check_digest(input: &LayerInput, what: &str, expected: Digest, found: Digest)
     Err(IndexError::Layer { layer: input.digest, place, expected: expected.to_string(), found: found.to_string() })
 }
 
-fn assembled(input: &LayerInput, mut decoded: Decoded, hashes: StreamHashes) -> LayerOutput {
+fn assembled(
+    input: &LayerInput,
+    mut decoded: Decoded,
+    stream: StreamOutput<'_>,
+    frames: Frames,
+    cpu: LayerCpu,
+) -> Result<LayerOutput, IndexError> {
+    let (entries, members) = stream.members.finish(&mut decoded.warnings)?;
     if decoded.drafts.last().is_some_and(|draft| draft.stream == decoded.stream_size) {
         // The stream ended right at a cut: there is no span after it.
         decoded.drafts.pop();
     }
-    let spans = decoded.drafts.iter().zip(&hashes.spans).map(|(draft, digest)| Span {
+    let spans = decoded.drafts.iter().zip(&stream.spans).map(|(draft, digest)| Span {
         start: draft.start,
         compressed: draft.compressed,
         stream: clip_format::units::StreamOffset(draft.stream),
         digest: *digest,
     });
     let spans: Vec<Span> = spans.collect();
-    let frames = hashes.frames.into_iter().filter(|(span, _)| *span < spans.len()).collect();
-    LayerOutput {
+    let frames = frames.into_iter().filter(|(_, frame)| !frame.is_empty());
+    let frames = frames.filter_map(|(at, frame)| Some((spans.binary_search_by_key(&at, |span| span.stream.get()).ok()?, frame))).collect();
+    Ok(LayerOutput {
         info: LayerInfo {
             digest: input.digest,
             diff_id: input.diff_id,
@@ -243,10 +304,11 @@ fn assembled(input: &LayerInput, mut decoded: Decoded, hashes: StreamHashes) -> 
         },
         spans,
         frames,
-        entries: decoded.entries,
-        members: decoded.members,
+        entries,
+        members,
         warnings: decoded.warnings,
-    }
+        cpu,
+    })
 }
 
 /// What there is to say of the longest stretch that cannot be entered.

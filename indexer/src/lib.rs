@@ -1,6 +1,7 @@
 //! OCI image -> `.clip`: one streaming pass over the layers, no spool, bounded memory.
 #![forbid(unsafe_code)]
 
+mod cpu_clock;
 pub mod error;
 mod image;
 mod layer;
@@ -18,7 +19,7 @@ use clip_engine::source::BlobSource;
 use clip_format::storage_info::{LayerInfo, StorageInfo};
 
 pub use error::IndexError;
-pub use options::{ImageRef, IndexOptions, Windows};
+pub use options::{DiffIds, ImageRef, IndexOptions, Windows};
 pub use progress::{LayerEvent, Progress};
 
 /// A finished index: the file's bytes and what went into them.
@@ -54,6 +55,10 @@ pub struct Summary {
     pub compressed_bytes: u64,
     /// Wall time in seconds.
     pub seconds: f64,
+    /// Processor time of all of the indexer's threads, in seconds; what comes after the last byte of the `.clip` is not in it.
+    pub cpu_seconds: f64,
+    /// As much of it as went into the choice of checkpoints and their windows. 0 without windows.
+    pub windows_cpu_seconds: f64,
     /// Said once each, such as dropped xattr namespaces with their counts.
     pub warnings: Vec<String>,
 }

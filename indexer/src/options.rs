@@ -21,6 +21,17 @@ pub enum Windows {
     None,
 }
 
+/// What is done with the diff_ids that an image's config states.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum DiffIds {
+    /// Each layer's stream is hashed and must have the diff_id that the config states.
+    #[default]
+    Checked,
+    /// They go into the `.clip` as the config states them, and no stream is hashed as a whole. The digests of the blobs fix every
+    /// byte of the streams already and are checked as ever; a config that does not belong to its layers is not noticed.
+    Trusted,
+}
+
 /// An image as it is named on the command line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ImageRef {
@@ -103,6 +114,8 @@ pub struct IndexOptions {
     pub span_bytes: u64,
     /// Which windows are kept.
     pub windows: Windows,
+    /// Whether the streams must have the diff_ids of the config. Decides no byte of the `.clip`.
+    pub diff_ids: DiffIds,
     /// Where reads will fetch the layers, when not from `image`.
     pub store_ref: Option<Reference>,
     /// Layers side by side. Default: the number of cores.
@@ -120,6 +133,7 @@ impl IndexOptions {
             platform: None,
             span_bytes: limits::SPAN_BYTES_DEFAULT,
             windows: Windows::Sparse,
+            diff_ids: DiffIds::Checked,
             store_ref: None,
             jobs: std::thread::available_parallelism().map_or(1, usize::from),
             client: ClientConfig::default(),

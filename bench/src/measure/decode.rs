@@ -184,6 +184,7 @@ impl<'a> PlainInflate<'a> {
             let status = self.inflate.decompress(input, &mut self.out[made..], FlushDecompress::None)?;
             made += usize::try_from(self.inflate.total_out() - before.1)?;
             if status == Status::StreamEnd && made < self.out.len() {
+                // A layer whose blob ends here has fewer bytes than its spans.
                 self.enter(self.start + usize::try_from(self.inflate.total_in())? + TRAILER_BYTES)?;
             } else if (self.inflate.total_in(), self.inflate.total_out()) == before {
                 anyhow::bail!("the layer's blob ends within span {}", self.span);
@@ -221,7 +222,9 @@ fn deflate_start(blob: &[u8], member: usize) -> Result<usize> {
             at += 1;
         }
     }
-    Ok(if flags & 2 != 0 { at + 2 } else { at })
+    let start = if flags & 2 != 0 { at + 2 } else { at };
+    ensure!(start <= blob.len(), "a gzip header that ends at {}", blob.len());
+    Ok(start)
 }
 
 #[cfg(test)]

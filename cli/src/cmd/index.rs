@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use clip_format::{digest::Digest, units::LayerIndex};
-use clip_indexer::{IndexOptions, LayerEvent, Progress, Summary, Windows, index_image, progress::NoProgress, write_clip};
+use clip_indexer::{DiffIds, IndexOptions, LayerEvent, Progress, Summary, Windows, index_image, progress::NoProgress, write_clip};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::{
@@ -58,6 +58,7 @@ fn to_options(args: &IndexArgs) -> Result<IndexOptions> {
         WindowsArg::Sparse => Windows::Sparse,
         WindowsArg::None => Windows::None,
     };
+    options.diff_ids = if args.skip_diff_id_check { DiffIds::Trusted } else { DiffIds::Checked };
     options.store_ref.clone_from(&args.store_ref);
     options.jobs = args.jobs.unwrap_or(options.jobs);
     options.client = client_config(&args.client)?;

@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 
 use clip_format::limits::WINDOW_BYTES;
 
-use super::hash::BlockBytes;
+use super::stream::BlockBytes;
 use crate::error::IndexError;
 
 /// Stream bytes handed on at a time. Source: fits the second-level cache beside inflate's own state.
@@ -16,8 +16,6 @@ pub(super) const BLOCK_BYTES: usize = 256 << 10;
 pub(super) trait StreamSink {
     /// The next stream bytes; a span begins at each of the places `cuts`; `compressed` bytes of the blob are used.
     fn block(&mut self, bytes: BlockBytes, cuts: Vec<usize>, compressed: u64) -> Result<(), IndexError>;
-    /// The window that span number `span` needs.
-    fn window(&mut self, span: usize, window: Box<[u8; WINDOW_BYTES]>);
     /// A buffer of `BLOCK_BYTES`.
     fn buffer(&mut self) -> Vec<u8>;
 }

@@ -1,22 +1,24 @@
-//! Which of several deflate block boundaries becomes the next checkpoint.
+//! Which deflate block boundaries are candidates for the next checkpoint, and how the decoder learns which is taken.
 //!
 //! What a boundary's window takes in the index varies by a hundred times within a layer, so a few boundaries are probed and the
 //! cheapest is taken, or the first cheap one at once. Without windows only a boundary that needs none may be taken: the others drop
 //! out as soon as data after them refers back.
 //!
-//! The choice is a function of the stream alone: candidates are judged in their order, whatever pieces the blob comes in.
+//! The decoder does not wait for the probes, which run on a thread of their own (`jury.rs`): it goes on to where the span after the
+//! earliest candidate would be over, and only there it needs the verdict. Candidates that are added meanwhile change no verdict.
 
-use std::{collections::VecDeque, ops::RangeInclusive};
+use std::{ops::RangeInclusive, time::Duration};
 
-use clip_engine::inflate::InflateError;
-use clip_format::{
-    checkpoints::{SpanStart, WindowRange},
-    limits::WINDOW_BYTES,
-    units::CompressedOffset,
+use bytes::Bytes;
+use clip_engine::inflate::Until;
+use clip_format::{digest::Digest, limits::WINDOW_BYTES};
+use crossbeam::channel::{Receiver, Sender};
+
+use super::{
+    jury::{Boundary, Evidence, Jury, Told, Verdict, probe_error},
+    spans::SpanDraft,
 };
-
-use super::spans::SpanDraft;
-use crate::{options::Windows, sparse_window::WindowProbe};
+use crate::{cpu_clock::CpuMeter, error::IndexError};
 
 // Source of the constants below: a Debian base with python3-minimal, 186 MiB of tar in Go's gzip, spans of 1 MiB. With the first
 // boundary after each MiB: 337 KB of windows (2,045 bytes each on average, 53 to 8,348). With these: 128 KB, 4 % more CPU time in all
@@ -30,78 +32,53 @@ const REACH_SPAN_PARTS: u64 = 2;
 const REACH_BYTES_MAX: u64 = 4 << 20;
 /// Stream bytes between neighbours, as a part of the reach.
 const STEP_REACH_PARTS: u64 = 8;
-/// A window of this cost is not worth another probe.
-const COST_ACCEPTED: usize = 1000;
-/// What used bytes and their pieces add to a window's frame, in quarters of a byte. Source: least squares over 538 boundaries of that
-/// image: 0.22 bytes a byte and 4.8 a piece explain 85 % of the variance of the frames' lengths, the bytes alone 41 %.
-const BYTE_QUARTERS: usize = 1;
-/// See `BYTE_QUARTERS`.
-const PIECE_QUARTERS: usize = 20;
+/// Stream bytes that the decoder may go past the last candidate's probe before it waits for the verdict: it holds them back, too.
+/// Source: as `REACH_BYTES_MAX`; at the default span size the end of the span comes first.
+const LEAD_BYTES_MAX: u64 = 4 << 20;
 
-/// A deflate block boundary inside a member.
-pub(super) struct Boundary {
-    pub(super) stream: u64,
-    pub(super) compressed: CompressedOffset,
-    /// Bits of the byte at `compressed` that belong to the block before. `< 8`
-    pub(super) bit_offset: u8,
-    /// The byte at `compressed`; of no meaning where `bit_offset` is 0.
-    pub(super) first_byte: u8,
-    /// The history at `stream`.
-    pub(super) window: Box<[u8; WINDOW_BYTES]>,
-}
-
-/// A checkpoint, and its sparse window unless it needs none.
-pub(super) struct Chosen {
-    pub(super) draft: SpanDraft,
-    pub(super) window: Option<Box<[u8; WINDOW_BYTES]>>,
-}
-
-/// A boundary, and what is known of the window that it needs.
-struct Candidate {
-    boundary: Boundary,
-    probe: WindowProbe,
-}
-
-impl Candidate {
-    /// About the bytes that the window takes in the index.
-    fn cost(&self) -> usize {
-        self.cost_min() + self.probe.used_pieces() * PIECE_QUARTERS / 4
-    }
-
-    /// What `cost` cannot fall below, whatever comes.
-    fn cost_min(&self) -> usize {
-        self.probe.used_bytes() * BYTE_QUARTERS / 4
-    }
+/// Who judges the candidates.
+pub(super) enum Judged {
+    /// The decoder itself, and only those that need no window: nothing is decided late.
+    Windowless(Box<Jury>),
+    /// A thread that runs `judge_rounds`.
+    Beside { told: Sender<Told>, verdicts: Receiver<Verdict> },
 }
 
 /// The boundaries that the next checkpoint is chosen from.
 pub(super) struct Candidates {
-    windows: Windows,
+    layer: Digest,
+    judged: Judged,
+    span_bytes: u64,
     /// Stream bytes from the first to the last.
     reach: u64,
-    /// How many were added since the last choice.
+    /// Rounds so far: a round is from the first candidate to the verdict.
+    round: u64,
+    /// How many were added in this round.
     admitted: usize,
     first: u64,
+    last: u64,
     /// Stream offsets where another may follow.
     admissible: RangeInclusive<u64>,
-    /// The cheapest of those that are judged.
-    best: Option<Candidate>,
-    /// Those that are not, in order.
-    running: VecDeque<Candidate>,
-    idle: Vec<WindowProbe>,
+    /// No more can follow, and the jury knows.
+    is_complete: bool,
+    /// What the probes and the windows cost on the decoder's own thread.
+    meter: CpuMeter,
 }
 
 impl Candidates {
-    pub(super) fn new(span_bytes: u64, windows: Windows) -> Self {
+    pub(super) fn new(layer: Digest, span_bytes: u64, judged: Judged) -> Self {
         Self {
-            windows,
+            layer,
+            judged,
+            span_bytes,
             reach: (span_bytes / REACH_SPAN_PARTS).min(REACH_BYTES_MAX),
+            round: 0,
             admitted: 0,
             first: 0,
+            last: 0,
             admissible: 0..=0,
-            best: None,
-            running: VecDeque::new(),
-            idle: Vec::new(),
+            is_complete: false,
+            meter: CpuMeter::default(),
         }
     }
 
@@ -110,9 +87,31 @@ impl Candidates {
         (self.admitted > 0).then_some(self.first)
     }
 
-    /// Stream offset where the choice is made at the latest.
-    pub(super) fn deadline(&self) -> Option<u64> {
-        (self.admitted > 0).then(|| self.admissible.end() + WINDOW_BYTES as u64)
+    /// True where only boundaries that need no window are taken.
+    pub(super) fn windowless(&self) -> bool {
+        matches!(self.judged, Judged::Windowless(_))
+    }
+
+    /// Processor time that the decoder's thread spent on candidates.
+    pub(super) fn cpu(&self) -> Duration {
+        self.meter.spent()
+    }
+
+    /// Up to where the decoder may go now from stream offset `at`, and whether block boundaries on the way matter; `None` without
+    /// candidates. A boundary just where a `Full` stretch ends might be passed over, so these end a byte earlier.
+    pub(super) fn next_stop(&self, at: u64) -> Option<(u64, Until)> {
+        if self.admitted == 0 {
+            return None;
+        }
+        if self.windowless() {
+            return Some((self.probed(), Until::Block));
+        }
+        let (start, end) = (*self.admissible.start(), *self.admissible.end());
+        Some(match self.is_complete {
+            true => (self.due(), Until::Full),
+            false if at + 1 < start => (start - 1, Until::Full),
+            false => (end + 1, Until::Block),
+        })
     }
 
     /// True when a boundary at stream offset `at` is worth a probe, which is over before the span must end at `end_max`.
@@ -123,90 +122,123 @@ impl Candidates {
         }
     }
 
-    /// Adds a boundary that was admitted.
-    pub(super) fn add(&mut self, boundary: Boundary, end_max: u64) {
-        let at = boundary.stream;
+    /// Adds the boundary at stream offset `at`, which was admitted.
+    pub(super) fn add(&mut self, at: u64, end_max: u64, boundary: impl FnOnce() -> Boundary) {
         if self.admitted == 0 {
-            self.first = at;
+            self.round += 1;
+            (self.first, self.is_complete) = (at, false);
             self.admissible = at..=(at + self.reach).min(end_max - WINDOW_BYTES as u64);
         }
         self.admitted += 1;
+        self.last = at;
         self.admissible = at + (self.reach / STEP_REACH_PARTS).max(1)..=*self.admissible.end();
-        let mut probe = self.idle.pop().unwrap_or_else(WindowProbe::new);
-        probe.start(boundary.bit_offset, boundary.first_byte);
-        self.running.push_back(Candidate { boundary, probe });
+        let (judged, round) = (&mut self.judged, self.round);
+        self.meter.count(|| match judged {
+            Judged::Windowless(jury) => jury.add(boundary()),
+            // Here and below: a channel that is closed means that the jury failed, and it says why itself.
+            Judged::Beside { told, .. } => drop(told.send((round, Evidence::Candidate(boundary())))),
+        });
+        self.note_complete(at);
     }
 
-    /// Takes the next compressed bytes after the last candidate.
+    /// Takes the next compressed bytes after the last candidate; the decoder was at stream offset `before` when it began with them.
     ///
     /// # Errors
     /// Data that is no deflate stream.
-    pub(super) fn feed(&mut self, input: &[u8]) -> Result<(), InflateError> {
-        for candidate in &mut self.running {
-            candidate.probe.feed(input)?;
+    pub(super) fn feed(&mut self, before: u64, input: impl FnOnce() -> Bytes) -> Result<(), IndexError> {
+        if self.admitted == 0 || before >= self.last + WINDOW_BYTES as u64 {
+            return Ok(());
         }
-        if self.windows == Windows::None && self.admitted > 0 {
-            self.drop_running(|candidate| candidate.probe.used_bytes() > 0);
-            self.admitted = if self.running.is_empty() { 0 } else { self.admitted };
+        match &mut self.judged {
+            Judged::Beside { told, .. } => drop(told.send((self.round, Evidence::Bytes(input())))),
+            Judged::Windowless(jury) => {
+                self.meter.count(|| jury.feed(&input())).map_err(|error| probe_error(self.layer, &error))?;
+                if jury.drop_dependent() {
+                    self.admitted = 0;
+                }
+            }
         }
         Ok(())
     }
 
-    /// The choice, once nothing after stream offset `stream` can change it; there are no candidates then.
-    pub(super) fn choose(&mut self, stream: u64) -> Option<Chosen> {
-        let is_over = self.deadline()? <= stream;
-        while self.running.front().is_some_and(|candidate| is_over || candidate.probe.is_done()) {
-            let candidate = self.running.pop_front()?;
-            debug_assert!(candidate.probe.is_done(), "the main decoder has put out 32 KiB after it");
-            if candidate.cost() <= COST_ACCEPTED {
-                return Some(self.chosen(candidate));
-            }
-            let (better, worse) = match self.best.take() {
-                Some(best) if best.cost() <= candidate.cost() => (best, Some(candidate)),
-                worse => (candidate, worse),
-            };
-            self.best = Some(better);
-            self.idle.extend(worse.map(|candidate| candidate.probe));
+    /// The choice, where it is known; there are no candidates then. Waits for it where the decoder, at stream offset `at`, may not go on.
+    ///
+    /// # Errors
+    /// When the jury is gone.
+    pub(super) fn choose(&mut self, at: u64) -> Result<Option<SpanDraft>, IndexError> {
+        if self.admitted == 0 {
+            return Ok(None);
         }
-        if let Some(cost) = self.best.as_ref().map(Candidate::cost) {
-            self.drop_running(|candidate| candidate.cost_min() >= cost);
-        }
-        let may_grow = self.admitted < CANDIDATES_MAX && !self.admissible.is_empty() && stream <= *self.admissible.end();
-        if may_grow || !self.running.is_empty() {
-            return None;
-        }
-        self.best.take().map(|best| self.chosen(best))
+        self.note_complete(at);
+        let is_over = at >= self.due();
+        self.verdict(is_over)
     }
 
     /// The member is at its end, and so are all probes: the choice, unless the place after it may still be the better one.
-    pub(super) fn choose_at_member_end(&mut self, stream: u64) -> Option<Chosen> {
-        let chosen = self.choose(stream);
-        self.clear();
-        chosen
+    ///
+    /// # Errors
+    /// When the jury is gone.
+    pub(super) fn choose_at_member_end(&mut self, at: u64) -> Result<Option<SpanDraft>, IndexError> {
+        if self.admitted == 0 {
+            return Ok(None);
+        }
+        self.note_complete(at);
+        let verdict = self.verdict(true);
+        self.admitted = 0;
+        verdict
     }
 
-    fn chosen(&mut self, candidate: Candidate) -> Chosen {
-        let Candidate { boundary: Boundary { stream, compressed, bit_offset, mut window, .. }, probe } = candidate;
-        probe.clear_unused(&mut window);
-        let window = (probe.used_bytes() > 0).then_some(window);
-        self.idle.push(probe);
-        self.clear();
-        let start = SpanStart::Deflate { bit_offset, window: WindowRange::default() };
-        Chosen { draft: SpanDraft { start, compressed, stream }, window }
-    }
-
-    fn drop_running(&mut self, is_lost: impl Fn(&Candidate) -> bool) {
-        for candidate in std::mem::take(&mut self.running) {
-            match is_lost(&candidate) {
-                true => self.idle.push(candidate.probe),
-                false => self.running.push_back(candidate),
+    fn verdict(&mut self, is_over: bool) -> Result<Option<SpanDraft>, IndexError> {
+        let chosen = match &mut self.judged {
+            Judged::Windowless(jury) => {
+                let chosen = if is_over { jury.choose_now() } else { jury.choose() };
+                chosen.map(|chosen| chosen.draft)
             }
+            Judged::Beside { told, verdicts } => {
+                let verdict = if is_over {
+                    drop(told.send((self.round, Evidence::Over)));
+                    Some(verdicts.recv().map_err(|_| jury_gone(self.layer))?)
+                } else {
+                    verdicts.try_recv().ok()
+                };
+                verdict.flatten()
+            }
+        };
+        if chosen.is_some() {
+            self.admitted = 0;
+        }
+        Ok(chosen)
+    }
+
+    /// Tells the jury once that nothing can be added any more.
+    fn note_complete(&mut self, at: u64) {
+        let may_grow = self.admitted < CANDIDATES_MAX && !self.admissible.is_empty() && at <= *self.admissible.end();
+        if may_grow || self.is_complete {
+            return;
+        }
+        self.is_complete = true;
+        match &mut self.judged {
+            Judged::Windowless(jury) => jury.complete(),
+            Judged::Beside { told, .. } => drop(told.send((self.round, Evidence::Complete))),
         }
     }
 
-    fn clear(&mut self) {
-        let left = self.best.take().into_iter().chain(self.running.drain(..));
-        self.idle.extend(left.map(|candidate| candidate.probe));
-        self.admitted = 0;
+    /// Stream offset where every probe is over.
+    fn probed(&self) -> u64 {
+        self.admissible.end() + WINDOW_BYTES as u64
     }
+
+    /// Stream offset where the decoder needs the verdict: not before every probe is over, and not after the next checkpoint may be wanted.
+    fn due(&self) -> u64 {
+        match self.judged {
+            Judged::Windowless(_) => self.probed(),
+            Judged::Beside { .. } => self.probed().max((self.first + self.span_bytes - 1).min(self.probed() + LEAD_BYTES_MAX)),
+        }
+    }
+}
+
+/// What the decoder says when the jury has failed; its own error is the one that is told.
+fn jury_gone(layer: Digest) -> IndexError {
+    let place = "the choice of a checkpoint".to_owned();
+    IndexError::Layer { layer, place, expected: "a verdict".to_owned(), found: "none".to_owned() }
 }

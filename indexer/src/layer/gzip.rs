@@ -5,15 +5,19 @@
 //! 32 KiB up to S + 2B (a probe would end too late), the stream is cut right at S + 2B, as a chained span: the rest of a giant block,
 //! which ends at the next boundary or member start however near.
 
+use std::time::Duration;
+
+use bytes::Bytes;
 use clip_engine::inflate::{Inflate, InflateError, Stop, Until, checkpoint_place};
 use clip_format::{checkpoints::SpanStart, digest::Digest, units::CompressedOffset};
 
 use super::{
     blocks::{Blocks, StreamSink},
-    candidates::{Boundary, Candidates, Chosen},
+    candidates::{Candidates, Judged},
+    jury::Boundary,
     spans::{SpanDraft, check_stream_size},
 };
-use crate::{error::IndexError, options::Windows};
+use crate::error::IndexError;
 
 /// What an empty stored block (a sync or full flush) ends with. Source: RFC 1951 section 3.2.4.
 const FLUSH_MARK: [u8; 4] = [0, 0, 0xff, 0xff];
@@ -31,7 +35,6 @@ enum Place {
 pub(super) struct GzipSpans {
     layer: Digest,
     span_bytes: u64,
-    windows: Windows,
     inflate: Inflate,
     place: Place,
     /// Blob bytes used.
@@ -45,12 +48,11 @@ pub(super) struct GzipSpans {
 }
 
 impl GzipSpans {
-    pub(super) fn new(layer: Digest, span_bytes: u64, windows: Windows) -> Self {
+    pub(super) fn new(layer: Digest, span_bytes: u64, judged: Judged) -> Self {
         let first = SpanDraft { start: SpanStart::Member, compressed: CompressedOffset(0), stream: 0 };
         Self {
             layer,
             span_bytes,
-            windows,
             inflate: Inflate::gzip(),
             place: Place::InMember,
             consumed: 0,
@@ -58,18 +60,20 @@ impl GzipSpans {
             blocks: Blocks::new(),
             member_start: 0,
             drafts: vec![first],
-            candidates: Candidates::new(span_bytes, windows),
+            candidates: Candidates::new(layer, span_bytes, judged),
         }
     }
 
     /// Takes the next bytes of the blob.
-    pub(super) fn push(&mut self, mut input: &[u8], sink: &mut impl StreamSink) -> Result<(), IndexError> {
+    pub(super) fn push(&mut self, chunk: &Bytes, sink: &mut impl StreamSink) -> Result<(), IndexError> {
+        let mut at = 0;
         let mut output_waits = false;
-        while !input.is_empty() || output_waits {
+        while at < chunk.len() || output_waits {
+            let input = &chunk[at..];
             match self.place {
                 Place::InMember => {
-                    let (used, full) = self.step(input, sink)?;
-                    input = &input[used..];
+                    let (used, full) = self.step(chunk, at, sink)?;
+                    at += used;
                     output_waits = full;
                 }
                 Place::BetweenMembers => {
@@ -85,11 +89,16 @@ impl GzipSpans {
                         return Err(self.error("zeros or nothing after the last gzip member", format!("byte {:#04x}", input[place])));
                     }
                     self.consumed += input.len() as u64;
-                    input = &[];
+                    at = chunk.len();
                 }
             }
         }
         Ok(())
+    }
+
+    /// Processor time that the choice of checkpoints took on this thread.
+    pub(super) fn windows_cpu(&self) -> Duration {
+        self.candidates.cpu()
     }
 
     /// The drafts and the stream's length; the last draft may be of no bytes.
@@ -101,25 +110,29 @@ impl GzipSpans {
         Ok((self.drafts, self.blocks.stream()))
     }
 
-    /// One call of inflate: blob bytes used, and whether output may wait although the input is used up.
-    fn step(&mut self, input: &[u8], sink: &mut impl StreamSink) -> Result<(usize, bool), IndexError> {
+    /// One call of inflate on `chunk` from `at`: blob bytes used, and whether output may wait although the input is used up.
+    fn step(&mut self, chunk: &Bytes, at: usize, sink: &mut impl StreamSink) -> Result<(usize, bool), IndexError> {
         self.blocks.advance(self.candidates.first(), self.consumed, sink)?;
-        if self.blocks.stream() == self.span_end_max() {
+        let before = self.blocks.stream();
+        if self.candidates.first().is_none() && before == self.span_end_max() {
             self.cut_chained();
         }
         let (limit, until) = self.next_stop();
         let output = self.blocks.room(limit);
         let room = output.len();
-        let step = self.inflate.step(input, output, until).map_err(|error| self.inflate_error(&error))?;
+        let step = self.inflate.step(&chunk[at..], output, until).map_err(|error| self.inflate_error(&error))?;
         self.blocks.note_filled(step.produced);
-        check_stream_size(self.layer, self.blocks.stream())?;
-        self.note_consumed(&input[..step.consumed])?;
+        let stream = self.blocks.stream();
+        check_stream_size(self.layer, stream)?;
+        let used = at..at + step.consumed;
+        self.note_consumed(&chunk[used.clone()]);
+        self.candidates.feed(before, || chunk.slice(used))?;
         let chosen = match step.stop {
-            Stop::End => self.candidates.choose_at_member_end(self.blocks.stream()),
-            Stop::More | Stop::Block { .. } => self.candidates.choose(self.blocks.stream()),
+            Stop::End => self.candidates.choose_at_member_end(stream)?,
+            Stop::More | Stop::Block { .. } => self.candidates.choose(stream)?,
         };
-        if let Some(chosen) = chosen {
-            self.cut_chosen(chosen, sink);
+        if let Some(draft) = chosen {
+            self.cut(draft);
         }
         match step.stop {
             Stop::More => {}
@@ -131,19 +144,20 @@ impl GzipSpans {
 
     /// Up to where inflate may produce now, and whether block boundaries on the way matter.
     fn next_stop(&self) -> (u64, Until) {
-        let wanted = self.wanted();
-        if self.blocks.stream() < wanted {
-            return (wanted, Until::Full);
-        }
-        (self.candidates.deadline().unwrap_or(self.span_end_max()), Until::Block)
+        let (stream, wanted) = (self.blocks.stream(), self.wanted());
+        self.candidates.next_stop(stream).unwrap_or_else(|| match stream + 1 < wanted {
+            true => (wanted - 1, Until::Full),
+            false => (self.span_end_max(), Until::Block),
+        })
     }
 
-    /// Stream offset from which block boundaries are looked for. After a cut inside a giant block it is the cut itself; but without
-    /// windows nearly every span is chained and hardly a boundary an entry, so there is no haste.
+    /// Stream offset from which block boundaries are looked for: right after the span size, since whether inflate stops at a boundary
+    /// where its output ends depends on the input that it has. After a cut inside a giant block it is the cut itself; but without windows
+    /// nearly every span is chained and hardly a boundary an entry, so there is no haste.
     fn wanted(&self) -> u64 {
         let span = self.last();
-        let hastens = span.start == SpanStart::Chained && self.windows == Windows::Sparse;
-        if hastens { span.stream } else { span.stream + self.span_bytes }
+        let hastens = span.start == SpanStart::Chained && !self.candidates.windowless();
+        if hastens { span.stream } else { span.stream + self.span_bytes + 1 }
     }
 
     fn span_end_max(&self) -> u64 {
@@ -156,13 +170,13 @@ impl GzipSpans {
         if stream < self.wanted() || !self.candidates.admits(stream, self.span_end_max()) {
             return;
         }
-        if self.windows == Windows::None && (unused_bits != 0 || self.last_bytes != FLUSH_MARK) {
+        if self.candidates.windowless() && (unused_bits != 0 || self.last_bytes != FLUSH_MARK) {
             return;
         }
         let (compressed, bit_offset) = checkpoint_place(self.consumed, unused_bits);
-        let window = self.blocks.window(stream - self.member_start);
-        let boundary = Boundary { stream, compressed, bit_offset, first_byte: self.last_bytes[3], window };
-        self.candidates.add(boundary, self.span_end_max());
+        let (end_max, first_byte) = (self.span_end_max(), self.last_bytes[3]);
+        let window = || self.blocks.window(stream - self.member_start);
+        self.candidates.add(stream, end_max, || Boundary { stream, compressed, bit_offset, first_byte, window: window() });
     }
 
     /// Begins the member (or the padding) at the next byte; a cut only where the span before is long enough.
@@ -191,13 +205,6 @@ impl GzipSpans {
         self.cut(SpanDraft { start: SpanStart::Chained, compressed, stream: self.blocks.stream() });
     }
 
-    fn cut_chosen(&mut self, chosen: Chosen, sink: &mut impl StreamSink) {
-        self.cut(chosen.draft);
-        if let Some(window) = chosen.window {
-            sink.window(self.drafts.len() - 1, window);
-        }
-    }
-
     /// A span begins. One that has no bytes yet gets the better start.
     fn cut(&mut self, draft: SpanDraft) {
         if draft.stream == self.last().stream && draft.stream > 0 {
@@ -212,13 +219,11 @@ impl GzipSpans {
         *self.drafts.last().expect("the first draft is made in new, and cut puts one back for each it takes")
     }
 
-    fn note_consumed(&mut self, input: &[u8]) -> Result<(), IndexError> {
-        self.candidates.feed(input).map_err(|error| self.inflate_error(&error))?;
+    fn note_consumed(&mut self, input: &[u8]) {
         self.consumed += input.len() as u64;
         let kept = input.len().min(4);
         self.last_bytes.rotate_left(kept);
         self.last_bytes[4 - kept..].copy_from_slice(&input[input.len() - kept..]);
-        Ok(())
     }
 
     fn inflate_error(&self, error: &InflateError) -> IndexError {

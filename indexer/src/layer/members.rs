@@ -1,15 +1,10 @@
-//! The decoder's end of the stream: tar members out of it, and its blocks on to the hash job.
+//! The tar members of the stream, and how far it has come.
 
 use std::time::{Duration, Instant};
 
-use clip_format::{error::FormatError, limits::WINDOW_BYTES};
-use crossbeam::channel::{Receiver, Sender};
+use clip_format::error::FormatError;
 
-use super::{
-    LayerInput,
-    blocks::{BLOCK_BYTES, StreamSink},
-    hash::{BlockBytes, HashJob},
-};
+use super::LayerInput;
 use crate::{
     error::IndexError,
     progress::{LayerEvent, Progress},
@@ -21,15 +16,13 @@ const REPORT_INTERVAL: Duration = Duration::from_millis(100);
 /// Names, targets, attributes and extents of one layer's members. Source: an index of INDEX_BYTES_MAX could not hold more.
 const METADATA_BYTES_MAX: u64 = 4 << 30;
 
-/// Parses the stream and passes it on.
-pub(super) struct MemberSink<'a> {
+/// Parses the stream and reports its progress.
+pub(super) struct Members<'a> {
     input: &'a LayerInput,
     progress: &'a dyn Progress,
     parser: TarParser,
     entries: Vec<Entry>,
     metadata_bytes: u64,
-    jobs: Sender<HashJob>,
-    used_buffers: Receiver<Vec<u8>>,
     stream: u64,
     reported: Instant,
 }
@@ -46,19 +39,9 @@ impl From<TarError> for MemberError {
     }
 }
 
-impl<'a> MemberSink<'a> {
-    pub(super) fn new(input: &'a LayerInput, progress: &'a dyn Progress, jobs: Sender<HashJob>, used_buffers: Receiver<Vec<u8>>) -> Self {
-        Self {
-            input,
-            progress,
-            parser: TarParser::new(),
-            entries: Vec::new(),
-            metadata_bytes: 0,
-            jobs,
-            used_buffers,
-            stream: 0,
-            reported: Instant::now(),
-        }
+impl<'a> Members<'a> {
+    pub(super) fn new(input: &'a LayerInput, progress: &'a dyn Progress) -> Self {
+        Self { input, progress, parser: TarParser::new(), entries: Vec::new(), metadata_bytes: 0, stream: 0, reported: Instant::now() }
     }
 
     /// The members, once the stream has ended where an archive may end.
@@ -71,6 +54,17 @@ impl<'a> MemberSink<'a> {
         }
         let members = self.parser.members();
         Ok((self.entries, members))
+    }
+
+    /// Takes the next stream bytes; `compressed` bytes of the blob are used.
+    ///
+    /// # Errors
+    /// What is no tar member, with its place.
+    pub(super) fn push(&mut self, bytes: &[u8], compressed: u64) -> Result<(), IndexError> {
+        self.parse(bytes).map_err(|error| self.to_error(error))?;
+        self.stream += bytes.len() as u64;
+        self.report(compressed);
+        Ok(())
     }
 
     fn parse(&mut self, bytes: &[u8]) -> Result<(), MemberError> {
@@ -105,25 +99,6 @@ impl<'a> MemberSink<'a> {
             self.reported = Instant::now();
             self.progress.layer(self.input.index, LayerEvent::Advanced { compressed, stream: self.stream });
         }
-    }
-}
-
-impl StreamSink for MemberSink<'_> {
-    fn block(&mut self, bytes: BlockBytes, cuts: Vec<usize>, compressed: u64) -> Result<(), IndexError> {
-        self.parse(bytes.as_slice()).map_err(|error| self.to_error(error))?;
-        self.stream += bytes.as_slice().len() as u64;
-        self.report(compressed);
-        // A closed channel means that the hash job failed: its own error is reported when it is joined.
-        let _ = self.jobs.send(HashJob::Block { bytes, cuts });
-        Ok(())
-    }
-
-    fn window(&mut self, span: usize, window: Box<[u8; WINDOW_BYTES]>) {
-        let _ = self.jobs.send(HashJob::Window { span, window });
-    }
-
-    fn buffer(&mut self) -> Vec<u8> {
-        self.used_buffers.try_recv().unwrap_or_else(|_| vec![0; BLOCK_BYTES])
     }
 }
 

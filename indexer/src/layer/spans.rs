@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use clip_format::{checkpoints::SpanStart, digest::Digest, error::FormatError, limits::STREAM_BYTES_MAX, units::CompressedOffset};
 
-use super::{blocks::StreamSink, hash::BlockBytes};
+use super::{blocks::StreamSink, stream::BlockBytes};
 use crate::error::IndexError;
 
 /// A span without its digest and window.

@@ -2,18 +2,14 @@
 use std::io::Write as _;
 
 use clip_engine::inflate::{Inflate, Stop, Until};
-use clip_format::{
-    checkpoints::SpanStart,
-    limits::WINDOW_BYTES,
-    windows::{compress_window, expand_window},
-};
+use clip_format::{checkpoints::SpanStart, limits::WINDOW_BYTES, windows::expand_window};
 use flate2::{Compression, FlushCompress, write::GzEncoder};
 
 use super::{
     blocks::{BLOCK_BYTES, StreamSink},
     gzip::GzipSpans,
-    hash::BlockBytes,
     spans::SpanDraft,
+    stream::BlockBytes,
     *,
 };
 
@@ -26,7 +22,8 @@ struct Kept {
     stream: Vec<u8>,
     stream_len: u64,
     discard: bool,
-    windows: Vec<(usize, Box<[u8; WINDOW_BYTES]>)>,
+    /// By stream offset, as they are stored.
+    windows: Frames,
     cuts: Vec<u64>,
 }
 
@@ -38,10 +35,6 @@ impl StreamSink for Kept {
             self.stream.extend_from_slice(bytes.as_slice());
         }
         Ok(())
-    }
-
-    fn window(&mut self, span: usize, window: Box<[u8; WINDOW_BYTES]>) {
-        self.windows.push((span, window));
     }
 
     fn buffer(&mut self) -> Vec<u8> {
@@ -72,13 +65,30 @@ fn gzip(bytes: &[u8], level: u32) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
+/// What the decoder makes of `blob`, with a jury beside it as in the pipeline.
+fn decoded(blob: &[u8], chunk: usize, span_bytes: u64, windows: Windows, kept: &mut Kept) -> Result<(Vec<SpanDraft>, u64), IndexError> {
+    let (told_sender, told) = bounded(TOLD_MAX);
+    let (verdict_sender, verdicts) = bounded(1);
+    thread::scope(|scope| {
+        let jury = scope.spawn(move || jury::judge_rounds(LAYER, &told, &verdict_sender));
+        let judged = match windows {
+            Windows::Sparse => Judged::Beside { told: told_sender, verdicts },
+            Windows::None => {
+                drop(told_sender);
+                Judged::Windowless(Box::default())
+            }
+        };
+        let mut spans = GzipSpans::new(LAYER, span_bytes, judged);
+        let pushed = blob.chunks(chunk).try_for_each(|piece| spans.push(&Bytes::copy_from_slice(piece), kept));
+        let finished = pushed.and_then(|()| spans.finish(kept));
+        kept.windows = jury.join().unwrap()?;
+        finished
+    })
+}
+
 fn cut(blob: &[u8], chunk: usize, windows: Windows) -> (Vec<SpanDraft>, u64, Kept) {
     let mut kept = Kept::default();
-    let mut spans = GzipSpans::new(LAYER, SPAN, windows);
-    for piece in blob.chunks(chunk) {
-        spans.push(piece, &mut kept).unwrap();
-    }
-    let (mut drafts, len) = spans.finish(&mut kept).unwrap();
+    let (mut drafts, len) = decoded(blob, chunk, SPAN, windows, &mut kept).unwrap();
     let starts: Vec<u64> = drafts.iter().skip(1).map(|draft| draft.stream).collect();
     assert_eq!(kept.cuts, starts, "the hash job's spans are the table's");
     if drafts.last().is_some_and(|draft| draft.stream == len) {
@@ -130,8 +140,7 @@ fn check_resumes(what: &str, blob: &[u8], plain: &[u8], windows: Windows) -> usi
             if draft.start == SpanStart::Chained {
                 continue;
             }
-            let window = kept.windows.iter().find(|(span, _)| *span == place).map(|(_, window)| &**window);
-            let frame = window.map(|window| compress_window(window).unwrap()).unwrap_or_default();
+            let frame = kept.windows.iter().find(|(at, _)| *at == draft.stream).map(|(_, frame)| frame.clone()).unwrap_or_default();
             let range = WindowRange { offset: 0, len: frame.len() as u32 };
             // A window that is stored as nothing is one of zeros: zlib takes no distance that reaches past its history.
             let stored = expand_window(&frame, range).unwrap().unwrap_or_else(|| Box::new([0; WINDOW_BYTES]));
@@ -221,13 +230,14 @@ fn a_checkpoint_after_zeros_resumes_with_a_window_of_zeros() {
     let blob = flushed(&plain, FlushCompress::Sync);
     let (drafts, _, kept) = cut(&blob, blob.len(), Windows::Sparse);
     assert!(!kept.windows.is_empty());
-    for (span, window) in &kept.windows {
-        assert!(compress_window(window).unwrap().is_empty(), "span {span}: a window of zeros takes no bytes");
-        let SpanStart::Deflate { bit_offset, .. } = drafts[*span].start else { panic!("span {span}: a window, but no checkpoint") };
-        let place = drafts[*span].compressed.get() as usize;
+    for (at, frame) in &kept.windows {
+        assert!(frame.is_empty(), "stream offset {at}: a window of zeros takes no bytes");
+        let draft = drafts.iter().find(|draft| draft.stream == *at).unwrap();
+        let SpanStart::Deflate { bit_offset, .. } = draft.start else { panic!("stream offset {at}: a window, but no checkpoint") };
+        let place = draft.compressed.get() as usize;
         let mut bare = Inflate::raw(None, bit_offset, blob[place]);
         bare.step(&blob[place + usize::from(bit_offset > 0)..], &mut [0; 1000], Until::Full).unwrap_err();
-        assert!(resume(&blob, &drafts[*span], Some(&[0; WINDOW_BYTES])) == plain[drafts[*span].stream as usize..]);
+        assert!(resume(&blob, draft, Some(&[0; WINDOW_BYTES])) == plain[draft.stream as usize..]);
     }
     check_resumes("zeros", &blob, &plain, Windows::Sparse);
 }
@@ -288,11 +298,7 @@ fn a_giant_block_is_cut_in_bounded_memory() {
     }
     let blob = encoder.finish().unwrap();
     let mut kept = Kept { discard: true, ..Kept::default() };
-    let mut spans = GzipSpans::new(LAYER, 1 << 20, Windows::Sparse);
-    for chunk in blob.chunks(65_536) {
-        spans.push(chunk, &mut kept).unwrap();
-    }
-    let (drafts, len) = spans.finish(&mut kept).unwrap();
+    let (drafts, len) = decoded(&blob, 65_536, 1 << 20, Windows::Sparse, &mut kept).unwrap();
     assert_eq!((len, kept.stream_len), (1 << 30, 1 << 30));
     assert!(drafts.windows(2).all(|pair| pair[1].stream - pair[0].stream <= 2 << 20));
     assert!(drafts.len() >= 512);
@@ -304,8 +310,7 @@ fn bad_blobs_are_told() {
     let blob = gzip(&sample(300_000), 6);
     let push = |blob: &[u8]| {
         let mut kept = Kept::default();
-        let mut spans = GzipSpans::new(LAYER, SPAN, Windows::Sparse);
-        spans.push(blob, &mut kept).and_then(|()| spans.finish(&mut kept).map(|_| ()))
+        decoded(blob, blob.len(), SPAN, Windows::Sparse, &mut kept).map(|_| ())
     };
     assert!(push(&blob[..blob.len() - 1]).unwrap_err().to_string().contains("end of the blob"));
     let mut damaged = blob.clone();
