@@ -19,9 +19,9 @@ use crate::{
     setup::{self, Scale, Setup},
 };
 
-/// After so many mounts the owner's memory is looked at.
-const COUNTS: [usize; 4] = [1, 10, 100, 1000];
-const COUNTS_TINY: [usize; 2] = [1, 3];
+/// After each power of ten, and after the last mount, the owner's memory is looked at.
+const MOUNTS: u32 = 1000;
+const MOUNTS_TINY: u32 = 3;
 /// Different images over the same layers, when there are several: each with other spans.
 const IMAGES: u64 = 4;
 /// MiB of anonymous memory a further mount. Source: the bar of the design.
@@ -31,10 +31,12 @@ const MEMORY_BAR: f64 = 2.0;
 ///
 /// # Errors
 /// Every kind.
-pub(super) fn measure(setup: &Setup, program: &Path, findings: &mut Findings) -> Result<()> {
-    let counts = if setup.scale == Scale::Tiny { &COUNTS_TINY[..] } else { &COUNTS[..] };
+pub(super) fn measure(setup: &Setup, most: Option<u32>, program: &Path, findings: &mut Findings) -> Result<()> {
+    let most = most.unwrap_or(if setup.scale == Scale::Tiny { MOUNTS_TINY } else { MOUNTS }) as usize;
+    let mut counts: Vec<usize> = (0..4).map(|power| 10_usize.pow(power)).filter(|count| *count < most).collect();
+    counts.push(most);
     let one = vec![setup.clip.path.clone()];
-    mounts(setup, program, &one, counts, "one", "of one image", findings)?;
+    mounts(setup, program, &one, &counts, "one", "of one image", findings)?;
     let Some(made) = &setup.made else { return Ok(()) };
     let dir = setup.fresh_dir()?;
     let mut several = one;
@@ -45,7 +47,7 @@ pub(super) fn measure(setup: &Setup, program: &Path, findings: &mut Findings) ->
         write_clip(&path, &setup::index_with(&options)?.clip)?;
         several.push(path);
     }
-    mounts(setup, program, &several, counts, "several", &format!("of {IMAGES} images in turn"), findings)
+    mounts(setup, program, &several, &counts, "several", &format!("of {IMAGES} images in turn"), findings)
 }
 
 fn mounts(setup: &Setup, program: &Path, clips: &[PathBuf], counts: &[usize], id: &str, what: &str, findings: &mut Findings) -> Result<()> {
