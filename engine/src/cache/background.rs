@@ -5,8 +5,8 @@ use std::{
     thread::{self, JoinHandle},
 };
 
-/// How much less than everything else the background threads count, nice(1). Source: hashing 133 MB (1,000,000 files) beside the first
-/// readers of a mount on 2 cores delayed a first `ls` of 1,000 names from 0.2 to 18 ms.
+/// How much less than everything else the background threads count, nice(1). Source: judgement: hashing the index of 1,000,000 files
+/// (133 MB) takes a core for some 30 ms, which the first readers of the mount need more.
 const BACKGROUND_NICE: i32 = 19;
 
 /// The threads of one engine that do such work. Dropping it waits for them: nothing touches the directory once it is another owner's.
