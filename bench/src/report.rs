@@ -382,9 +382,9 @@ impl fmt::Display for Shown {
 #[must_use]
 pub fn short(value: f64) -> String {
     match value.abs() {
-        value if value >= 1000.0 => format!("{:.0}", value.round()),
-        value if value >= 100.0 => format!("{value:.1}"),
-        value if value >= 10.0 => format!("{value:.2}"),
+        size if size >= 1000.0 => format!("{:.0}", value.round()),
+        size if size >= 100.0 => format!("{value:.1}"),
+        size if size >= 10.0 => format!("{value:.2}"),
         _ => format!("{value:.3}"),
     }
 }
@@ -468,6 +468,12 @@ mod tests {
     fn a_spread_is_ordered() {
         assert_eq!(Spread::of(&[3.0, 1.0, 2.0]), Spread { min: 1.0, median: 2.0, max: 3.0, runs: 3 });
         assert_eq!(Spread::of(&[4.0, 2.0]).median, 3.0);
+    }
+
+    /// Claim: a difference below zero is shown as one.
+    #[test]
+    fn a_sign_is_shown() {
+        assert_eq!([-25.57, -0.5, 1234.5].map(short), ["-25.57", "-0.500", "1235"]);
     }
 
     /// Claim: percentiles are values that were measured, by the nearest rank.

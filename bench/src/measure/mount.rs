@@ -27,14 +27,18 @@ const IN_PROCESS: &str = "the same in this process, without the program";
 
 /// `clip-bench mount`
 #[derive(Clone, Debug, Default, clap::Args)]
-pub struct MountArgs {}
+pub struct MountArgs {
+    /// Mounts by one owner, at most [default: 1000; 3 with --tiny]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..=10_000))]
+    pub mounts: Option<u32>,
+}
 
 /// Times to the first stat: the first mount ever of an image on a node, and one whose index is expanded already; in this process, and
 /// by the `clip` program where it was found.
 ///
 /// # Errors
 /// Every kind.
-pub fn measure(setup: &Setup, _args: &MountArgs) -> Result<Findings> {
+pub fn measure(setup: &Setup, args: &MountArgs) -> Result<Findings> {
     let mut findings = Findings::default();
     if let Some(reason) = machine::no_mounts() {
         findings.skipped.push(format!("mount: {reason}"));
@@ -60,7 +64,7 @@ pub fn measure(setup: &Setup, _args: &MountArgs) -> Result<Findings> {
         findings.figures.push(figure("mount.program.first", what, cold, &times.program_first, IN_PROCESS, &times.first));
         let what = "clip mount with an expanded index, to the first stat";
         findings.figures.push(figure("mount.program.expanded", what, warm, &times.program_expanded, IN_PROCESS, &times.expanded));
-        many::measure(setup, program, &mut findings)?;
+        many::measure(setup, args.mounts, program, &mut findings)?;
     } else {
         findings.skipped.push("mount by program: no clip beside clip-bench; build it or pass --clip-program".to_owned());
     }

@@ -9,7 +9,6 @@ use std::{
 
 use anyhow::Result;
 use clip_indexer::write_clip;
-use rustix::mount::UnmountFlags;
 
 use super::stat_hash;
 use crate::{
@@ -20,34 +19,24 @@ use crate::{
     setup::{self, Scale, Setup},
 };
 
-/// After so many mounts the owner's memory is looked at.
-const COUNTS: [usize; 4] = [1, 10, 100, 1000];
-const COUNTS_TINY: [usize; 2] = [1, 3];
+/// After each power of ten, and after the last mount, the owner's memory is looked at.
+const MOUNTS: u32 = 1000;
+const MOUNTS_TINY: u32 = 3;
 /// Different images over the same layers, when there are several: each with other spans.
 const IMAGES: u64 = 4;
 /// MiB of anonymous memory a further mount. Source: the bar of the design.
 const MEMORY_BAR: f64 = 2.0;
 
-/// Mounts that are taken away when this is dropped.
-struct Mounts(Vec<PathBuf>);
-
-impl Drop for Mounts {
-    fn drop(&mut self) {
-        for mountpoint in &self.0 {
-            // After an orderly umount nothing is there.
-            let _ = rustix::mount::unmount(mountpoint, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW);
-        }
-    }
-}
-
 /// Adds times and memory of many mounts of one image, and of several.
 ///
 /// # Errors
 /// Every kind.
-pub(super) fn measure(setup: &Setup, program: &Path, findings: &mut Findings) -> Result<()> {
-    let counts = if setup.scale == Scale::Tiny { &COUNTS_TINY[..] } else { &COUNTS[..] };
+pub(super) fn measure(setup: &Setup, most: Option<u32>, program: &Path, findings: &mut Findings) -> Result<()> {
+    let most = most.unwrap_or(if setup.scale == Scale::Tiny { MOUNTS_TINY } else { MOUNTS }) as usize;
+    let mut counts: Vec<usize> = (0..4).map(|power| 10_usize.pow(power)).filter(|count| *count < most).collect();
+    counts.push(most);
     let one = vec![setup.clip.path.clone()];
-    mounts(setup, program, &one, counts, "one", "of one image", findings)?;
+    mounts(setup, program, &one, &counts, "one", "of one image", findings)?;
     let Some(made) = &setup.made else { return Ok(()) };
     let dir = setup.fresh_dir()?;
     let mut several = one;
@@ -58,14 +47,13 @@ pub(super) fn measure(setup: &Setup, program: &Path, findings: &mut Findings) ->
         write_clip(&path, &setup::index_with(&options)?.clip)?;
         several.push(path);
     }
-    mounts(setup, program, &several, counts, "several", &format!("of {IMAGES} images in turn"), findings)
+    mounts(setup, program, &several, &counts, "several", &format!("of {IMAGES} images in turn"), findings)
 }
 
 fn mounts(setup: &Setup, program: &Path, clips: &[PathBuf], counts: &[usize], id: &str, what: &str, findings: &mut Findings) -> Result<()> {
     let (cache, dir) = (setup.fresh_dir()?, setup.fresh_dir()?);
-    let (mut all, mut times, mut memory, mut work) = (Mounts(Vec::new()), Vec::new(), Vec::new(), SameWork::default());
+    let (mut all, mut times, mut memory, mut work) = (Vec::new(), Vec::new(), Vec::new(), SameWork::default());
     let most = counts.last().copied().unwrap_or(1);
-    let mut first = None;
     for number in 0..most {
         let (mountpoint, clip) = (dir.path().join(format!("{number:04}")), &clips[number % clips.len()]);
         fs::create_dir(&mountpoint)?;
@@ -75,20 +63,14 @@ fn mounts(setup: &Setup, program: &Path, clips: &[PathBuf], counts: &[usize], id
             Ok(mounted)
         })?;
         times.push(took);
-        all.0.push(mountpoint);
         if counts.contains(&(number + 1)) {
             memory.push((number + 1, machine::anonymous_kib(mounted.owner()?)?));
         }
-        if first.is_none() {
-            first = Some(mounted);
-        } else {
-            // The mount stays; `all` sees to it.
-            std::mem::forget(mounted);
-        }
+        all.push(mounted);
     }
     let mut command = Command::new(program);
-    node::run(command.arg("umount").args(&all.0))?;
-    drop((all, first));
+    node::run(command.arg("umount").args(all.iter().map(NodeMount::mountpoint)))?;
+    drop(all);
     node::wait_for_owner(cache.path())?;
     add(id, what, &times, &memory, &work.hash(), findings);
     Ok(())
