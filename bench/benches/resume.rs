@@ -11,7 +11,7 @@ use clip_format::{storage_info::Codec, units::SpanIndex};
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 
 fn checkpoints(criterion: &mut Criterion) {
-    let setup = Setup::new(&Common::tiny(), 0).expect("the tiny corpus can be made");
+    let setup = Setup::new(&Common { corpus_mib: Some(64), ..Common::tiny() }, 0).expect("the corpus can be made");
     let made = setup.made.as_ref().expect("an image made for the run");
     let (table, blob) = (setup.large_table(), &made.corpus.layers[LARGE_LAYER].blob);
     // The first span has no window, the last is short.
@@ -36,8 +36,16 @@ fn checkpoints(criterion: &mut Criterion) {
         bencher.iter_batched(|| spans[draws.below(spans.len() as u64) as usize], decode, BatchSize::SmallInput);
     });
     group.throughput(Throughput::Bytes(made.corpus.layers[LARGE_LAYER].stream_bytes));
-    group.bench_function("floor: plain inflate of the layer", |bencher| {
-        bencher.iter(|| floor::inflate(Codec::Gzip, blob).expect("a blob of the corpus"))
+    group.bench_function("floor: plain inflate and BLAKE3 of the layer", |bencher| {
+        bencher.iter(|| {
+            let mut hasher = blake3::Hasher::new();
+            let hash = |bytes: &[u8]| {
+                hasher.update(bytes);
+                Ok(())
+            };
+            floor::decode(Codec::Gzip, blob, hash).expect("a blob of the corpus");
+            hasher.finalize()
+        });
     });
     group.finish();
 }

@@ -13,7 +13,7 @@ const SPANS: u32 = 5000;
 const ASKED: u32 = 2;
 
 fn offsets(criterion: &mut Criterion) {
-    let setup = Setup::new(&Common::tiny(), 0).expect("the tiny corpus can be made");
+    let setup = Setup::new(&Common { corpus_mib: Some(64), ..Common::tiny() }, 0).expect("the corpus can be made");
     let table = setup.large_table();
     let starts: Vec<u64> = (0..table.len()).map(|span| table.stream_range(SpanIndex(span)).start).collect();
     let find = |offset: u64| {

@@ -72,7 +72,7 @@ pub struct Shape {
     /// At most RATE down all connections together (100MB; a second)
     #[arg(long, global = true, value_name = "RATE", value_parser = parse_rate, help_heading = "Shaper between clip and the registry")]
     pub bandwidth: Option<u64>,
-    /// Starve the first N connections: at most RATE down each of them [default RATE: 1MiB]
+    /// Starve the first N connections of each run: at most RATE down each of them [default RATE: 1MiB]
     #[arg(long, global = true, value_name = "N[:RATE]", value_parser = parse_starve, help_heading = "Shaper between clip and the registry")]
     pub starve: Option<Starve>,
 }

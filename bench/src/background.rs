@@ -29,15 +29,14 @@ pub struct Background {
 }
 
 impl Background {
-    /// Listens on a free port of loopback. `make` runs on the server's thread and gives what serves each connection; its second
-    /// argument counts them from 0.
+    /// Listens on a free port of loopback. `make` runs on the server's thread and gives what serves each connection.
     ///
     /// # Errors
     /// The system's.
     pub fn start<M, S, F>(name: &str, make: M) -> Result<Self>
     where
         M: FnOnce() -> S + Send + 'static,
-        S: FnMut(TcpStream, u64) -> F + 'static,
+        S: FnMut(TcpStream) -> F + 'static,
         F: Future<Output = ()> + 'static,
     {
         let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).context("listen on loopback")?;
@@ -84,15 +83,15 @@ impl Drop for Background {
 
 async fn accept<S, F>(listener: std::net::TcpListener, mut serve: S)
 where
-    S: FnMut(TcpStream, u64) -> F,
+    S: FnMut(TcpStream) -> F,
     F: Future<Output = ()> + 'static,
 {
     let Ok(listener) = TcpListener::from_std(listener) else { return };
-    for number in 0.. {
+    loop {
         // A connection that went away before it was accepted is its client's affair.
         let Ok((stream, _)) = listener.accept().await else { continue };
         // Without it the last part of an answer may wait for an acknowledgement. A refusal only costs time.
         let _ = stream.set_nodelay(true);
-        tokio::task::spawn_local(serve(stream, number));
+        tokio::task::spawn_local(serve(stream));
     }
 }

@@ -39,6 +39,8 @@ pub struct Origin {
     repository: String,
     manifest: Digest,
     shaper: Option<Shaper>,
+    /// The same for the plain loops, which have one connection: it is never starved.
+    loop_shaper: Option<Shaper>,
     relay: Option<Relay>,
     /// Of the registry of this process, behind the shaper if there is one.
     registry: Option<SocketAddr>,
@@ -55,15 +57,19 @@ impl Origin {
         let (sources, repository, local) = sources(info)?;
         ensure!(!local || shape.is_none(), "the image is local: there is no network between it and clip that could be shaped");
         let own = registry.map(Registry::address);
-        let (relay, shaper) = match (shape.is_none(), own) {
-            (true, _) => (None, None),
-            (false, Some(own)) => (None, Some(Shaper::start(own, shape)?)),
-            (false, None) => {
-                let reference = reference(info).context("a registry to shape")?;
-                let relay = Relay::start(reference, &info.layers)?;
-                let shaper = Shaper::start(relay.address(), shape)?;
-                (Some(relay), Some(shaper))
-            }
+        let mut relay = None;
+        let (shaper, loop_shaper) = if shape.is_none() {
+            (None, None)
+        } else {
+            let upstream = match own {
+                Some(own) => own,
+                None => {
+                    let reference = reference(info).context("a registry to shape")?;
+                    relay.insert(Relay::start(reference, &info.layers)?).address()
+                }
+            };
+            let unstarved = Shape { starve: None, ..shape.clone() };
+            (Some(Shaper::start(upstream, shape)?), Some(Shaper::start(upstream, &unstarved)?))
         };
         Ok(Self {
             blobs: sources.iter().map(|_| OnceLock::new()).collect(),
@@ -75,6 +81,7 @@ impl Origin {
             registry: own,
             relay,
             shaper,
+            loop_shaper,
         })
     }
 
@@ -83,6 +90,13 @@ impl Origin {
     #[must_use]
     pub fn address(&self) -> Option<SocketAddr> {
         self.shaper.as_ref().map(Shaper::address).or(self.registry)
+    }
+
+    /// Called before each engine or program that is measured: the connections that it opens next are the first ones again.
+    pub fn begin_round(&self) {
+        if let Some(shaper) = &self.shaper {
+            shaper.begin_round();
+        }
     }
 
     /// Whether a shaper stands before the layers.
@@ -113,7 +127,8 @@ impl Origin {
     /// What shaper and relay have spent on a core so far; they share the cores with what is measured.
     #[must_use]
     pub fn cpu(&self) -> Duration {
-        self.shaper.as_ref().map(Shaper::cpu).unwrap_or_default() + self.relay.as_ref().map(Relay::cpu).unwrap_or_default()
+        let shapers = [&self.shaper, &self.loop_shaper].into_iter().flatten();
+        shapers.map(Shaper::cpu).sum::<Duration>() + self.relay.as_ref().map(Relay::cpu).unwrap_or_default()
     }
 
     /// The blob of `layer` in memory; fetched past the shaper when first asked for.
@@ -136,7 +151,7 @@ impl Origin {
     /// The system's.
     pub fn ranges(&self, layer: LayerIndex) -> Result<Ranges> {
         let at = usize::from(layer.get());
-        match self.address() {
+        match self.loop_shaper.as_ref().map(Shaper::address).or(self.registry) {
             Some(address) => {
                 let digest = self.digests.get(at).context("no such layer")?;
                 Ranges::connect(address, &format!("/v2/{}/blobs/{digest}", self.repository))

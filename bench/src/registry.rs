@@ -111,7 +111,7 @@ impl Registry {
         let shelf = Arc::new(Shelf { objects, requests: AtomicU64::new(0), bytes: AtomicU64::new(0) });
         let serving = shelf.clone();
         let plain = Background::start("bench-registry", move || {
-            move |stream, _| {
+            move |stream| {
                 let shelf = serving.clone();
                 async move { serve(shelf, TokioIo::new(stream)).await }
             }
@@ -121,7 +121,7 @@ impl Registry {
         ca_file.write_all(certificate.as_bytes()).context("write the CA")?;
         let serving = shelf.clone();
         let tls = Background::start("bench-registry", move || {
-            move |stream, _| {
+            move |stream| {
                 let (shelf, acceptor) = (serving.clone(), acceptor.clone());
                 async move {
                     // A client that does not like the certificate says so itself.

@@ -46,7 +46,7 @@ impl Relay {
         let sizes = layers.iter().map(|layer| (layer.digest.to_string(), layer.compressed_size)).collect();
         let behind = Arc::new(Behind { client, reference, sizes });
         let background = Background::start("bench-relay", move || {
-            move |stream, _| {
+            move |stream| {
                 let behind = behind.clone();
                 async move {
                     let service = service_fn(move |request| {

@@ -196,11 +196,12 @@ impl Setup {
         tempfile::Builder::new().prefix("run-").tempdir_in(self.scratch.path()).context("make a directory in the scratch space")
     }
 
-    /// An engine with default settings over `cache`, and the image opened in it.
+    /// An engine with default settings over `cache`, and the image opened in it. A new round for the shaper.
     ///
     /// # Errors
     /// The engine's.
     pub fn open(&self, cache: &Path) -> Result<(Engine, Arc<Image>)> {
+        self.origin.begin_round();
         let engine = Engine::start(EngineConfig::new(cache.to_owned()))?;
         let image = engine.open_image(&self.clip.path, &self.origin.image_options()?)?;
         Ok((engine, image))

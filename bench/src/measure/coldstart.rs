@@ -211,6 +211,7 @@ impl Bench<'_> {
 
     fn mount_arguments(&self, profile: Option<&Path>) -> Result<Vec<String>> {
         let mut more = Vec::new();
+        self.subject.origin.begin_round();
         if let Some(reference) = self.subject.origin.store_ref() {
             more.extend(["--store-ref".to_owned(), reference]);
         }

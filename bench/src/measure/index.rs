@@ -219,6 +219,7 @@ impl Bench<'_> {
     fn run(&self, by: By, reference: &str, runs: &mut Runs, work: &mut SameWork) -> Result<()> {
         let bytes = self.made.corpus.stream_bytes(self.image.tag());
         let (floor, ()) = costed(|| inflate_layers(&self.made.corpus, self.image.tag()))?;
+        self.setup.origin.begin_round();
         let (registry, shaper) = (self.made.registry.served(), self.setup.origin.cpu());
         let (cost, (hash, windows_share)) = match by {
             By::Library => by_library(reference, bytes)?,
