@@ -3,7 +3,11 @@
 use std::{
     ops::Range,
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError, mpsc},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
 };
 
 use bytes::Bytes;
@@ -25,6 +29,7 @@ use crate::{
     error::EngineError,
     image_layer::ImageLayer,
     metrics::count,
+    neighbour::Reader,
     plan, read,
     readahead::{History, Limits},
     record::Recorder,
@@ -79,6 +84,8 @@ pub struct Image {
     layers: Vec<Arc<ImageLayer>>,
     damage: Damage,
     recorder: Option<Recorder>,
+    /// A profile says what will be needed.
+    guided: AtomicBool,
     threads: Arc<Threads>,
 }
 
@@ -96,7 +103,7 @@ impl Image {
     ) -> Self {
         let ExpandedImage { index, storage_info, checkpoints, windows: _, damage } = expanded;
         let recorder = options.record.then(|| Recorder::new(&checkpoints));
-        Self { id, options, index, storage_info, checkpoints, layers, damage, recorder, threads }
+        Self { id, options, index, storage_info, checkpoints, layers, damage, recorder, guided: AtomicBool::new(false), threads }
     }
 
     /// BLAKE3 of the `.clip`'s header, which holds the BLAKE3 of every section.
@@ -169,7 +176,9 @@ impl Image {
             return None;
         }
         let bytes = store.file.mapped(range.start, range.end)?;
-        store.note_used(spans);
+        if store.note_used(spans.clone()) {
+            self.bring_neighbour(layer, &spans);
+        }
         self.core().counters.reads_present.add(1);
         self.core().counters.bytes_read.add(bytes.len() as u64);
         Some(bytes)
@@ -179,6 +188,18 @@ impl Image {
     ///
     /// Errors, through `done`: `Layer` for a layer or range that the image does not have; every kind from the fetch.
     pub fn read(self: &Arc<Self>, layer: LayerIndex, range: Range<u64>, done: ReadDone) {
+        self.read_for(Reader::Other, layer, range, done);
+    }
+
+    /// As [`Self::read`], for a reader of a file that ends at `file_end` of the stream. One that loads whole files or large pieces of them
+    /// is also brought what stands beside what it misses, as long as that proves useful.
+    pub fn read_in_file(self: &Arc<Self>, layer: LayerIndex, range: Range<u64>, file_end: u64, done: ReadDone) {
+        let guesses = !self.guided.load(Ordering::Relaxed) && self.core().config.read_ahead_bytes_max > 0;
+        let reader = if guesses { Reader::of(&range, file_end) } else { Reader::Other };
+        self.read_for(reader, layer, range, done);
+    }
+
+    fn read_for(self: &Arc<Self>, reader: Reader, layer: LayerIndex, range: Range<u64>, done: ReadDone) {
         if range.start == range.end {
             return done(Ok(Bytes::new()));
         }
@@ -187,7 +208,7 @@ impl Image {
                 if let Some(recorder) = &self.recorder {
                     recorder.note(layer, spans.clone());
                 }
-                read::start(self.core(), of, range, spans, done);
+                read::start(self.core(), of, reader, range, spans, done);
             }
             Err(error) => {
                 count(&self.core().counters.reads_failed, 1);
@@ -245,6 +266,16 @@ impl Image {
         }
     }
 
+    /// A reader has used a neighbour that was brought with a missed span: the next one is worth a guess, too.
+    fn bring_neighbour(&self, layer: LayerIndex, spans: &Range<u32>) {
+        let of = &self.layers[usize::from(layer.get())];
+        if !self.guided.load(Ordering::Relaxed)
+            && let Some(span) = of.store.neighbour_of(spans)
+        {
+            self.core().read_ahead(of, span.get()..span.get() + 1);
+        }
+    }
+
     /// Brings everything of the image that is absent, layer by layer in stream order, whenever readers leave room.
     ///
     /// Cost: returns at once. Cancelled by dropping what is given back.
@@ -273,6 +304,8 @@ impl Image {
     #[must_use = "dropping it cancels the replay"]
     pub fn replay(self: &Arc<Self>, profile: &Profile) -> BackgroundHandle {
         let parts = replay::parts(profile, &profile.fit(&self.digests()), self.checkpoints.layers());
+        // What the profile does not name was not needed: no guesses beside it.
+        self.guided.store(!parts.is_empty(), Ordering::Relaxed);
         let run = |part: replay::Part| Run { layer: self.layers[usize::from(part.layer.get())].clone(), spans: part.spans };
         self.core().background(Purpose::Replay, parts.into_iter().map(run).collect(), None)
     }

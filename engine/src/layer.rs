@@ -20,6 +20,7 @@ use crate::{
     error::EngineError,
     line_limit::LineLimit,
     metrics::{Counters, count},
+    neighbour::Neighbours,
     progress::Progress,
     quota::Quota,
     read::PendingRead,
@@ -50,6 +51,8 @@ pub(crate) struct LayerStore {
     pub(crate) backlog: Backlog,
     /// Spans that nobody has read yet though they were brought.
     pub(crate) unread: Unread,
+    /// Those of them that were brought as neighbours of what was missed.
+    neighbours: Neighbours,
     /// Where bytes of spans are decoded to, and read to.
     pub(crate) buffers: Arc<Buffers>,
     pub(crate) progress: Progress,
@@ -99,6 +102,7 @@ impl LayerStore {
             connections: connections(connections_max),
             backlog: Backlog::default(),
             unread: Unread::new(table.len()),
+            neighbours: Neighbours::new(table.len()),
             buffers: tended.buffers.clone(),
             progress: Progress::default(),
             failed_fetches: AtomicU64::new(0),
@@ -205,15 +209,28 @@ impl LayerStore {
 
     /// A reader uses `spans`: what of them was brought before anybody asked is needed after all.
     ///
+    /// True when a neighbour that was brought with a missed span is among them.
+    ///
     /// Cost: one load where nothing of the layer waits to be read.
-    pub(crate) fn note_used(&self, spans: Range<u32>) {
+    pub(crate) fn note_used(&self, spans: Range<u32>) -> bool {
         if self.unread.is_empty() {
-            return;
+            return false;
         }
+        let mut was_guessed = false;
         for span in spans.map(SpanIndex).filter(|&span| self.unread.remove(span)) {
             count(&self.counters.spans_prefetched_used, 1);
             self.note_needed(span);
+            was_guessed |= self.neighbours.note_used(span);
         }
+        was_guessed
+    }
+
+    /// The absent neighbour of `spans` that is worth bringing now, which counts as brought.
+    pub(crate) fn neighbour_of(&self, spans: &Range<u32>) -> Option<SpanIndex> {
+        let is_absent = |span: SpanIndex| span.get() < self.table.len() && self.states.get(span) == SpanState::Absent;
+        let span = self.neighbours.of(spans, is_absent)?;
+        self.neighbours.note_brought(span);
+        Some(span)
     }
 
     /// A reader has asked for `span`, which was absent.

@@ -28,6 +28,7 @@ mod layer;
 mod line_limit;
 pub mod memory;
 pub mod metrics;
+mod neighbour;
 mod plan;
 mod priority;
 mod progress;

@@ -18,6 +18,7 @@ use crate::{
     image_layer::ImageLayer,
     layer::Obtained,
     metrics::count,
+    neighbour::Reader,
 };
 
 /// Times that a read starts over, for each of its spans, with its own source after another image's fetch of it failed.
@@ -74,18 +75,18 @@ impl From<Gathered> for Bytes {
 }
 
 /// Starts a read of `range`, which lies in the stream and in `spans`; `done` may be called before this returns.
-pub(crate) fn start(core: &Arc<Core>, layer: &Arc<ImageLayer>, range: Range<u64>, spans: Range<u32>, done: ReadDone) {
+pub(crate) fn start(core: &Arc<Core>, layer: &Arc<ImageLayer>, reader: Reader, range: Range<u64>, spans: Range<u32>, done: ReadDone) {
     let (missing, retries) = (spans.len(), RETRIES_MAX * spans.len());
     let progress = Progress { bytes: Gathered::Nothing, missing, retries, waited: false, failed: None, done: Some(done) };
     let read = PendingRead { core: core.clone(), layer: layer.clone(), range, started: Instant::now(), progress: Mutex::new(progress) };
     let read = Arc::new(read);
-    read.request(spans.map(SpanIndex));
+    read.request(spans.map(SpanIndex), reader);
     read.watch_deadline();
 }
 
 impl PendingRead {
     /// Obtains `spans` and starts the fetches of those that nobody has or fetches.
-    fn request(self: &Arc<Self>, spans: impl Iterator<Item = SpanIndex>) {
+    fn request(self: &Arc<Self>, spans: impl Iterator<Item = SpanIndex>, reader: Reader) {
         let (mut claimed, mut waited_for) = (Vec::new(), Vec::new());
         let store = &self.layer.store;
         for span in spans {
@@ -108,10 +109,29 @@ impl PendingRead {
                 Err(error) => self.part_answered(Some(error)),
             }
         }
+        if reader == Reader::Loading {
+            self.bring_neighbour(&mut claimed);
+        }
         if !claimed.is_empty() {
             self.core.fetch(&self.layer, claimed);
         }
         self.core.hurry(store, &waited_for);
+    }
+
+    /// Adds the span behind `claimed` to them, so that one request brings both, or has the one before them read ahead.
+    fn bring_neighbour(&self, claimed: &mut Vec<SpanIndex>) {
+        let store = &self.layer.store;
+        let (Some(first), Some(last)) = (claimed.first(), claimed.last()) else { return };
+        let (start, end) = (first.get(), last.get() + 1);
+        match store.neighbour_of(&(start..end)) {
+            Some(next) if next.get() == end => {
+                if store.claim_ahead(next) {
+                    claimed.push(next);
+                }
+            }
+            Some(before) => self.core.read_ahead(&self.layer, before.get()..before.get() + 1),
+            None => {}
+        }
     }
 
     /// Takes the part of `span` that this read covers from the span's bytes. Cost: no copy when that is all that was asked for.
@@ -193,7 +213,7 @@ impl PendingRead {
         progress.retries = progress.retries.saturating_sub(1);
         drop(progress);
         if again && !self.core.is_stopping() {
-            self.request(std::iter::once(span));
+            self.request(std::iter::once(span), Reader::Other);
         } else {
             self.part_answered(Some(error.clone()));
         }

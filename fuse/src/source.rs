@@ -26,6 +26,11 @@ pub trait ByteSource: Send + Sync + 'static {
     /// returns. Never blocks. `done` does not block either.
     fn read(&self, layer: LayerIndex, range: Range<u64>, done: ReadDone);
 
+    /// As [`Self::read`], of a file that ends at `file_end` of the layer's stream.
+    fn read_in_file(&self, layer: LayerIndex, range: Range<u64>, _file_end: u64, done: ReadDone) {
+        self.read(layer, range, done);
+    }
+
     /// Whether [`Self::note_read`] could start anything; else the reader need not be remembered, which takes locks.
     fn may_read_ahead(&self, _layer: LayerIndex, _range: &Range<u64>, _file_end: u64) -> bool {
         true
@@ -52,6 +57,10 @@ impl ByteSource for Arc<Image> {
 
     fn read(&self, layer: LayerIndex, range: Range<u64>, done: ReadDone) {
         Image::read(self, layer, range, done);
+    }
+
+    fn read_in_file(&self, layer: LayerIndex, range: Range<u64>, file_end: u64, done: ReadDone) {
+        Image::read_in_file(self, layer, range, file_end, done);
     }
 
     fn may_read_ahead(&self, layer: LayerIndex, range: &Range<u64>, file_end: u64) -> bool {

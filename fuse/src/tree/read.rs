@@ -106,7 +106,7 @@ impl<B: ByteSource> Tree<B> {
                     Ok(read) => reply.fail(wrong_length(&range, read.len())),
                     Err(error) => reply.fail(fetch_failure(&failures, nid, range, &error)),
                 });
-                self.source.read(layer, bytes.clone(), done);
+                self.source.read_in_file(layer, bytes.clone(), run_end.get(), done);
             }
         }
         if self.source.may_read_ahead(layer, &bytes, run_end.get()) {
