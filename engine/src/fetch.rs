@@ -29,23 +29,22 @@ use crate::{
     priority::Priority,
     progress::{self, Progress},
     quota::{Held, Quota},
+    registry::CHUNK_BYTES_MAX,
     shard::{Shard, Urgent},
     source::{BlobSource, SourceReader},
 };
 
-/// Chunks that wait for one decode job. Source: 8 chunks of at most 256 KiB keep an inflate of 1 MiB spans busy and bound a flow to
-/// 2 MiB of compressed bytes.
+/// Chunks that wait for one decode job. Source: 8 chunks of at most 256 KiB ([`CHUNK_BYTES_MAX`]) keep an inflate of 1 MiB spans busy and bound
+/// what waits for a job to 2 MiB of compressed bytes.
 const CHUNKS_WAITING_MAX: usize = 8;
 
-/// As that, where decoding will stop before the group's end: what waits then was fetched for nothing.
+/// As that, where decoding will stop before the group's end: what waits then was fetched for nothing. Source: judgement, not
+/// measured: the fewest with which a chunk waits while the next arrives.
 const CHUNKS_WAITING_MAX_PARTIAL: usize = 2;
 
 /// Decode jobs of one flow that are under way or wait for a shard; with more the flow stops reading. Source: as many as there are
 /// shards by default, so that one flow can keep all of them busy.
 const JOBS_MAX: usize = 8;
-
-/// What one group's job may hold of compressed bytes: a full channel of chunks, or its group where that is less.
-const GROUP_BYTES_WAITING_MAX: u64 = 2 << 20;
 
 /// Groups of one layer, fetched together.
 pub(crate) struct Flow {
@@ -277,13 +276,14 @@ impl Feed {
             () = self.course.hurried() => None,
         };
         let compressed = work.group.compressed.clone();
-        let bytes = compressed.end.saturating_sub(compressed.start).min(GROUP_BYTES_WAITING_MAX);
+        let chunks_waiting = if work.group.whole { CHUNKS_WAITING_MAX } else { CHUNKS_WAITING_MAX_PARTIAL };
+        let bytes = compressed.end.saturating_sub(compressed.start).min(bytes_held_max(chunks_waiting));
         let room = tokio::select! {
             biased;
             room = core.compressed.acquire_as(bytes, work.claims.urgency()) => room?,
             () = self.course.hurried() => core.compressed.acquire(bytes, Priority::Demand).await?,
         };
-        let (sender, input) = mpsc::channel(if work.group.whole { CHUNKS_WAITING_MAX } else { CHUNKS_WAITING_MAX_PARTIAL });
+        let (sender, input) = mpsc::channel(chunks_waiting);
         let open = Open { compressed, sender, claims: Arc::downgrade(&work.claims) };
         let (layer, said, ticket) = (self.course.layer.clone(), self.said.clone(), self.ticket.clone());
         Job::start(core, DecodeJob { layer, work, input, turn, room, said, ticket });
@@ -306,6 +306,12 @@ impl Feed {
         let failed: Vec<Failed> = claims.map(|claims| claims.fail(error.clone())).collect();
         drop(failed);
     }
+}
+
+/// Compressed bytes that a job holds at most, of a group that is longer: a full channel, and the chunk that is decoded. The one that waits to
+/// be sent is its request's.
+const fn bytes_held_max(chunks_waiting: usize) -> u64 {
+    (chunks_waiting as u64 + 1) * CHUNK_BYTES_MAX
 }
 
 /// Waits for a permit as long as those who hold them move on (`moving`), or the flow is younger than the timeout.

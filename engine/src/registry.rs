@@ -18,4 +18,5 @@ mod retry;
 
 pub use blob::BlobReader;
 pub use client::{Client, ClientConfig, Manifest, PlainHttp, Traffic};
+pub(crate) use exchange::CHUNK_BYTES_MAX;
 pub use reference::Reference;

@@ -42,7 +42,7 @@ const LAST_WRITES_MAX: Duration = Duration::from_secs(5);
 /// Threads of a shard's pool where io_uring is barred. Source: two keep a disk's queue filled while a third span decodes.
 const POOL_THREADS: usize = 2;
 
-/// Looks at the sockets after a background step while a reader waits for bytes. Source: a look brings one chunk of a body, 8-400 KiB, and
+/// Looks at the sockets after a background step while a reader waits for bytes. Source: a look brings one chunk of a body, 8-256 KiB, and
 /// costs 2 us beside the 400 us of a step; with one look a step a span of 350 KB took ten steps to arrive.
 const LOOKS_URGENT: usize = 16;
 

@@ -7,11 +7,12 @@ use clip_format::digest::Digest;
 
 use crate::{
     error::EngineError,
-    registry::{BlobReader, Client, Reference},
+    registry::{BlobReader, CHUNK_BYTES_MAX, Client, Reference},
 };
 
-/// What one pread asks for. Source: the kernel's read-ahead for a sequential reader is 128 KiB; two of them per call.
-const PREAD_BYTES_MAX: u64 = 256 << 10;
+/// What one pread asks for. Source: the kernel's read-ahead for a sequential reader is 128 KiB; two of them per call; so are a
+/// registry's chunks.
+const PREAD_BYTES_MAX: u64 = CHUNK_BYTES_MAX;
 
 /// Where one layer's blob can be read.
 #[derive(Clone, Debug)]

@@ -157,6 +157,22 @@ async fn a_stalled_body_and_a_silent_server_end_within_their_deadlines() {
     }
 }
 
+/// Claim: however much has arrived, a chunk of a body is 256 KiB at most, which is what waits for a decoder counts on.
+#[tokio::test]
+async fn a_chunk_is_never_over_its_limit() {
+    let blob = pattern(8 << 20);
+    let own = blob.clone();
+    let server = Server::start(move |seen| serve_blob(seen, &own)).await;
+    let size = blob.len() as u64;
+    let mut reader = one_try().blob(&server.reference(), &sha256(&blob), size, 0..size).await.unwrap();
+    let (mut read, mut longest) = (0, 0);
+    while let Some(chunk) = reader.chunk().await.unwrap() {
+        (read, longest) = (read + chunk.len(), longest.max(chunk.len()));
+    }
+    assert_eq!(read, blob.len());
+    assert!((16 << 10..=256 << 10).contains(&longest), "{longest}");
+}
+
 #[tokio::test]
 async fn a_stale_idle_connection_is_replaced_at_once_and_is_no_try() {
     let blob = pattern(1000);

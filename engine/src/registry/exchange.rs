@@ -28,6 +28,10 @@ use super::{
 };
 use crate::error::EngineError;
 
+/// The longest chunk of a body, and what a connection's read buffer grows to. Source: a read brings what the socket holds, and 256 KiB of that
+/// decode for a millisecond, in which the next arrive. hyper would go to 408 KiB; its buffer doubles where it grows, so that a read may bring
+/// nearly twice as much as was set, which is cut.
+pub(crate) const CHUNK_BYTES_MAX: u64 = 256 << 10;
 const AGENT: HeaderValue = HeaderValue::from_static(concat!("clip/", env!("CARGO_PKG_VERSION")));
 /// A body that nobody reads (a redirect's, a 401's) is read up to here to keep the connection, else the connection is closed.
 /// Source: a new TLS connection costs two round trips and 4-5 KB of certificates; more than some of those is not worth reading.
@@ -131,7 +135,9 @@ impl Transport {
     async fn open(&self, method: &'static str, url: &Location) -> Result<Connection, Failure> {
         let stream = connect(&self.tls, method, url, self.config.connect_timeout).await?;
         self.counters.connections.fetch_add(1, Relaxed);
-        let (sender, connection) = http1::handshake(TokioIo::new(stream))
+        let (sender, connection) = http1::Builder::new()
+            .max_buf_size(CHUNK_BYTES_MAX as usize)
+            .handshake(TokioIo::new(stream))
             .await
             .map_err(|error| Failure::passing(EngineError::Transport { method, url: url.to_string(), reason: chain(&error) }))?;
         // Its errors reach whoever holds the sender or the body.
@@ -176,6 +182,8 @@ pub(super) struct Exchange {
     pub url: Location,
     pub head: hyper::http::response::Parts,
     body: Incoming,
+    /// What has been received of the body and not been given out.
+    received: Bytes,
     connection: Option<Connection>,
     pool: Arc<Pool>,
     counters: Arc<Counters>,
@@ -195,6 +203,7 @@ impl Exchange {
             connection: Some(connection),
             pool: Arc::clone(&transport.pool),
             counters: Arc::clone(&transport.counters),
+            received: Bytes::new(),
             progress_timeout: transport.config.progress_timeout,
             is_kept: true,
         };
@@ -216,8 +225,20 @@ impl Exchange {
         self.header(CONTENT_LENGTH).and_then(|value| value.parse().ok())
     }
 
-    /// The next bytes of the body, or `None` at its end.
+    /// The next bytes of the body, at most [`CHUNK_BYTES_MAX`] of them, or `None` at its end.
     pub async fn chunk(&mut self) -> Result<Option<Bytes>, Failure> {
+        if self.received.is_empty() {
+            match self.receive().await? {
+                Some(bytes) => self.received = bytes,
+                None => return Ok(None),
+            }
+        }
+        let len = self.received.len().min(CHUNK_BYTES_MAX as usize);
+        Ok(Some(self.received.split_to(len)))
+    }
+
+    /// What one read of the connection brings, or `None` at the end.
+    async fn receive(&mut self) -> Result<Option<Bytes>, Failure> {
         loop {
             let frame = timeout(self.progress_timeout, self.body.frame()).await.map_err(|_| {
                 let what = format!("{} {} (body)", self.method, self.url);
