@@ -22,7 +22,7 @@ use crate::{
         background::{BackgroundWish, Fill},
         settings::OwnerWish,
     },
-    values::{parse_count, parse_duration, parse_rate, parse_size, parse_timeout, typed_time},
+    values::{parse_count, parse_duration, parse_memory, parse_rate, parse_size, parse_timeout, typed_time},
 };
 
 /// No single wait of `client` is longer than `timeout`: a connection may not outwait the read that needs it.
@@ -84,6 +84,12 @@ pub struct EngineWish {
     pub read_deadline: Option<Duration>,
     /// `--read-ahead`
     pub read_ahead: Option<u64>,
+    /// `--memory-max`
+    pub memory_max: Option<u64>,
+    /// `--connections`
+    pub connections: Option<usize>,
+    /// `--connections-per-layer`
+    pub connections_per_layer: Option<usize>,
     /// `--plain-http`
     pub plain_http: bool,
     /// `--ca`, absolute
@@ -103,6 +109,9 @@ impl EngineWish {
             read_timeout: args.read_timeout,
             read_deadline: args.read_deadline,
             read_ahead: args.read_ahead,
+            memory_max: args.memory_max,
+            connections: args.connections,
+            connections_per_layer: args.connections_per_layer,
             plain_http: args.client.plain_http,
             ca: args.client.ca.as_deref().map(absolute).transpose()?,
             docker_config: docker_config_dir()?,
@@ -117,6 +126,9 @@ impl EngineWish {
         config.read_timeout = self.read_timeout.unwrap_or(config.read_timeout);
         config.read_deadline = self.read_deadline;
         config.read_ahead_bytes_max = self.read_ahead.unwrap_or(config.read_ahead_bytes_max);
+        config.set_memory_max(self.memory_max.unwrap_or(config.memory_max()));
+        config.connections_max = self.connections.unwrap_or(config.connections_max);
+        config.connections_per_layer_max = self.connections_per_layer.unwrap_or(config.connections_per_layer_max);
         if self.plain_http {
             config.client.plain_http = PlainHttp::Always;
         }
@@ -140,6 +152,10 @@ impl EngineWish {
         compare("--read-timeout", self.read_timeout.map(typed_time), typed_time(config.read_timeout));
         compare("--read-deadline", self.read_deadline.map(typed_time), config.read_deadline.map_or("never".to_owned(), typed_time));
         compare("--read-ahead", self.read_ahead.map(|bytes| bytes.to_string()), config.read_ahead_bytes_max.to_string());
+        compare("--memory-max", self.memory_max.map(|bytes| bytes.to_string()), config.memory_max().to_string());
+        compare("--connections", self.connections.map(|count| count.to_string()), config.connections_max.to_string());
+        let per_layer = config.connections_per_layer_max.to_string();
+        compare("--connections-per-layer", self.connections_per_layer.map(|count| count.to_string()), per_layer);
         let plain = if config.client.plain_http == PlainHttp::Always { "yes" } else { "no" };
         compare("--plain-http", self.plain_http.then(|| "yes".to_owned()), plain.to_owned());
         compare("--ca", self.ca.as_ref().map(|_| path(&self.ca)), path(&config.client.ca_file));
@@ -335,6 +351,9 @@ fn apply_ours(args: &mut MountArgs, option: &str) -> Result<bool, String> {
         "read-timeout" => read.read_timeout = Some(parse_timeout(value()?)?),
         "read-deadline" => read.read_deadline = Some(parse_timeout(value()?)?),
         "read-ahead" => read.read_ahead = Some(parse_size(value()?)?),
+        "memory-max" => read.memory_max = Some(parse_memory(value()?)?),
+        "connections" => read.connections = Some(parse_count(value()?)?),
+        "connections-per-layer" => read.connections_per_layer = Some(parse_count(value()?)?),
         "disk-io" => read.disk_io = Some(parse_disk_io(value()?)?),
         "stop-timeout" => args.stop_timeout = Some(parse_duration(value()?)?),
         "stats" => args.stats = path()?,
@@ -408,6 +427,28 @@ mod tests {
         for name in names.into_iter().filter(|name| !["help", "version"].contains(name)) {
             assert_ne!(apply_ours(&mut mount_args(&[]), name), Ok(false), "{name}");
         }
+    }
+
+    /// Limits on memory and connections reach the engine, typed as options or inside -o; what an owner with others is asked for is named.
+    #[test]
+    fn limits_reach_the_engine() {
+        let typed = mount_args(&["--memory-max", "80MiB", "--connections", "6", "--connections-per-layer", "3"]);
+        let mut inside = mount_args(&[]);
+        for option in ["memory-max=80MiB", "connections=6", "connections-per-layer=3"] {
+            assert_eq!(apply_ours(&mut inside, option), Ok(true), "{option}");
+        }
+        for args in [typed, inside] {
+            let wish = EngineWish::from_args(&args.read).unwrap();
+            let config = wish.to_config("/c".into());
+            assert_eq!((config.bytes_in_flight_max, config.compressed_bytes_max), (64 << 20, 16 << 20));
+            assert_eq!((config.connections_max, config.connections_per_layer_max), (6, 3));
+            let found = wish.differences(&EngineWish::default().to_config("/c".into()));
+            let names: Vec<_> = found.iter().map(|found| (found.option.as_str(), found.owner.as_str(), found.asked.as_str())).collect();
+            let memory = ("--memory-max", "335544320", "83886080");
+            assert_eq!(names, [memory, ("--connections", "16", "6"), ("--connections-per-layer", "4", "3")]);
+            assert_eq!(wish.differences(&config), []);
+        }
+        assert!(apply_ours(&mut mount_args(&[]), "memory-max=1MiB").is_err());
     }
 
     /// A later mount that asks for nothing fits any owner; each wish that differs is named with both values.

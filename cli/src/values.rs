@@ -17,6 +17,12 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
     number.checked_mul(1 << shift).ok_or_else(|| format!("{text} is over 16 EiB"))
 }
 
+/// `--memory-max`: what [`parse_size`] reads, enough to work with.
+pub fn parse_memory(text: &str) -> Result<u64, String> {
+    let (bytes, least) = (parse_size(text)?, clip_engine::EngineConfig::MEMORY_BYTES_MIN);
+    if bytes < least { Err(format!("expected at least {}, found {}", size(least), size(bytes))) } else { Ok(bytes) }
+}
+
 /// Bytes a second: as [`parse_size`], over zero, `/s` behind it or not.
 pub fn parse_rate(text: &str) -> Result<u64, String> {
     let bytes = parse_size(text.strip_suffix("/s").unwrap_or(text))?;
@@ -115,6 +121,13 @@ mod tests {
         assert_eq!(parse_rate("50M"), Ok(50 << 20));
         assert_eq!(parse_rate("64KiB/s"), Ok(64 << 10));
         assert!(parse_rate("0").is_err() && parse_rate("M").is_err());
+    }
+
+    /// A limit on memory that one decoder would pass is refused.
+    #[test]
+    fn memory() {
+        assert_eq!(parse_memory("16MiB"), Ok(16 << 20));
+        assert_eq!(parse_memory("1MiB"), Err("expected at least 16.0 MiB, found 1.0 MiB".to_owned()));
     }
 
     /// A span size outside the format's limits is an error of the command line.

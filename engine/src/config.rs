@@ -36,7 +36,7 @@ pub struct EngineConfig {
     pub connections_max: usize,
     /// Decompressed bytes held until they are written, half of it at most by background work; a longer span passes alone. Default 256 MiB.
     pub bytes_in_flight_max: u64,
-    /// Compressed bytes that wait for a decoder, half of it at most for background work; one chunk as received (at most 512 KiB) for each
+    /// Compressed bytes that wait for a decoder, half of it at most for background work; what one read brings (under 512 KiB) for each
     /// request under way comes on top. Default 64 MiB.
     pub compressed_bytes_max: u64,
     /// Buffers of decoded bytes that are kept for the next spans; what is not used for a second goes back to the system. Default 32 MiB.
@@ -49,12 +49,40 @@ pub struct EngineConfig {
     pub client: ClientConfig,
 }
 
+/// Decoded and compressed bytes under way, together, by default.
+const MEMORY_BYTES: u64 = 320 << 20;
+/// One part in so many of them is compressed. Source: judgement, not measured: layers shrink to a half or a third, and a compressed byte waits
+/// for a decoder only, a decoded one for the disk.
+const COMPRESSED_PART: u64 = 5;
+/// Idle buffers kept by default. Source: judgement, not measured: a read-ahead of 32 MiB finds its buffers again.
+const BUFFERS_KEPT_BYTES: u64 = 32 << 20;
+/// ... and at most one part in so many of the memory for bytes under way, where that is set low.
+const BUFFERS_KEPT_PART: u64 = 8;
+
 impl EngineConfig {
+    /// The least that [`Self::set_memory_max`] is meant for. Source: a fifth of it, 3.2 MiB, holds what one decode job takes of a long group
+    /// (2.25 MiB); what takes more than the limit passes alone, so that a lower one would be passed.
+    pub const MEMORY_BYTES_MIN: u64 = 16 << 20;
+
+    /// Bounds the bytes under way, decoded and compressed together, by `bytes`, a fifth of it for compressed ones as by default. Idle buffers
+    /// come on top: an eighth of it, 32 MiB at most.
+    pub fn set_memory_max(&mut self, bytes: u64) {
+        self.compressed_bytes_max = bytes / COMPRESSED_PART;
+        self.bytes_in_flight_max = bytes - self.compressed_bytes_max;
+        self.buffers_kept_bytes_max = BUFFERS_KEPT_BYTES.min(bytes / BUFFERS_KEPT_PART);
+    }
+
+    /// What [`Self::set_memory_max`] was given last, or its default.
+    #[must_use]
+    pub fn memory_max(&self) -> u64 {
+        self.bytes_in_flight_max + self.compressed_bytes_max
+    }
+
     /// The defaults, with `cache_dir`.
     #[must_use]
     pub fn new(cache_dir: PathBuf) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        Self {
+        let mut config = Self {
             cache_dir,
             shards: cores.min(8),
             disk_io: DiskIo::Auto,
@@ -62,12 +90,30 @@ impl EngineConfig {
             read_deadline: None,
             connections_per_layer_max: 4,
             connections_max: 16,
-            bytes_in_flight_max: 256 << 20,
-            compressed_bytes_max: 64 << 20,
-            buffers_kept_bytes_max: 32 << 20,
+            bytes_in_flight_max: 0,
+            compressed_bytes_max: 0,
+            buffers_kept_bytes_max: 0,
             request_bytes_max: 16 << 20,
             read_ahead_bytes_max: 32 << 20,
             client: ClientConfig::default(),
-        }
+        };
+        config.set_memory_max(MEMORY_BYTES);
+        config
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Claim: the defaults are those that the fields' docs name; a limit is split without a rest, and buffers are kept within it.
+    #[test]
+    fn one_limit_for_all_memory() {
+        let mut config = EngineConfig::new("/c".into());
+        let parts = |config: &EngineConfig| (config.bytes_in_flight_max, config.compressed_bytes_max, config.buffers_kept_bytes_max);
+        assert_eq!(parts(&config), (256 << 20, 64 << 20, 32 << 20));
+        config.set_memory_max((80 << 20) + 3);
+        assert_eq!(parts(&config), ((64 << 20) + 3, 16 << 20, 10 << 20));
+        assert_eq!(config.memory_max(), (80 << 20) + 3);
     }
 }

@@ -5,7 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use clap::Args;
 use clip_engine::{DiskIo, registry::Reference};
 
-use crate::values::{parse_count, parse_size, parse_timeout};
+use crate::values::{parse_count, parse_memory, parse_size, parse_timeout};
 
 /// How registries are spoken to.
 #[derive(Clone, Debug, Default, Args)]
@@ -18,7 +18,7 @@ pub struct ClientArgs {
     pub ca: Option<PathBuf>,
 }
 
-/// Everything about reading layers: for mount, cat, extract, verify, runtime-spec and doctor.
+/// Everything about reading layers: for mount, record, cat, extract, verify, runtime-spec and doctor.
 #[derive(Clone, Debug, Default, Args)]
 pub struct ReadArgs {
     /// Where fetched bytes are kept, shared by every image with the same layers
@@ -46,6 +46,16 @@ pub struct ReadArgs {
     /// Largest read-ahead of a sequential reader, 0 for none [default: 32MiB]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub read_ahead: Option<u64>,
+    /// Bytes that are held while they are fetched and written: 4/5 decoded, 1/5 compressed; idle buffers of 1/8 of it, 32MiB at most, come
+    /// on top [default: 320MiB]
+    #[arg(long, value_name = "SIZE", value_parser = parse_memory)]
+    pub memory_max: Option<u64>,
+    /// Requests under way at a time to all registries together; a quarter is kept for reads that wait [default: 16]
+    #[arg(long, value_name = "N", value_parser = parse_count)]
+    pub connections: Option<usize>,
+    /// Requests under way at a time for one layer; a quarter is kept for reads that wait [default: 4]
+    #[arg(long, value_name = "N", value_parser = parse_count)]
+    pub connections_per_layer: Option<usize>,
     /// How the cache is written: auto (io_uring where allowed), uring or pool [default: auto]
     #[arg(long, value_name = "HOW", value_parser = parse_disk_io)]
     pub disk_io: Option<DiskIo>,
