@@ -1,4 +1,5 @@
-//! The queue of decode jobs: whichever shard is idle takes the most urgent one, for one span at a time.
+//! The queue of decode jobs: whichever shard is idle takes the most urgent one. It gives way to what is more urgent after any step of 256 KiB,
+//! to its equals after each span.
 
 use std::{
     collections::VecDeque,

@@ -42,11 +42,10 @@ mod shard;
 pub mod source;
 mod span;
 pub mod stretch;
+mod tend;
 mod unread;
 
 pub use background::{BackgroundHandle, BackgroundProgress, FillOptions};
-mod tend;
-
 pub use bytes::Bytes;
 pub use config::{DiskIo, EngineConfig};
 pub use engine::Engine;

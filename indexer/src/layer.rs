@@ -45,9 +45,11 @@ use crate::{
 
 /// Blob chunks (up to 256 KiB each) between fetch and inflate. Source: at 16, a 2-core machine's scheduler never starves inflate.
 const CHUNKS_IN_FLIGHT_MAX: usize = 16;
-/// Stream blocks (256 KiB each) between inflate and the stream hashes.
+/// Stream blocks (256 KiB each) between inflate and the stream hashes. Source: judgement, not measured: as many as chunks before
+/// inflate, 4 MiB a layer, 6 ms of its output.
 const BLOCKS_IN_FLIGHT_MAX: usize = 16;
-/// Used blocks on their way back: those in flight and those that waited for a cut, so that none is allocated twice.
+/// Used blocks on their way back: those in flight and those that waited for a cut, so that none is allocated twice. Source:
+/// judgement, not measured: a cut waits for no more than are in flight; one that finds no room is freed, which costs an allocation.
 const BLOCKS_BACK_MAX: usize = 2 * BLOCKS_IN_FLIGHT_MAX;
 /// What inflate may tell the jury before it waits: each holds a chunk of the blob at most. Source: two rounds of six candidates with two
 /// chunks for each.

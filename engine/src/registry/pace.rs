@@ -11,7 +11,7 @@ use crate::plan;
 /// What a connection is measured over. Source: a starved connection of the production failure that this is for kept to 1-3 MiB/s for
 /// minutes, so a second is long enough to tell and short enough to lose; stalls of single packets (200-400 ms of TCP) do not fill it.
 const WINDOW: Duration = Duration::from_secs(1);
-/// Parts of the window, so that it slides.
+/// Parts of the window, so that it slides. Source: judgement, not measured: a rate is a quarter of a second old at most, and four numbers hold it.
 const PARTS: u32 = 4;
 /// A connection is a straggler below this part of its peers' median. Source: ordinary spread between connections that share a line is
 /// 2-3; the starved ones were 20-60 times slower.
@@ -21,9 +21,11 @@ const BEHIND: u64 = 8;
 const SHORT_WINDOW: Duration = Duration::from_millis(100);
 /// Transfers that make a registry's history. Source: enough for a median that one starved connection does not move.
 const HISTORY_MAX: usize = 16;
-/// ... of which there must be so many before a connection without peers is judged by them.
+/// ... of which there must be so many before a connection without peers is judged by them. Source: judgement, not measured: the fewest
+/// whose median one starved transfer does not move.
 const HISTORY_MIN: usize = 4;
-/// Shorter bodies say little about a rate: they may come out of a server's socket buffer at once.
+/// Shorter bodies say little about a rate: they may come out of a server's socket buffer at once. Source: judgement,
+/// not measured: they come within a path's first three round trips (RFC 6928: ten segments, then doubled), and so measure those.
 const MEASURED_BYTES_MIN: u64 = 64 << 10;
 /// The weight of one answer in the average of first-byte times is one in so many. Source: TCP's smoothed round trip, RFC 6298.
 const SMOOTHING: u32 = 8;
