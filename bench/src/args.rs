@@ -94,7 +94,7 @@ pub struct Starve {
     pub bytes_per_second: u64,
 }
 
-/// Bytes a second of a starved connection. Source: DESIGN, section 6: a production failure showed 1-3 MiB/s.
+/// Bytes a second of a starved connection. Source: a production failure, in which one flow of several had 1-3 MiB/s.
 const STARVED_BYTES_PER_SECOND: u64 = 1 << 20;
 
 /// A number of runs: 1 to 1000.

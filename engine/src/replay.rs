@@ -11,7 +11,7 @@ use clip_format::{
 use crate::plan;
 
 /// Bytes of layer streams that are brought in the order of their places instead of the order of need, so that neighbours share a request.
-/// Source: two cores decode them in 25 ms (680 MB/s each, DESIGN section 5): that is how much later a span may come, and a reader that is
+/// Source: two cores decode them in 25 ms (680 MB/s each): that is how much later a span may come, and a reader that is
 /// faster fetches it on demand. Bytes, not milliseconds: a profile from a cold node, where needs are far apart, replays as one from a warm.
 const WINDOW_BYTES: u64 = 32 << 20;
 

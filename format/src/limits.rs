@@ -6,7 +6,7 @@ pub const LAYERS_MAX: usize = 1024;
 pub const NAME_BYTES_MAX: usize = 255;
 /// Bytes of a symbolic link's target. Source: PATH_MAX less the NUL, linux/limits.h.
 pub const LINK_TARGET_BYTES_MAX: usize = 4095;
-/// Segments and holes of one sparse file (DESIGN section 4).
+/// Segments and holes of one sparse file, in chunks. Source: judgement, not measured: eight bytes each, 512 KiB of index for the worst file.
 pub const CHUNKS_PER_FILE_MAX: u64 = 65_536;
 /// Bytes of one regular file: one chunk of 2^(31+9) bytes.
 pub const FILE_BYTES_MAX: u64 = 1 << 40;
@@ -26,7 +26,8 @@ pub const WINDOW_BYTES: usize = 32_768;
 pub const SPAN_BYTES_MIN: u64 = 64 << 10;
 /// Largest `--span-size`.
 pub const SPAN_BYTES_MAX: u64 = 64 << 20;
-/// The `--span-size` that is used when none is given. Source: DESIGN section 4 (sparse windows make 1 MiB affordable).
+/// The `--span-size` that is used when none is given. Source: docs/decisions/002.md: sparse windows make
+/// 1 MiB affordable.
 pub const SPAN_BYTES_DEFAULT: u64 = 1 << 20;
 /// Bytes of one window's zstd frame. Source: ZSTD_COMPRESSBOUND(32768) = 32,944 in zstd.h, and room for a frame header.
 pub const WINDOW_FRAME_BYTES_MAX: u32 = 33 << 10;

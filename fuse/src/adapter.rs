@@ -29,14 +29,14 @@ use crate::{
 const TTL: Duration = Duration::from_secs(i64::MAX as u64);
 /// No nodeid is ever used for a second inode.
 const GENERATION: Generation = Generation(0);
-/// Bytes of one read request: 256 pages, the default of fs.fuse.max_pages_limit (kernel.md section 4, DESIGN section 8). fuser derives
-/// `max_pages` from the size of a write.
+/// Bytes of one read request: 256 pages. Source: the default of fs.fuse.max_pages_limit, linux 6.13. fuser derives `max_pages` from the
+/// size of a write.
 const REQUEST_BYTES: u32 = 1 << 20;
-/// Read-ahead requests that may wait at one time. Source: DESIGN section 8 (64 or more); the kernel's 12 starve a cold read-ahead of
-/// 1 MiB requests over a network. Over the congestion threshold the kernel drops read-ahead, so the two are equal.
+/// Read-ahead requests that may wait at one time. Source: judgement, not measured: a few sequential readers of 512 KiB read-ahead
+/// each over a registry far away; the kernel's 12 starve them. Over the congestion threshold the kernel drops read-ahead, so the two are equal.
 const BACKGROUND_MAX: u16 = 128;
-/// Source: DESIGN section 8; linux fs/fuse/inode.c, `process_init_reply`. No AUTO_INVAL_DATA: it would drop pages on a changed mtime,
-/// and EXPLICIT_INVAL_DATA says that only we could ask for it. No EXPORT_SUPPORT: it would let file handles name any nodeid.
+/// What the kernel may do with an image that never changes. Source: linux fs/fuse/inode.c, `process_init_reply`. No AUTO_INVAL_DATA: it would
+/// drop pages on a changed mtime, and EXPLICIT_INVAL_DATA says that only we could ask for it. No EXPORT_SUPPORT: it would let file handles name any nodeid.
 /// ALLOW_IDMAP: containers in user namespaces mount the tree with shifted ids; needs default_permissions, which every mount has.
 const WANTED: [InitFlags; 9] = [
     InitFlags::FUSE_ASYNC_READ,

@@ -1,6 +1,6 @@
 //! The merged tree: what a container sees when every layer is applied, bottom to top.
 //!
-//! Rules (DESIGN section 5): a layer's whiteouts first, on lower layers only; then its own members in their order. Paths are confined to
+//! The rules of the OCI image specification, as umoci applies them: a layer's whiteouts first, on lower layers only; then its own members in their order. Paths are confined to
 //! the root and resolved as umoci resolves them: cleaned by their text, then symbolic links in the parents followed inside the root.
 
 mod merge;

@@ -1,6 +1,6 @@
 //! Two trees on disk, compared in everything that a program can see of them.
 //!
-//! The only exclusions are those of the design: size and nlink of directories, and the mtime of parents that no layer names.
+//! The only exclusions are what file systems and unpackers choose for themselves: size and nlink of directories, and the mtime of parents that no layer names.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -22,7 +22,7 @@ use crate::{
 };
 
 const FLOOR: &str = "plain inflate of the layer with zlib-rs, from its start on, without CRC-32, and BLAKE3 of its spans";
-/// The bar of issue 4.
+/// The project's own bar.
 const BAR: f64 = 0.95;
 /// Stream bytes that one run decodes each way. Source: chosen: half a second of work.
 const RUN_BYTES: u64 = 256 << 20;

@@ -119,7 +119,7 @@ impl By {
     }
 }
 
-/// The bars of issue 4: ratios to the floor.
+/// The project's own bars, ratios to the floor.
 fn bar(image: ImageArg, source: SourceArg, by: By) -> Option<f64> {
     match (image, source, by) {
         (ImageArg::Large, SourceArg::Registry, By::Program) => Some(0.60),
@@ -131,7 +131,7 @@ fn bar(image: ImageArg, source: SourceArg, by: By) -> Option<f64> {
     }
 }
 
-/// The bar of issue 4 for the sparse windows' share of the processor time.
+/// The project's own bar for the sparse windows' share of the processor time.
 const WINDOWS_SHARE_MAX: f64 = 0.05;
 
 /// Index rates in MB/s of stream, against inflate of the same blobs.

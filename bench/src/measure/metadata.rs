@@ -18,7 +18,7 @@ use storm::{Storm, Targets};
 pub struct MetadataArgs {}
 
 const FLOOR: &str = "the trivial FUSE file system with the same tree, bytes and settings";
-/// Of the floor's rate. Source: the bar of the design.
+/// Of the floor's rate. Source: the project's own bar.
 const BAR: f64 = 0.9;
 /// Clients at a time.
 const THREADS: [usize; 2] = [1, 4];

@@ -27,11 +27,12 @@ use rustix::fs::{Mode, OFlags};
 use super::{background::Background, create_dir, open_private};
 use crate::error::EngineError;
 
-/// A device of the index is its layer's stream, rounded up to this. Source: DESIGN section 4: the index has 512-byte blocks.
+/// A device of the index is its layer's stream, rounded up to this. Source: the index has 512-byte blocks, those of tar
+/// (docs/decisions/001.md).
 const DEVICE_BLOCK_BYTES: u64 = 512;
 /// Bytes of the hash buffer of the check.
 const HASH_CHUNK: usize = 1 << 20;
-/// Expanded bytes that are hashed before the first answer. Source: BLAKE3 at 5 GB/s (DESIGN section 5) takes 3 ms for them, and a Debian
+/// Expanded bytes that are hashed before the first answer. Source: BLAKE3 at 5 GB/s takes 3 ms for them, and a Debian
 /// base has 1.2 MB.
 const CHECKED_AT_ONCE_BYTES_MAX: u64 = 16 << 20;
 

@@ -8,7 +8,8 @@ use crate::error::MountError;
 /// and 512 KiB decode the same 126.6 MB in 1.08-1.35, 1.08-1.14 and 1.09-1.14 s, 1 MiB decodes 1 % more in 1.14-1.18 s. Of the equals
 /// the largest, for whoever reads files from end to end.
 const READ_AHEAD_KB: u32 = 512;
-/// Threads that read requests, at most. Source: DESIGN section 8; one thread serves 2.4 GB/s of first reads.
+/// Threads that read requests, at most. Source: one thread serves 2.4 GB/s of first reads of a trivial file system, so that four are over
+/// what a disk brings.
 const SESSION_THREADS_MAX: usize = 4;
 
 /// How an image is mounted. Built from `-o` lists by [`MountOptions::apply`].

@@ -25,7 +25,8 @@ use crate::{
 
 /// Small files that the made image's command reads. Source: about what `python3 -c 'import numpy'` opens.
 const SMALL_READ_MAX: usize = 400;
-/// One of so many small files, and of so many libraries, is read. Source: DESIGN, section 1: a workload touches a fifth of the bytes.
+/// One of so many small files, and of so many libraries, is read. Source: `import torch` touches a fifth of
+/// the bytes of its image (1.02 of 5.6 GB).
 const ONE_OF: usize = 5;
 /// What the made image's command runs.
 const CAT: &str = "/bin/cat";

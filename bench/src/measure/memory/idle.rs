@@ -19,7 +19,7 @@ const FILES: usize = 30_000;
 const FILES_TINY: usize = 300;
 /// Mounts beside the first.
 const FURTHER: usize = 8;
-/// MiB. Source: the bars of the design.
+/// MiB. Source: the project's own bars.
 const FIRST_BAR: f64 = 20.0;
 const FURTHER_BAR: f64 = 2.0;
 

@@ -24,7 +24,7 @@ const MOUNTS: u32 = 1000;
 const MOUNTS_TINY: u32 = 3;
 /// Different images over the same layers, when there are several: each with other spans.
 const IMAGES: u64 = 4;
-/// MiB of anonymous memory a further mount. Source: the bar of the design.
+/// MiB of anonymous memory a further mount. Source: the project's own bar.
 const MEMORY_BAR: f64 = 2.0;
 
 /// Adds times and memory of many mounts of one image, and of several.

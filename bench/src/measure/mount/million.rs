@@ -22,7 +22,7 @@ use crate::{
 const FEW: usize = 100;
 const MANY: usize = 1_000_000;
 const MANY_TINY: usize = 2_000;
-/// Milliseconds more, and times zstd's own time. Source: the bars of the design.
+/// Milliseconds more, and times zstd's own time. Source: the project's own bars.
 const MORE_BAR: f64 = 5.0;
 const FIRST_BAR: f64 = 1.3;
 /// The expanded index of a large image is hashed in the background after it was opened: that must not fall into the next measurement.

@@ -23,7 +23,7 @@ use crate::{
 /// Bytes of one read. Source: a page; what a fault of a mapped file asks for at least.
 pub(super) const READ_BYTES: usize = 4096;
 const FLOOR: &str = "fetch, inflate and verify of one span by a plain loop over one open connection; no engine, no cache, no FUSE";
-/// The bars of issue 4, of the ratios through FUSE.
+/// The project's own bars, of the ratios through FUSE.
 const P50_BAR: f64 = 1.25;
 const P99_BAR: f64 = 2.0;
 

@@ -16,7 +16,7 @@ use crate::{
 
 const READERS: usize = 8;
 const FLOOR: &str = "one reader of the same file, as cold";
-/// The bars of issue 4.
+/// The project's own bars.
 const TIME_BAR: f64 = 1.15;
 const FETCHED_BAR: f64 = 1.05;
 /// Bytes of each piece that one reader compares with what they should be. Source: chosen: together the readers compare all of a piece's

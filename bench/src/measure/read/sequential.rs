@@ -24,7 +24,7 @@ use crate::{
 const INFLATE: &str = "zlib-rs inflates the file's layer in memory, one core";
 const CACHED: &str = "pread of the same bytes of the cache file";
 const PLAIN: &str = "read of an ordinary file with the same bytes in the page cache";
-/// The bar of issue 4, of the ratio to inflate.
+/// The project's own bar, of the ratio to inflate.
 const COLD_BAR: f64 = 0.9;
 
 /// Runs of one way to read the file in one state.

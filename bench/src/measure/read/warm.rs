@@ -13,7 +13,7 @@ use crate::{
 };
 
 const FLOOR: &str = "the trivial FUSE file system over the same cache file";
-/// Of the floor's rate. Source: the bar of the design.
+/// Of the floor's rate. Source: the project's own bar.
 const BAR: f64 = 0.9;
 
 /// MB/s, one a run.

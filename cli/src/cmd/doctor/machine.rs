@@ -15,7 +15,7 @@ use crate::{
     values::size,
 };
 
-/// Less room than this is worth a warning. Source: one large image (DESIGN section 1: 5-20 GB).
+/// Less room than this is worth a warning. Source: a large image unpacked is 5-20 GB.
 const FREE_BYTES_WANTED: u64 = 10 << 30;
 
 /// Everything about this machine.
