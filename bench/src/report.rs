@@ -256,13 +256,6 @@ impl Figure {
         self
     }
 
-    /// Where more is better although the unit does not say so.
-    #[must_use]
-    pub fn more_is_better(mut self) -> Self {
-        self.better = Better::More;
-        self
-    }
-
     /// With a bar for the ratio; after the floor, without which there is no ratio and no bar.
     #[must_use]
     pub fn bar_of_ratio(mut self, limit: f64) -> Self {

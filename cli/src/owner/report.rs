@@ -83,6 +83,9 @@ pub fn log(stats: &Stats) {
     tracing::info!(
         requests = stats.requests,
         bytes_fetched = stats.bytes_fetched,
+        requests_joined = stats.requests_joined,
+        gap_bytes = stats.gap_bytes,
+        connections = stats.connections,
         source_bytes = stats.source_bytes,
         bytes_decoded = stats.bytes_decoded,
         bytes_needed = stats.bytes_needed,
@@ -96,6 +99,7 @@ pub fn log(stats: &Stats) {
         bytes_read = stats.bytes_read,
         spans_repaired = stats.spans_repaired,
         spans_not_cached = stats.spans_not_cached,
+        shard_idle_with_work_us = stats.shard_idle_with_work_us,
         slowest_read_us = stats.slowest_read_us,
         slowest_read = stats.slowest_read,
         "stats"

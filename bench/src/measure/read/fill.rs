@@ -8,7 +8,7 @@ use clip_engine::FillOptions;
 use super::{
     Bench,
     random::{Latencies, Timed, probes},
-    session::Session,
+    session::{CostRuns, Session},
 };
 use crate::{
     measure::{Findings, SameWork},
@@ -17,7 +17,7 @@ use crate::{
 };
 
 const FLOOR: &str = "the same reads of an idle engine";
-/// The bar of issue 4, of the ratio of the p99s.
+/// The project's own bar, of the ratio of the p99s.
 const P99_BAR: f64 = 3.0;
 /// Reads of one run. Source: chosen: fewer than a fill of 1 GiB leaves time for.
 const READS: usize = 100;
@@ -27,7 +27,7 @@ pub(super) fn measure(bench: &Bench<'_>, findings: &mut Findings) -> Result<()> 
     let probes = probes(setup, if setup.scale == Scale::Tiny { 3 } else { READS });
     let mut work = SameWork::default();
     for &way in &bench.ways {
-        let (mut idle, mut filling, mut absent) = (Latencies::default(), Latencies::default(), Vec::new());
+        let (mut idle, mut filling, mut absent, mut costs) = (Latencies::default(), Latencies::default(), Vec::new(), CostRuns::default());
         for _ in 0..setup.runs {
             for fills in [false, true] {
                 let cache = setup.fresh_dir()?;
@@ -43,6 +43,7 @@ pub(super) fn measure(bench: &Bench<'_>, findings: &mut Findings) -> Result<()> 
                         let progress = fill.progress();
                         absent.push(1.0 - progress.spans_done as f64 / (progress.spans as f64).max(1.0));
                         filling.add(timed.took);
+                        costs.add(&session.costs());
                     }
                     None => idle.add(timed.took),
                 }
@@ -57,6 +58,7 @@ pub(super) fn measure(bench: &Bench<'_>, findings: &mut Findings) -> Result<()> 
             if percent == 99 {
                 figure = figure.bar_of_ratio(P99_BAR).distribution("while filling", &filling.all).distribution("idle", &idle.all);
                 figure = figure.counter("part of the image still absent after the last read", Unit::Count, &absent);
+                figure = costs.beside_of_shards(figure);
             }
             findings.figures.push(figure);
         }

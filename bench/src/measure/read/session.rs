@@ -119,15 +119,19 @@ pub(super) struct CostRuns {
     fetched: Vec<f64>,
     decoded: Vec<f64>,
     requests: Vec<f64>,
+    connections: Vec<f64>,
+    idle_ms: Vec<f64>,
     registry_ms: Vec<f64>,
 }
 
 impl CostRuns {
     pub(super) fn add(&mut self, costs: &Costs) {
-        let Stats { bytes_fetched, bytes_needed_compressed, bytes_decoded, bytes_needed, requests, .. } = costs.stats;
+        let Stats { bytes_fetched, bytes_needed_compressed, bytes_decoded, bytes_needed, requests, connections, .. } = costs.stats;
         self.fetched.push(bytes_fetched as f64 / (bytes_needed_compressed as f64).max(1.0));
         self.decoded.push(bytes_decoded as f64 / (bytes_needed as f64).max(1.0));
         self.requests.push(requests as f64);
+        self.connections.push(connections as f64);
+        self.idle_ms.push(costs.stats.shard_idle_with_work_us as f64 / 1e3);
         self.registry_ms.push(costs.registry.as_secs_f64() * 1e3);
     }
 
@@ -137,11 +141,21 @@ impl CostRuns {
             .counter("fetched / needed", Unit::Count, &self.fetched)
             .counter("decoded / needed", Unit::Count, &self.decoded)
             .counter("requests", Unit::Count, &self.requests);
+        let figure = self.beside_of_shards(figure);
         if bench.setup.made.is_some() {
             figure.counter("the registry's time on a core", Unit::Milliseconds, &self.registry_ms)
         } else {
             figure
         }
+    }
+
+    /// `figure` with how many connections there were, and how long cores that had work left it alone.
+    pub(super) fn beside_of_shards(&self, figure: Figure) -> Figure {
+        figure.counter("connections opened", Unit::Count, &self.connections).counter(
+            "shards asleep while a decode job waited, together",
+            Unit::Milliseconds,
+            &self.idle_ms,
+        )
     }
 
     /// Bytes fetched over the compressed bytes of the spans needed.
