@@ -32,6 +32,8 @@ pub struct Counters {
     pub bytes_needed: u64,
     /// Compressed bytes of these spans.
     pub bytes_needed_compressed: u64,
+    /// Spans that were brought before a reader asked for them, and that one has asked for since.
+    pub spans_prefetched_used: u64,
     /// Reads that waited for at least one span.
     pub reads_waited: u64,
 }

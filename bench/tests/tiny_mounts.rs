@@ -27,7 +27,7 @@ fn figures(report: &Value, prefix: &str) -> Option<Vec<Value>> {
 
 fn counter(figure: &Value, name: &str) -> f64 {
     let counters = figure["counters"].as_array().unwrap().iter();
-    let found = counters.clone().find(|counter| counter["name"] == name);
+    let found = counters.clone().find(|counter| counter["name"].as_str().unwrap().starts_with(name));
     found.unwrap_or_else(|| panic!("no {name} in {figure}"))["spread"]["median"].as_f64().unwrap()
 }
 
@@ -54,17 +54,21 @@ fn warm_reads_find_what_the_floor_finds() {
     assert!(work.iter().all(|other| *other == work[0]));
 }
 
-/// Claim: a cold start reads the same in a mount and in the unpacked tree, fetches something, and decodes at least what it needed.
+/// Claim: a cold start reads the same in a mount, with and without a profile that is recorded for it, and in the unpacked tree, fetches
+/// something, and decodes at least what it needed.
 #[test]
 fn a_cold_start_reads_the_same_everywhere() {
-    let report = run(&["coldstart", "--pull"]);
+    let report = run(&["coldstart", "--pull", "--record-profile"]);
     let Some(found) = figures(&report, "coldstart.first") else { return };
     let (fetched, decoded, needed) =
         (counter(&found[0], "fetched"), counter(&found[0], "decoded"), counter(&found[0], "of the spans needed"));
     assert!(fetched > 0.0 && needed > 0.0 && decoded >= needed, "{}", found[0]);
     for id in ["coldstart.second", "coldstart.pulled", "coldstart.decoded", "coldstart.fetched", "coldstart.bound"] {
         assert!(figures(&report, id).is_some(), "no {id}");
+        assert!(figures(&report, &format!("{id}.profile")).is_some(), "no {id} with a profile");
     }
+    let profiled = &figures(&report, "coldstart.first.profile").unwrap()[0];
+    assert!(counter(profiled, "spans brought before") > 0.0, "nothing was replayed: {profiled}");
 }
 
 /// Claim: a command that fails in the mount is an error that shows what it said.

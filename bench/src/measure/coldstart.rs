@@ -8,8 +8,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clip_format::storage_info::Codec;
+use tempfile::TempDir;
 
 use super::{Findings, SameWork, timed};
 use crate::{
@@ -25,14 +26,18 @@ use subject::Subject;
 #[derive(Clone, Debug, Default, clap::Args)]
 #[command(after_help = "\
 Each run: an empty cache directory, nothing in the page cache, clip mount by the program, an overlay over it (upper directory on a \
-tmpfs), CMD in a chroot of the overlay. A span counts as needed when the kernel asked for a byte of it, its own read-ahead included. The clock runs from before the mount to the end of CMD. Then CMD again, in the same mount with a \
+tmpfs), CMD in a chroot of the overlay. A span counts as needed when the kernel asked for a byte \
+of it, its own read-ahead included. The clock runs from before the mount to the end of CMD. Then CMD again, in the same mount with a \
 fresh overlay and nothing in the page cache; and in the unpacked tree under the same overlay. With a shaper, also: fetch all layers through \
 it, unpack, run.
+
+Before each of these runs the page cache of the whole machine is dropped, whatever else runs on it: not for a node at work.
 
 Without an image one is made, and CMD is a cat of a fifth of its files.
 
 Examples:
   clip-bench coldstart --oci ./layout:tag -- python3 -c 'import numpy'
+  clip-bench coldstart --oci ./layout:tag --record-profile -- python3 -c 'import numpy'
   clip-bench coldstart --image registry:5000/app:1 --profile app.profile -- /app --version
   clip-bench coldstart --clip app.clip --latency 20ms --bandwidth 100MB -- ldconfig -r /")]
 pub struct ColdstartArgs {
@@ -48,6 +53,9 @@ pub struct ColdstartArgs {
     /// Measure clip mount --profile FILE too
     #[arg(long, value_name = "FILE")]
     pub profile: Option<PathBuf>,
+    /// Record a profile in one more run, and measure clip mount --profile with it too
+    #[arg(long, conflicts_with = "profile")]
+    pub record_profile: bool,
     /// Measure fetching and unpacking everything, although nothing is shaped
     #[arg(long)]
     pub pull: bool,
@@ -72,12 +80,12 @@ impl ColdstartArgs {
 
 const UNPACKED: &str = "the same command in the unpacked tree, same overlay and chroot, nothing in the page cache";
 const PULLED: &str = "fetch of all layers at the same shape, 3 at a time, inflate and untar in this process, then the command";
-/// Of the unpacked tree's time, without and with a profile; of the bytes of the spans needed. Source: the bars of the design.
+/// Of the unpacked tree's time, without and with a profile; of the bytes of the spans needed. Source: the project's own bars.
 const FIRST_BAR: [f64; 2] = [2.0, 1.5];
 const DECODED_BAR: [f64; 2] = [1.4, 1.15];
 /// The bars are for images of at least so many bytes of stream.
 const BARS_FROM_BYTES: u64 = 1_000_000_000;
-/// What decoding may cost over plain inflate, and the cores that it may use. Source: the bar of the design: warm-tree time + 1.25 x
+/// What decoding may cost over plain inflate, and the cores that it may use. Source: the project's own bar: warm-tree time + 1.25 x
 /// decoded bytes / (2 x inflate rate).
 const DECODE_FACTOR: f64 = 1.25;
 const DECODE_CORES: f64 = 2.0;
@@ -93,6 +101,12 @@ struct Mounted {
     owner_cpu: Vec<f64>,
     command_cpu: Vec<f64>,
     counters: Vec<Counters>,
+}
+
+/// A profile that was recorded here, as long as this lives.
+struct Recorded {
+    profile: PathBuf,
+    _scratch: TempDir,
 }
 
 /// What the unpacked tree came to, in seconds.
@@ -132,14 +146,16 @@ pub fn measure(setup: &Setup, args: &ColdstartArgs) -> Result<Findings> {
     let bench = Bench { setup, args, program, subject: &subject, shaped, bars };
     let (mut plain, mut profiled) = (Mounted::default(), Mounted::default());
     let (mut unpacked, mut work) = (Unpacked::default(), SameWork::default());
+    let recorded = args.record_profile.then(|| bench.recorded(&mut work)).transpose()?;
+    let profile = args.profile.as_deref().or(recorded.as_ref().map(|recorded| recorded.profile.as_path()));
     for run in 0..setup.runs {
         // In turn, so that neither always comes after the other.
         if run % 2 == 1 {
             bench.unpacked(&mut unpacked, &mut work)?;
         }
         bench.mounted(None, &mut plain, &mut work)?;
-        if let Some(profile) = &args.profile {
-            bench.mounted(Some(profile), &mut profiled, &mut work)?;
+        if profile.is_some() {
+            bench.mounted(profile, &mut profiled, &mut work)?;
         }
         if run % 2 == 0 {
             bench.unpacked(&mut unpacked, &mut work)?;
@@ -209,6 +225,22 @@ impl Bench<'_> {
         mount.end()
     }
 
+    /// A profile of the command, from a run of a fresh mount that is not measured.
+    fn recorded(&self, work: &mut SameWork) -> Result<Recorded> {
+        let (cache, scratch) = (self.setup.fresh_dir()?, self.setup.fresh_dir()?);
+        let (mountpoint, profile) = (scratch.path().join("mount"), scratch.path().join("run.profile"));
+        fs::create_dir(&mountpoint)?;
+        let mut more = self.mount_arguments(None)?;
+        more.extend(["--record".to_owned(), profile.to_str().context("a temporary directory whose path is not UTF-8")?.to_owned()]);
+        drop_page_cache()?;
+        let mount = NodeMount::new(self.program, &self.subject.clip, &mountpoint, cache.path(), &more)?;
+        self.run(&mountpoint, scratch.path(), work)?;
+        // The record is complete when the owner has left.
+        mount.end()?;
+        ensure!(profile.is_file(), "clip mount --record left no profile at {}", profile.display());
+        Ok(Recorded { profile, _scratch: scratch })
+    }
+
     fn mount_arguments(&self, profile: Option<&Path>) -> Result<Vec<String>> {
         let mut more = Vec::new();
         self.subject.origin.begin_round();
@@ -265,6 +297,7 @@ impl Bench<'_> {
             .counter("fetched", Unit::Mebibytes, &counted(|counters| mebibytes(counters.bytes_fetched + counters.source_bytes)))
             .counter("decoded", Unit::Mebibytes, &counted(|counters| mebibytes(counters.bytes_decoded)))
             .counter("of the spans needed", Unit::Mebibytes, &counted(|counters| mebibytes(counters.bytes_needed)))
+            .counter("spans brought before they were asked for", Unit::Count, &counted(|counters| counters.spans_prefetched_used as f64))
             .counter("reads that waited", Unit::Count, &counted(|counters| counters.reads_waited as f64))
             .counter("processor time of the owner", Unit::Seconds, &of.owner_cpu)
             .counter("processor time of clip mount and the command", Unit::Seconds, &of.command_cpu)
