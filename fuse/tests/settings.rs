@@ -8,6 +8,7 @@ use std::{
     fs::{self, File},
     os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt},
     path::Path,
+    sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -27,16 +28,87 @@ fn descriptors(path: &str) -> usize {
     all.filter(|fd| fs::read_link(fd.as_ref().unwrap().path()).is_ok_and(|target| target == Path::new(path))).count()
 }
 
-/// The kernel's own lists have the options, the limits on background requests and the read-ahead that were asked for; each session thread
-/// has a descriptor of its own; a request brings 1 MiB; and opens never reach the file system.
+/// What fuser says of the connection: a line for each request before it is answered, one for each flag of INIT.
+struct Said(Mutex<Vec<String>>);
+
+static SAID: Said = Said(Mutex::new(Vec::new()));
+
+impl Said {
+    /// All of it since the last call.
+    fn take(&self) -> Vec<String> {
+        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl log::Log for Said {
+    fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
+        metadata.target().starts_with("fuser")
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        if self.enabled(record.metadata()) {
+            self.0.lock().unwrap_or_else(PoisonError::into_inner).push(record.args().to_string());
+        }
+    }
+
+    fn flush(&self) {}
+}
+
+/// Requests among `said` that begin with `operation`: `FUSE(  7) ino 0x0000000000000001 LOOKUP name "file" thread=fuser-0`.
+fn requests(said: &[String], operation: &str) -> usize {
+    let begins =
+        |line: &&String| line.starts_with("FUSE(") && line.splitn(2, " ino ").nth(1).is_some_and(|node| begins_at(node, operation));
+    said.iter().filter(begins).count()
+}
+
+/// Whether `operation` stands behind the number that `node` begins with.
+fn begins_at(node: &str, operation: &str) -> bool {
+    node.split_once(' ').is_some_and(|(_, request)| request.starts_with(operation))
+}
+
+/// What the mount asks the kernel for in INIT, and what it must not ask for.
+const WANTED: [&str; 10] = [
+    "FUSE_ASYNC_READ",
+    "FUSE_ASYNC_DIO",
+    "FUSE_PARALLEL_DIROPS",
+    "FUSE_DO_READDIRPLUS",
+    "FUSE_READDIRPLUS_AUTO",
+    "FUSE_CACHE_SYMLINKS",
+    "FUSE_EXPLICIT_INVAL_DATA",
+    "FUSE_MAX_PAGES",
+    "FUSE_ALLOW_IDMAP",
+    // The sample has an ACL.
+    "FUSE_POSIX_ACL",
+];
+const UNWANTED: [&str; 3] = ["FUSE_AUTO_INVAL_DATA", "FUSE_EXPORT_SUPPORT", "FUSE_WRITEBACK_CACHE"];
+
+/// Every flag that was wanted and that the kernel has is agreed on: all but the newest on any kernel since 5.2.
+fn assert_flags_agreed(said: &[String]) {
+    let is_said = |flag: &str, what: &str| said.iter().any(|line| *line == format!("capability {flag} {what}"));
+    for flag in WANTED {
+        // Linux 6.12.
+        let is_old_kernel = flag == "FUSE_ALLOW_IDMAP" && is_said(flag, "not supported by kernel");
+        assert!(is_said(flag, "enabled") || is_old_kernel, "{flag}: {said:#?}");
+    }
+    for flag in UNWANTED {
+        assert!(!is_said(flag, "enabled"), "{flag}: {said:#?}");
+    }
+}
+
+/// The kernel's own lists have the options, the limits on background requests and the read-ahead that were asked for; the flags of INIT are
+/// agreed on; each session thread has a descriptor of its own; a request brings 1 MiB; names, those that are not there, attributes and link
+/// targets are asked for once, and opens once a mount.
 #[test]
 fn what_was_asked_for_is_in_force() {
     if !can_mount() {
         return;
     }
+    log::set_logger(&SAID).unwrap();
+    log::set_max_level(log::LevelFilter::Debug);
     let (place, source) = (Place::new(), sample::source(true));
     let options = MountOptions { session_threads: 3, read_ahead_kb: 768, ..MountOptions::new("/images/sample.clip".into()) };
     let mounted = mount_source(source.clone(), &place.m(), &options).unwrap();
+    assert_flags_agreed(&SAID.take());
     // In one test, since the process's threads are counted.
     let (beside, defaults) = (Place::new(), MountOptions { session_threads: 1, ..MountOptions::new("x".into()) });
     let ordinary = mount_source(source.clone(), &beside.m(), &defaults).unwrap();
@@ -68,8 +140,24 @@ fn what_was_asked_for_is_in_force() {
     let longest = source.0.notes.lock().unwrap().iter().map(|(_, range, _)| range.end - range.start).max();
     assert_eq!(longest, Some(1 << 20));
 
-    // Attributes, names that are not there and link targets are asked for once.
+    // Only the first open of the mount came, which says that there need be no more.
+    let opened = SAID.take();
+    assert_eq!((requests(&opened, "LOOKUP name \"file\""), requests(&opened, "OPEN flags")), (1, 1), "{opened:#?}");
     for _ in 0..3 {
+        assert_eq!(fs::metadata(place.m().join("slow")).unwrap().len(), sample::SLOW_LEN as u64);
+        assert_eq!(fs::metadata(place.m().join("none")).unwrap_err().kind(), std::io::ErrorKind::NotFound);
+        fs::read_link(place.m().join("link")).unwrap();
+        for name in ["slow", "file"] {
+            let mut first = [0; 1];
+            File::open(place.m().join(name)).unwrap().read_at(&mut first, 0).unwrap();
+        }
         assert_eq!(fs::metadata(place.m().join("file")).unwrap().ino(), file.metadata().unwrap().ino());
+    }
+    let said = SAID.take();
+    for once in ["LOOKUP name \"slow\"", "LOOKUP name \"none\"", "LOOKUP name \"link\"", "READLINK"] {
+        assert_eq!(requests(&said, once), 1, "{once}: {said:#?}");
+    }
+    for never in ["LOOKUP name \"file\"", "GETATTR", "OPEN flags"] {
+        assert_eq!(requests(&said, never), 0, "{never}: {said:#?}");
     }
 }
