@@ -182,3 +182,17 @@ fn a_probe_starts_anew() {
     let step = resumed.step(&deflated[first..], &mut output, Until::Full).unwrap();
     assert_eq!(output[..step.produced], text[..]);
 }
+
+/// Claim: a probe is over with its 32 KiB of output, also in the midst of a stored block; whatever the pieces of its input.
+#[test]
+fn a_stored_block_that_goes_on_does_not_hold_a_probe_up() {
+    let len = 60_000_u16;
+    let mut stored = vec![0];
+    stored.extend_from_slice(&len.to_le_bytes());
+    stored.extend_from_slice(&(!len).to_le_bytes());
+    stored.extend_from_slice(&sample(5, WINDOW_BYTES));
+    for piece in [stored.len(), 1000, 1] {
+        assert!(places_by_matches(&stored, 0, 0, piece).0, "pieces of {piece}");
+        assert!(!places_by_matches(&stored[..stored.len() - 1], 0, 0, piece).0, "a byte less, pieces of {piece}");
+    }
+}

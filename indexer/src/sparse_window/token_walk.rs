@@ -187,7 +187,7 @@ impl TokenWalk {
                         0 => Place::Header,
                         left => Place::Stored { last, left },
                     };
-                    if used < left {
+                    if used < left && self.output < self.output_max {
                         return Err(Halt::Short);
                     }
                 }
