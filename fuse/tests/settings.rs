@@ -54,16 +54,15 @@ impl log::Log for Said {
     fn flush(&self) {}
 }
 
-/// Requests among `said` that begin with `operation`: `FUSE(  7) ino 0x0000000000000001 LOOKUP name "file" thread=fuser-0`.
-fn requests(said: &[String], operation: &str) -> usize {
-    let begins =
-        |line: &&String| line.starts_with("FUSE(") && line.splitn(2, " ino ").nth(1).is_some_and(|node| begins_at(node, operation));
-    said.iter().filter(begins).count()
+/// The request that `line` tells of: `FUSE(  7) ino 0x0000000000000001 LOOKUP name "file" thread=fuser-0` from LOOKUP on.
+fn request(line: &str) -> Option<&str> {
+    let (_, node) = line.strip_prefix("FUSE(")?.split_once(" ino ")?;
+    node.split_once(' ').map(|(_, request)| request)
 }
 
-/// Whether `operation` stands behind the number that `node` begins with.
-fn begins_at(node: &str, operation: &str) -> bool {
-    node.split_once(' ').is_some_and(|(_, request)| request.starts_with(operation))
+/// How many requests among `said` begin with `operation`.
+fn requests(said: &[String], operation: &str) -> usize {
+    said.iter().filter_map(|line| request(line)).filter(|request| request.starts_with(operation)).count()
 }
 
 /// What the mount asks the kernel for in INIT, and what it must not ask for.
