@@ -17,6 +17,7 @@ Examples:
   clip index debian:12 -o debian.clip
   clip index --platform linux/arm64 ghcr.io/owner/image@sha256:... -o image.clip
   clip index oci:layout:latest --store-ref registry.example/image:1 -o image.clip
+  clip index --profile python.profile --skip-diff-id-check python:3.12 -o python.clip
   clip index --json --quiet localhost:5000/torch -o torch.clip")]
 pub struct IndexArgs {
     /// The image: in a registry, a layout or an archive.
