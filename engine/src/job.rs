@@ -197,12 +197,20 @@ impl Job {
         drop(kept);
     }
 
+    /// Makes sure that the job runs once more. Both changes can fail although the job is not queued: it may become idle between them.
     fn schedule(self: Arc<Self>) {
-        if self.change(State::Idle, State::Queued) {
-            self.note_queued();
-            self.jobs.clone().push(self);
-        } else {
-            self.change(State::Running, State::Again);
+        loop {
+            if self.change(State::Idle, State::Queued) {
+                self.note_queued();
+                return self.jobs.clone().push(self);
+            }
+            if self.change(State::Running, State::Again) {
+                return;
+            }
+            let state = self.state.load(Ordering::SeqCst);
+            if state != State::Idle as u8 && state != State::Running as u8 {
+                return;
+            }
         }
     }
 

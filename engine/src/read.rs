@@ -87,16 +87,16 @@ pub(crate) fn start(core: &Arc<Core>, layer: &Arc<ImageLayer>, reader: Reader, r
 impl PendingRead {
     /// Obtains `spans` and starts the fetches of those that nobody has or fetches.
     fn request(self: &Arc<Self>, spans: impl Iterator<Item = SpanIndex>, reader: Reader) {
-        let (mut claimed, mut waited_for) = (Vec::new(), Vec::new());
+        let (mut claimed, mut waited_for, mut guessed) = (Vec::new(), Vec::new(), None);
         let store = &self.layer.store;
         for span in spans {
             match store.obtain(span, self) {
                 Ok(Obtained::Copied) => {
-                    store.note_used(span.get()..span.get() + 1);
+                    guessed = store.note_used(span.get()..span.get() + 1).then_some(span).or(guessed);
                     self.part_done();
                 }
                 Ok(Obtained::Waiting) => {
-                    store.note_used(span.get()..span.get() + 1);
+                    guessed = store.note_used(span.get()..span.get() + 1).then_some(span).or(guessed);
                     self.lock().waited = true;
                     waited_for.push(span);
                 }
@@ -112,6 +112,11 @@ impl PendingRead {
         if reader == Reader::Loading {
             self.bring_neighbour(&mut claimed);
         }
+        if let Some(span) = guessed
+            && let Some(next) = store.neighbour_of(&(span.get()..span.get() + 1))
+        {
+            self.core.read_ahead(&self.layer, next.get()..next.get() + 1);
+        }
         if !claimed.is_empty() {
             self.core.fetch(&self.layer, claimed);
         }
@@ -124,11 +129,7 @@ impl PendingRead {
         let (Some(first), Some(last)) = (claimed.first(), claimed.last()) else { return };
         let (start, end) = (first.get(), last.get() + 1);
         match store.neighbour_of(&(start..end)) {
-            Some(next) if next.get() == end => {
-                if store.claim_ahead(next) {
-                    claimed.push(next);
-                }
-            }
+            Some(next) if next.get() == end => claimed.extend(store.claim_ahead(next).then_some(next)),
             Some(before) => self.core.read_ahead(&self.layer, before.get()..before.get() + 1),
             None => {}
         }
