@@ -67,6 +67,13 @@ pub struct TrivialTree {
     maps: Vec<Mmap>,
 }
 
+/// A map of a copy of `stream`: while another process has a cache file open, its owner trusts no byte of it and hashes each at every use.
+fn copy_mapped(stream: &Path) -> Result<Mmap> {
+    let copy = tempfile::NamedTempFile::new().context("make a file for a copy of a cache file")?;
+    std::fs::copy(stream, copy.path()).with_context(|| format!("copy {}", stream.display()))?;
+    map(copy.path())
+}
+
 impl TrivialTree {
     /// The tree of the `.clip` at `clip`, with the bytes that are in `cache`, where every layer must be.
     ///
@@ -79,7 +86,7 @@ impl TrivialTree {
         let mut tree = Self { any_xattrs: index.any_xattrs(), any_acls: index.any_acls(), ..Self::default() };
         for layer in file.storage_info()?.layers {
             let dir = cache.join("layers").join(layer.digest.algorithm()).join(layer.digest.to_hex());
-            tree.maps.push(map(&machine::find_file(&dir, "stream")?)?);
+            tree.maps.push(copy_mapped(&machine::find_file(&dir, "stream")?)?);
         }
         let source = Tree::new(NoBytes(index));
         let mut directories = vec![NodeId::ROOT];

@@ -1,4 +1,4 @@
-//! The large file through a mount whose cache has it: against the trivial file system over the same cache file.
+//! The large file through a mount whose cache has it: against the trivial file system over a copy of the cache file.
 
 use std::path::Path;
 
@@ -12,7 +12,7 @@ use crate::{
     setup::Setup,
 };
 
-const FLOOR: &str = "the trivial FUSE file system over the same cache file";
+const FLOOR: &str = "the trivial FUSE file system over a copy of the cache file";
 /// Of the floor's rate. Source: the project's own bar.
 const BAR: f64 = 0.9;
 
