@@ -119,6 +119,11 @@ impl Course {
         Some(state.works.front()?.group.compressed.start..state.works.back()?.group.compressed.end)
     }
 
+    /// The spans that what is not started has claimed and not brought, those on the way to what was asked for among them.
+    pub(crate) fn claimed(&self) -> Vec<SpanIndex> {
+        self.lock().works.iter().flat_map(|work| work.claims.open()).collect()
+    }
+
     /// What is not started begins here, and needs bytes or not.
     pub(crate) fn next(&self) -> Option<std::ops::Range<u64>> {
         self.lock().works.front().map(|work| work.group.compressed.clone())
