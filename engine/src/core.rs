@@ -138,11 +138,12 @@ impl Core {
 
     /// Readers wait for `spans`, which are claimed: where background work has claimed them it becomes urgent, or they are fetched at once.
     ///
-    /// Cost: nothing where no background request to the layer is under way.
+    /// Cost: next to nothing where no background request to the layer is under way.
     pub(crate) fn hurry(&self, store: &LayerStore, spans: &[SpanIndex]) {
         if spans.is_empty() {
             return;
         }
+        self.jobs.note_miss();
         for course in store.backlog.courses() {
             let limits = self.limits(&course.layer);
             let works: VecDeque<Work> = spans.iter().filter_map(|&span| course.hurry(span, limits.bridge_bytes_max)).collect();
