@@ -85,6 +85,18 @@ impl Course {
         }
     }
 
+    /// Waits until a reader waits for something that is not started.
+    pub(crate) async fn wanted_later(&self) {
+        loop {
+            let hurried = self.hurried.notified();
+            let is_wanted = self.lock().works.iter().any(|work| !work.claims.urgency().get().is_background());
+            if is_wanted {
+                return;
+            }
+            hurried.await;
+        }
+    }
+
     /// A reader waits for `span`. What this request decodes or will come to within `bytes_max` bytes becomes urgent here. What it would come
     /// to later is given back, to be fetched at once.
     pub(crate) fn hurry(&self, span: SpanIndex, bytes_max: u64) -> Option<Work> {
