@@ -271,8 +271,11 @@ fn send_request(layer: &Arc<ImageLayer>, spans: &mut Range<u32>, task: &mut Task
     let ticket = Arc::new(Ticket { spans: u64::from(spans.start - before), finish: task.finish.clone() });
     let flows = core.flows(layer, claimed.clone(), limits, task.priority);
     flows.iter().for_each(|flow| layer.store.backlog.enter(&flow.course));
-    // Who came to wait since the claim has not found the course.
-    core.hurry(&layer.store, &layer.store.waited_for(&claimed));
+    // Who came to wait since the claim has not found the course: for what it was to bring, or for what lies on the way there.
+    let mut open: Vec<SpanIndex> = flows.iter().flat_map(|flow| flow.course.claimed()).chain(claimed).collect();
+    open.sort_unstable();
+    open.dedup();
+    core.hurry(&layer.store, &layer.store.waited_for(&open));
     let mut slots = Some(slots);
     for mut flow in flows {
         let bytes = flow.course.range().map_or(0, |range| range.end.saturating_sub(range.start));

@@ -85,6 +85,18 @@ impl Course {
         }
     }
 
+    /// Waits until a reader waits for something that is not started.
+    pub(crate) async fn wanted_later(&self) {
+        loop {
+            let hurried = self.hurried.notified();
+            let is_wanted = self.lock().works.iter().any(|work| !work.claims.urgency().get().is_background());
+            if is_wanted {
+                return;
+            }
+            hurried.await;
+        }
+    }
+
     /// A reader waits for `span`. What this request decodes or will come to within `bytes_max` bytes becomes urgent here. What it would come
     /// to later is given back, to be fetched at once.
     pub(crate) fn hurry(&self, span: SpanIndex, bytes_max: u64) -> Option<Work> {
@@ -117,6 +129,11 @@ impl Course {
     pub(crate) fn range(&self) -> Option<std::ops::Range<u64>> {
         let state = self.lock();
         Some(state.works.front()?.group.compressed.start..state.works.back()?.group.compressed.end)
+    }
+
+    /// The spans that what is not started has claimed and not brought, those on the way to what was asked for among them.
+    pub(crate) fn claimed(&self) -> Vec<SpanIndex> {
+        self.lock().works.iter().flat_map(|work| work.claims.open()).collect()
     }
 
     /// What is not started begins here, and needs bytes or not.

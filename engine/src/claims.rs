@@ -51,6 +51,11 @@ impl Claims {
         self.lock().open.contains(&span)
     }
 
+    /// The spans that are claimed here and have not come out.
+    pub(crate) fn open(&self) -> Vec<SpanIndex> {
+        self.lock().open.clone()
+    }
+
     /// Takes `wanted` along, which the caller has claimed. False when the job is past them or has ended.
     pub(crate) fn extend(&self, wanted: &[SpanIndex]) -> bool {
         let mut course = self.lock();

@@ -66,7 +66,7 @@ pub(crate) struct Core {
     stopping: AtomicBool,
     /// Read-ahead that waits for a shard; more is dropped.
     read_aheads: Arc<AtomicUsize>,
-    _lock: Mutex<Option<OwnerLock>>,
+    lock: Mutex<Option<OwnerLock>>,
 }
 
 /// Read-ahead requests that may wait; a reader that outruns them fetches on demand. Source: judgement, not measured: four for each of the 16
@@ -94,7 +94,7 @@ impl Core {
             next_shard: AtomicUsize::new(0),
             stopping: AtomicBool::new(false),
             read_aheads: Arc::default(),
-            _lock: Mutex::new(Some(lock)),
+            lock: Mutex::new(Some(lock)),
             config,
         }
     }
@@ -138,11 +138,12 @@ impl Core {
 
     /// Readers wait for `spans`, which are claimed: where background work has claimed them it becomes urgent, or they are fetched at once.
     ///
-    /// Cost: nothing where no background request to the layer is under way.
+    /// Cost: next to nothing where no background request to the layer is under way.
     pub(crate) fn hurry(&self, store: &LayerStore, spans: &[SpanIndex]) {
         if spans.is_empty() {
             return;
         }
+        self.jobs.note_miss();
         for course in store.backlog.courses() {
             let limits = self.limits(&course.layer);
             let works: VecDeque<Work> = spans.iter().filter_map(|&span| course.hurry(span, limits.bridge_bytes_max)).collect();
@@ -248,7 +249,7 @@ impl Core {
         self.shards.iter().for_each(ShardHandle::wake);
     }
 
-    /// After the shards have left: what they left behind fails, and the directory is free.
+    /// After the shards have left: what they left behind fails.
     pub(crate) fn clear(&self) {
         // Jobs that wait for room are woken by this, so that the queue has them all: those that waited for bytes lost their flow before.
         self.budget.close();
@@ -257,7 +258,11 @@ impl Core {
         while let Some(job) = self.jobs.pop(Takes::All) {
             Job::abandon(&job);
         }
-        *self._lock.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// The directory is free for another owner.
+    pub(crate) fn unlock(&self) {
+        *self.lock.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 }
 

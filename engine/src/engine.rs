@@ -59,8 +59,10 @@ impl Drop for Threads {
             }
         }
         drop(std::mem::take(&mut self.background));
-        self.tended.let_go();
+        // What still holds layers goes before the lock: who takes the directory next finds their files closed.
         self.core.clear();
+        self.tended.stop();
+        self.core.unlock();
     }
 }
 

@@ -214,6 +214,24 @@ struct Open {
     claims: Weak<Claims>,
 }
 
+impl Open {
+    /// Gives `piece` to the job once there is room; false when the job takes no more. A job of a fill may not run for long: it becomes
+    /// urgent when a reader waits for what `course` comes to behind it.
+    async fn send(&self, piece: Piece, course: &Course) -> bool {
+        let room = tokio::select! {
+            biased;
+            room = self.sender.reserve() => room,
+            () = course.wanted_later() => {
+                if let Some(claims) = self.claims.upgrade() {
+                    claims.urgency().raise();
+                }
+                self.sender.reserve().await
+            }
+        };
+        room.map(|room| room.send(piece)).is_ok()
+    }
+}
+
 impl Feed {
     fn new(flow: &Flow, said: Arc<AtomicBool>, shard: Rc<Shard>) -> Self {
         let turns = Arc::new(Semaphore::new(JOBS_MAX));
@@ -245,7 +263,7 @@ impl Feed {
             let part = plan::part_of(position, chunk.len(), &open.compressed);
             self.used = chunk_end.min(open.compressed.end);
             let piece = Piece::new(chunk.slice(part), &self.shard.core.counters.compressed);
-            let taken = piece.bytes.is_empty() || open.sender.send(piece).await.is_ok();
+            let taken = piece.bytes.is_empty() || open.send(piece, &self.course).await;
             if taken && chunk_end < open.compressed.end {
                 return Ok(Fed::More);
             }
@@ -345,4 +363,66 @@ fn stalled(target: &Target, shard: &Shard) -> EngineError {
     let Target { layer, stream } = target;
     let what = format!("fetch of stream bytes {}..{} of layer {}", stream.start, stream.end, layer.store.digest);
     EngineError::Deadline { what, waited: shard.core.config.read_timeout }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::{collections::VecDeque, pin::pin};
+
+    use clip_format::{
+        checkpoints::{Checkpoints, Span, SpanStart},
+        digest::Digest,
+        storage_info::{Codec, LayerInfo},
+        units::{CompressedOffset, SpanIndex, StreamOffset},
+    };
+
+    use super::*;
+    use crate::{buffers::Buffers, layer::LayerStore, metrics::Counters, plan::Wanted, tend::Tended};
+
+    /// A plain layer of four spans of 100 bytes.
+    fn layer(dir: &std::path::Path) -> Arc<ImageLayer> {
+        let span = |at| Span { start: SpanStart::Plain, compressed: CompressedOffset(at), stream: StreamOffset(at), digest: [0; 32] };
+        let digest = Digest::Sha256([1; 32]);
+        let codec = Codec::Plain;
+        let info = LayerInfo { digest, diff_id: digest, media_type: String::new(), compressed_size: 400, stream_size: 400, codec };
+        let bytes = Checkpoints::encode(&[(0..4).map(|number| span(number * 100)).collect()]).unwrap();
+        let table = Checkpoints::open(Arc::new(bytes), &[info], 0).unwrap().layers()[0].clone();
+        let tended = Tended::start(Buffers::new(0));
+        let store = LayerStore::open(dir.to_owned(), digest, &table, 1, Arc::default(), &tended).unwrap();
+        let source = BlobSource::File { path: dir.join("blob"), offset: 0, size: 400 };
+        Arc::new(ImageLayer::new(Arc::new(store), table, source, Arc::new(Vec::new())))
+    }
+
+    /// Claim: a full channel to a fill's job makes that job urgent once a reader waits for a later group that is near, no sooner and not
+    /// when the reader waits for one that this request is past.
+    #[tokio::test]
+    async fn what_stands_before_a_reader_becomes_urgent() {
+        let dir = tempfile::tempdir().unwrap();
+        let layer = layer(&dir.path().join("layer"));
+        let work = |span: u32| {
+            assert!(layer.store.claim_ahead(SpanIndex(span)));
+            layer.work(Wanted { entry: SpanIndex(span), wanted: vec![SpanIndex(span)] }, Priority::Fill).unwrap()
+        };
+        let course = Course::new(layer.clone(), (0..4).map(work).collect::<VecDeque<_>>());
+        let (past, started) = (course.start().unwrap(), course.start().unwrap());
+        course.note_position(100);
+        let (sender, mut input) = mpsc::channel(1);
+        let open = Open { compressed: 100..200, sender, claims: Arc::downgrade(&started.claims) };
+        let counters = Counters::default();
+        let piece = || Piece::new(Bytes::from_static(&[0; 10]), &counters.compressed);
+        let is_urgent = || !started.claims.urgency().get().is_background();
+        assert!(open.send(piece(), &course).await);
+        let mut second = pin!(open.send(piece(), &course));
+        let mut waits = async || timeout(std::time::Duration::from_millis(20), second.as_mut()).await.is_err();
+        assert!(waits().await && !is_urgent());
+        assert!(course.hurry(SpanIndex(0), 1000).is_none());
+        assert!(waits().await && !is_urgent() && !past.claims.urgency().get().is_background());
+        assert!(course.hurry(SpanIndex(3), 1000).is_none());
+        assert!(waits().await && is_urgent());
+        assert!(input.recv().await.is_some() && !waits().await);
+        drop(input);
+        assert!(!open.send(piece(), &course).await, "the job takes no more");
+    }
 }

@@ -296,15 +296,23 @@ impl LayerStore {
         let mut in_flight = self.lock();
         match written {
             Some(doubts) => self.trust(span, SpanState::InFlight, doubts),
-            None => drop(self.states.change(span, SpanState::InFlight, SpanState::Absent)),
+            None => self.not_brought(span),
         }
         in_flight.remove(&span);
+    }
+
+    /// `span` is absent again. That was not its reader's doing: it does not count as brought in vain. Under the lock, before somebody
+    /// can claim it again.
+    fn not_brought(&self, span: SpanIndex) {
+        self.unread.remove(span);
+        self.neighbours.take_back(span);
+        self.states.change(span, SpanState::InFlight, SpanState::Absent);
     }
 
     /// Ends a flight that failed; gives those who waited.
     pub(crate) fn abandon(&self, span: SpanIndex) -> Vec<Arc<PendingRead>> {
         let mut in_flight = self.lock();
-        self.states.change(span, SpanState::InFlight, SpanState::Absent);
+        self.not_brought(span);
         in_flight.remove(&span).map(|entry| entry.waiters).unwrap_or_default()
     }
 

@@ -68,6 +68,13 @@ impl Neighbours {
         self.brought.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// `span`, if it is a guess that nobody has asked for, could not be brought: it says nothing about guesses.
+    pub(crate) fn take_back(&self, span: SpanIndex) {
+        if !self.guesses.is_empty() && self.guesses.remove(span) {
+            self.brought.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
     /// A reader asks for `span`; whether it was a guess.
     pub(crate) fn note_used(&self, span: SpanIndex) -> bool {
         let was_guessed = !self.guesses.is_empty() && self.guesses.remove(span);
@@ -111,6 +118,23 @@ mod tests {
             good.note_brought(span);
             assert!(step % 4 == 3 || good.note_used(span) && !good.note_used(span));
         }
+    }
+
+    /// Claim: guesses that could not be brought do not end guessing, and one that was of use stays so.
+    #[test]
+    fn failed_guesses_are_taken_back() {
+        let failing = Neighbours::new(10_000);
+        for step in 0..1000 {
+            let span = failing.of(&(step * 10..step * 10 + 1), |_| true).expect("none was in vain");
+            failing.note_brought(span);
+            failing.take_back(span);
+            failing.take_back(span);
+        }
+        let used = failing.of(&(3..4), |_| true).expect("none was in vain");
+        failing.note_brought(used);
+        assert!(failing.note_used(used));
+        failing.take_back(used);
+        assert_eq!((failing.brought.into_inner(), failing.used.into_inner()), (1, 1));
     }
 
     /// Claim: the next span comes first, the one before when that is there, and none beyond the layer's ends.

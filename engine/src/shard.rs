@@ -236,6 +236,8 @@ async fn take_jobs(shard: Rc<Shard>) {
                 shard.keep(delivered, verified, held);
             }
             if ran == Ran::Over {
+                // It may wait for bytes that have come.
+                yield_now().await;
                 break;
             }
             let priority = job.priority();

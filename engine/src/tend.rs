@@ -25,8 +25,8 @@ pub(crate) struct Tended {
     added: AtomicBool,
     /// The thread, when there is one.
     watcher: Option<Pid>,
-    /// Held by the thread while it holds layers.
-    working: Mutex<()>,
+    /// Held by the thread while it holds layers; true once it takes none any more.
+    stopped: Mutex<bool>,
     pub(crate) buffers: Arc<Buffers>,
 }
 
@@ -50,7 +50,7 @@ impl Tended {
             }
         };
         let tended =
-            Arc::new(Self { stores: Mutex::default(), added: AtomicBool::new(false), watcher, working: Mutex::default(), buffers });
+            Arc::new(Self { stores: Mutex::default(), added: AtomicBool::new(false), watcher, stopped: Mutex::default(), buffers });
         drop(give.send(Arc::downgrade(&tended)));
         tended
     }
@@ -60,9 +60,9 @@ impl Tended {
         self.watcher
     }
 
-    /// The thread holds no layer: those that nobody else holds are closed.
-    pub(crate) fn let_go(&self) {
-        drop(self.working.lock().unwrap_or_else(PoisonError::into_inner));
+    /// The thread holds no layer and never will again: those that nobody else holds are closed.
+    pub(crate) fn stop(&self) {
+        *self.stopped.lock().unwrap_or_else(PoisonError::into_inner) = true;
     }
 
     /// Looks after `store` too, until it is gone.
@@ -122,7 +122,10 @@ fn watch(tended: &Weak<Tended>) {
     loop {
         let wanted = signal_within(next.saturating_duration_since(Instant::now()));
         let Some(tended) = tended.upgrade() else { return };
-        let _working = tended.working.lock().unwrap_or_else(PoisonError::into_inner);
+        let stopped = tended.stopped.lock().unwrap_or_else(PoisonError::into_inner);
+        if *stopped {
+            return;
+        }
         if wanted {
             tended.give_way();
         }

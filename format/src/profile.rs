@@ -7,7 +7,7 @@
 pub(crate) mod record;
 mod varint;
 
-use std::ops::Range;
+use std::{collections::HashSet, ops::Range};
 
 use zerocopy::{
     IntoBytes,
@@ -91,9 +91,9 @@ pub struct Counts {
 /// Which layers of an image a profile speaks of.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fit {
-    /// One a layer of the profile: the image's layer with the same digest.
+    /// One a layer of the profile: the image's layer with the same digest, which no other layer of the profile has.
     pub places: Vec<Option<LayerIndex>>,
-    /// Layers of the profile that have runs.
+    /// Layers of the profile that have runs, equal ones once.
     pub needed: usize,
     /// Those of them that the image has.
     pub found: usize,
@@ -156,20 +156,27 @@ impl Profile {
         self
     }
 
-    /// Which of `digests`, an image's layers in manifest order, this profile speaks of.
+    /// Which of `digests`, an image's layers in manifest order, this profile speaks of. Images repeat layers, empty ones mostly: of several
+    /// layers of the profile with one digest, the first that has runs stands for all, so that no byte of the image is named twice.
     #[must_use]
     pub fn fit(&self, digests: &[Digest]) -> Fit {
-        let place = |layer: &ProfileLayer| {
-            let found = digests.iter().position(|digest| *digest == layer.digest)?;
-            u16::try_from(found).ok().map(LayerIndex)
-        };
-        let places: Vec<_> = self.layers.iter().map(place).collect();
-        let mut needed = vec![false; self.layers.len()];
+        let mut has_runs = vec![false; self.layers.len()];
         for run in &self.runs {
-            needed[usize::from(run.layer)] = true;
+            has_runs[usize::from(run.layer)] = true;
         }
-        let found = places.iter().zip(&needed).filter(|(place, needed)| **needed && place.is_some()).count();
-        Fit { places, needed: needed.into_iter().filter(|needed| *needed).count(), found }
+        let mut fit = Fit { places: vec![None; self.layers.len()], needed: 0, found: 0 };
+        let mut seen = HashSet::new();
+        let (with_runs, without): (Vec<usize>, Vec<usize>) = (0..self.layers.len()).partition(|&layer| has_runs[layer]);
+        for layer in with_runs.into_iter().chain(without) {
+            let digest = &self.layers[layer].digest;
+            if seen.insert(digest) {
+                let found = digests.iter().position(|other| other == digest);
+                fit.places[layer] = found.and_then(|found| u16::try_from(found).ok()).map(LayerIndex);
+                fit.needed += usize::from(has_runs[layer]);
+                fit.found += usize::from(has_runs[layer] && fit.places[layer].is_some());
+            }
+        }
+        fit
     }
 
     /// As [`Self::fit`], for the image with this manifest.

@@ -42,6 +42,16 @@ struct Body {
     transfer: Transfer,
     /// Bytes before the range, from a registry that ignored it.
     skip: u64,
+    /// Another connection would bring the rest without what came before it.
+    may_be_left: bool,
+}
+
+impl Body {
+    fn close_if_slow(&mut self) {
+        if self.transfer.is_slow() {
+            self.exchange.close_after();
+        }
+    }
 }
 
 impl std::fmt::Debug for BlobReader {
@@ -109,8 +119,9 @@ impl BlobReader {
                 }
             }
         }
-        if let Some(body) = self.body.take() {
+        if let Some(mut body) = self.body.take() {
             // A chunked body ends with a frame of its own; after it the connection can serve again.
+            body.close_if_slow();
             body.exchange.drain().await;
         }
         Ok(None)
@@ -172,7 +183,7 @@ impl BlobReader {
             }
             (status, _) => return Err(exchange.contradiction("the whole blob (status 200)", status.as_u16().to_string()).into()),
         };
-        Ok(Body { exchange, transfer: pace.begin(), skip })
+        Ok(Body { exchange, transfer: pace.begin(), skip, may_be_left: skip == 0 })
     }
 
     /// The answer holds exactly the range asked for. Source: RFC 9110 section 14.4.
@@ -211,14 +222,24 @@ enum Watched {
 
 /// The next bytes of `body`, of which `rest` are wanted; none of a straggler, if those `may_be` given up.
 async fn watched(body: &mut Body, rest: u64, may_be: bool) -> Result<Watched, Failure> {
-    let (exchange, transfer) = (&mut body.exchange, &body.transfer);
+    let may_be = may_be && body.may_be_left;
+    let chunk = match watched_chunk(&mut body.exchange, &body.transfer, rest, may_be).await? {
+        Watched::Chunk(chunk) => chunk,
+        Watched::Straggler => return Ok(Watched::Straggler),
+    };
+    if body.exchange.has_ended() {
+        body.close_if_slow();
+        body.exchange.release_if_ended();
+    }
+    Ok(Watched::Chunk(chunk))
+}
+
+/// As [`watched`]; the connection is held at the body's end.
+async fn watched_chunk(exchange: &mut Exchange, transfer: &Transfer, rest: u64, may_be: bool) -> Result<Watched, Failure> {
     if may_be && transfer.is_straggler(rest) {
         return Ok(Watched::Straggler);
     }
-    if transfer.is_slow() {
-        exchange.close_after();
-    }
-    let mut chunk = pin!(exchange.chunk());
+    let mut chunk = pin!(exchange.chunk_held());
     loop {
         let asked = Instant::now();
         let came = tokio::time::timeout(Transfer::LOOK, chunk.as_mut()).await;

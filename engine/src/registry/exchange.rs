@@ -190,6 +190,8 @@ pub(super) struct Exchange {
     progress_timeout: Duration,
     /// The connection is worth keeping.
     is_kept: bool,
+    /// The body said so: one without a length tells it only by giving no more.
+    has_ended: bool,
 }
 
 impl Exchange {
@@ -206,6 +208,7 @@ impl Exchange {
             received: Bytes::new(),
             progress_timeout: transport.config.progress_timeout,
             is_kept: true,
+            has_ended: false,
         };
         exchange.release_if_ended();
         exchange
@@ -227,6 +230,13 @@ impl Exchange {
 
     /// The next bytes of the body, at most [`CHUNK_BYTES_MAX`] of them, or `None` at its end.
     pub async fn chunk(&mut self) -> Result<Option<Bytes>, Failure> {
+        let chunk = self.chunk_held().await;
+        self.release_if_ended();
+        chunk
+    }
+
+    /// As [`Self::chunk`]; the connection is not used again before [`Self::release_if_ended`].
+    pub async fn chunk_held(&mut self) -> Result<Option<Bytes>, Failure> {
         if self.received.is_empty() {
             match self.receive().await? {
                 Some(bytes) => self.received = bytes,
@@ -246,7 +256,7 @@ impl Exchange {
             })?;
             match frame {
                 None => {
-                    self.release();
+                    self.has_ended = true;
                     return Ok(None);
                 }
                 Some(Err(error)) => {
@@ -256,7 +266,6 @@ impl Exchange {
                 Some(Ok(frame)) => {
                     if let Ok(bytes) = frame.into_data() {
                         self.counters.bytes.fetch_add(bytes.len() as u64, Relaxed);
-                        self.release_if_ended();
                         if !bytes.is_empty() {
                             return Ok(Some(bytes));
                         }
@@ -311,14 +320,16 @@ impl Exchange {
         EngineError::Protocol { method: self.method, url: self.url.to_string(), expected: expected.into(), found: found.into() }
     }
 
-    fn release_if_ended(&mut self) {
-        if self.body.is_end_stream() {
-            self.release();
-        }
+    /// Whether the connection has brought all of the body.
+    pub fn has_ended(&self) -> bool {
+        self.has_ended || self.body.is_end_stream()
     }
 
-    fn release(&mut self) {
-        if let Some(connection) = self.connection.take().filter(|_| self.is_kept) {
+    /// Gives the connection to the next request once it has brought all of the body.
+    pub fn release_if_ended(&mut self) {
+        if self.has_ended()
+            && let Some(connection) = self.connection.take().filter(|_| self.is_kept)
+        {
             self.pool.put(connection);
         }
     }

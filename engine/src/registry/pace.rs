@@ -11,6 +11,9 @@ use crate::plan;
 /// What a connection is measured over. Source: a starved connection of the production failure that this is for kept to 1-3 MiB/s for
 /// minutes, so a second is long enough to tell and short enough to lose; stalls of single packets (200-400 ms of TCP) do not fill it.
 const WINDOW: Duration = Duration::from_secs(1);
+/// A transfer arrives as long as its bytes are no further apart. Source: half a window is longer than a stall of a single packet (200-400 ms
+/// of TCP), and over before one that stalls with its peers seems to be behind them (seven eighths of a window).
+const ARRIVING: Duration = Duration::from_millis(500);
 /// Parts of the window, so that it slides. Source: judgement, not measured: a rate is a quarter of a second old at most, and four numbers hold it.
 const PARTS: u32 = 4;
 /// A connection is a straggler below this part of its peers' median. Source: ordinary spread between connections that share a line is
@@ -96,9 +99,9 @@ impl State {
         own.is_some_and(|own| self.peers(number, now).is_some_and(|peers| is_behind(own, peers, rest, self.first_byte)))
     }
 
-    /// Whether the connection of transfer `number` should not serve again.
+    /// Whether the connection of transfer `number`, which has ended, should not serve again.
     fn is_slow(&self, number: u64, now: Instant) -> bool {
-        let own = self.meter(number).filter(|meter| meter.waited >= SHORT_WINDOW).map(|meter| rate(meter.bytes, meter.waited));
+        let own = self.meter(number).and_then(Meter::short_rate);
         own.is_some_and(|own| self.peers(number, now).is_some_and(|peers| own < peers / BEHIND))
     }
 
@@ -106,10 +109,15 @@ impl State {
         self.under_way.iter().find(|(other, _)| *other == number).map(|(_, meter)| meter)
     }
 
-    /// The median of what the others do now, or of what was done before where there are none.
+    /// The median of what the others do now, or of what was done before where there are none, or none that has brought enough to tell.
+    /// `None` where nothing arrives on any of them: it is the network that stalls.
     fn peers(&self, number: u64, now: Instant) -> Option<u64> {
-        let peers = self.under_way.iter().filter(|(other, _)| *other != number).filter_map(|(_, meter)| meter.throughput(now));
-        median(peers).or_else(|| median(self.history.iter().copied()).filter(|_| self.history.len() >= HISTORY_MIN))
+        let others = || self.under_way.iter().filter(|(other, _)| *other != number).map(|(_, meter)| meter);
+        if others().next().is_some() && !others().any(|meter| meter.is_arriving(now)) {
+            return None;
+        }
+        median(others().filter_map(|meter| meter.throughput(now)))
+            .or_else(|| median(self.history.iter().copied()).filter(|_| self.history.len() >= HISTORY_MIN))
     }
 }
 
@@ -144,7 +152,8 @@ impl Transfer {
         }
     }
 
-    /// Whether its connection is too slow to be used for another body.
+    /// Whether its connection was too slow to be used for another body. Not before the end: a packet that is lost early in a body would
+    /// make a good one slow.
     pub fn is_slow(&self) -> bool {
         self.pace.lock().is_slow(self.number, Instant::now())
     }
@@ -175,22 +184,43 @@ impl Drop for Transfer {
 #[derive(Clone, Debug)]
 struct Meter {
     began: Instant,
-    last: Instant,
+    /// When bytes last came, and when they first came again after the last longer stall.
+    last: Option<Instant>,
+    resumed: Option<Instant>,
     bytes: u64,
     waited: Duration,
+    /// The wait that goes on, and the longest that ended with bytes.
+    gap: Duration,
+    gap_max: Duration,
     /// Bytes and waits of the latest parts of the window, the latest last.
     parts: VecDeque<(u64, Duration)>,
 }
 
 impl Meter {
     fn new(now: Instant) -> Self {
-        Self { began: now, last: now, bytes: 0, waited: Duration::ZERO, parts: VecDeque::from([(0, Duration::ZERO)]) }
+        Self {
+            began: now,
+            last: None,
+            resumed: None,
+            bytes: 0,
+            waited: Duration::ZERO,
+            gap: Duration::ZERO,
+            gap_max: Duration::ZERO,
+            parts: VecDeque::from([(0, Duration::ZERO)]),
+        }
     }
 
     fn add(&mut self, bytes: u64, waited: Duration, now: Instant) {
         self.bytes += bytes;
         self.waited += waited;
-        self.last = now;
+        self.gap += waited;
+        if bytes > 0 {
+            if self.gap >= ARRIVING {
+                self.resumed = Some(now);
+            }
+            self.gap_max = self.gap_max.max(std::mem::take(&mut self.gap));
+            self.last = Some(now);
+        }
         if let Some((of_part, waited_of_part)) = self.parts.back_mut() {
             *of_part += bytes;
             *waited_of_part += waited;
@@ -209,9 +239,23 @@ impl Meter {
         (waited >= WINDOW).then(|| rate(bytes, waited))
     }
 
+    /// Bytes per second of waiting, over all of it but its longest wait, which may have been for one lost packet; `None` before that
+    /// was long enough to tell.
+    fn short_rate(&self) -> Option<u64> {
+        let waited = self.waited.saturating_sub(self.gap_max.max(self.gap));
+        (waited >= SHORT_WINDOW).then(|| rate(self.bytes, waited))
+    }
+
+    /// Whether its bytes come, and have for a window if they had stalled: connections do not all recover from a pause of the network in
+    /// the same moment.
+    fn is_arriving(&self, now: Instant) -> bool {
+        let comes = self.last.is_some_and(|last| now.saturating_duration_since(last) < ARRIVING);
+        comes && self.resumed.is_none_or(|resumed| now.saturating_duration_since(resumed) >= WINDOW)
+    }
+
     /// Bytes per second since it began, of a body that is arriving now and has brought enough to tell.
     fn throughput(&self, now: Instant) -> Option<u64> {
-        (now.saturating_duration_since(self.last) < WINDOW).then(|| self.overall(now)).flatten()
+        self.is_arriving(now).then(|| self.overall(now)).flatten()
     }
 
     fn overall(&self, now: Instant) -> Option<u64> {
@@ -264,6 +308,49 @@ mod tests {
         for rates in [&[1, 1, 1, 1][..], &[2, 3, 5, 8], &[1], &[60, 20, 30, 10]] {
             let (state, now) = after(Duration::from_secs(3), rates);
             assert!(stragglers(&state, 100 * MIB, now).is_empty(), "{rates:?}");
+        }
+    }
+
+    /// Claim: when the whole network pauses nobody is given up, neither during the pause, whatever the registry did before, nor while the
+    /// connections recover one after the other; one that stays behind is given up then.
+    #[test]
+    fn a_pause_of_the_network_is_nobodys_fault() {
+        let (mut state, mut now) = after(Duration::from_secs(2), &[60; 8]);
+        state.history = VecDeque::from([60 * MIB; HISTORY_MAX]);
+        let (look, paused) = (Duration::from_millis(50), now + Duration::from_secs(5));
+        while now < paused {
+            now += look;
+            for number in 0..8 {
+                state.under_way[number].1.add(0, look, now);
+                assert!(stragglers(&state, 100 * MIB, now).is_empty(), "{:?} before the end of the pause", paused - now);
+            }
+        }
+        // Six come back 150 ms apart, one a little later, one not at all.
+        while now < paused + Duration::from_millis(1700) {
+            now += look;
+            for number in 0..8 {
+                let is_back = number < 7 && now >= paused + Duration::from_millis(150) * number;
+                let bytes = if is_back { 3 * MIB } else { 0 };
+                state.under_way[number as usize].1.add(bytes, look, now);
+                let found = stragglers(&state, 100 * MIB, now);
+                assert!(found.is_empty() || found == [7], "{found:?} {:?} after the pause", now - paused);
+            }
+        }
+        assert_eq!(stragglers(&state, 100 * MIB, now), [7]);
+    }
+
+    /// Claim: one lost packet does not make a connection slow, wherever in the body it was.
+    #[test]
+    fn a_lost_packet_is_not_slowness() {
+        for lost_at in [0, 5, 11] {
+            let (mut state, now) = after(Duration::from_millis(500), &[60, 60, 60]);
+            let mut meter = Meter::new(now - Duration::from_millis(400));
+            for chunk in 0..12 {
+                let waited = if chunk == lost_at { Duration::from_millis(300) } else { Duration::from_millis(1) };
+                meter.add(30_000, waited, now);
+            }
+            state.under_way.push((9, meter));
+            assert!(!state.is_slow(9, now), "lost at chunk {lost_at}");
         }
     }
 

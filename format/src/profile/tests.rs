@@ -142,6 +142,23 @@ fn fits_are_by_digest_of_needed_layers() {
     assert!(empty.runs().is_empty() && empty.fit(&[one]).is_useful() && !empty.fit(&[other]).is_useful());
 }
 
+/// Claim: of the profile's layers with one digest one has a place, the first with runs: a profile of 1,024 equal layers costs as one.
+#[test]
+fn equal_layers_have_one_place() {
+    let equal = |needed: &[u16]| {
+        let runs = needed.iter().map(|&layer| run(layer, 0..1000, 0)).collect();
+        Profile::new(Digest::Sha256([7; 32]), vec![layer(1, 1000); 1024], runs).unwrap()
+    };
+    let digests = [layer(2, 0).digest, layer(1, 0).digest, layer(1, 0).digest];
+    for (needed, place) in [(&(0..1024).collect::<Vec<u16>>()[..], 0), (&[700, 900], 700), (&[], 0)] {
+        let fit = equal(needed).fit(&digests);
+        let places: Vec<_> = fit.places.iter().enumerate().filter_map(|(layer, place)| Some((layer, (*place)?))).collect();
+        assert_eq!(places, [(place, LayerIndex(1))]);
+        assert_eq!((fit.needed, fit.found), (needed.len().min(1), needed.len().min(1)));
+        assert!(fit.is_useful());
+    }
+}
+
 /// Claim: trimming keeps the runs that come first.
 #[test]
 fn trimming_keeps_what_was_needed_first() {
