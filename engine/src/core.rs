@@ -168,6 +168,13 @@ impl Core {
         }
     }
 
+    /// Has the neighbour of `spans` read ahead that is worth a guess, if one is.
+    pub(crate) fn guess_beside(&self, layer: &Arc<ImageLayer>, spans: &Range<u32>) {
+        if let Some(span) = layer.store.neighbour_of(spans) {
+            self.read_ahead(layer, span.get()..span.get() + 1);
+        }
+    }
+
     /// Brings what of `runs` is absent, in their order and in joined requests, whenever readers leave room; `rate` is in compressed bytes a
     /// second. Cost: returns at once; nothing is claimed before its turn comes.
     pub(crate) fn background(&self, purpose: Purpose, runs: Vec<Run>, rate: Option<u64>) -> BackgroundHandle {

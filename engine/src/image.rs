@@ -268,11 +268,8 @@ impl Image {
 
     /// A reader has used a neighbour that was brought with a missed span: the next one is worth a guess, too.
     fn bring_neighbour(&self, layer: LayerIndex, spans: &Range<u32>) {
-        let of = &self.layers[usize::from(layer.get())];
-        if !self.guided.load(Ordering::Relaxed)
-            && let Some(span) = of.store.neighbour_of(spans)
-        {
-            self.core().read_ahead(of, span.get()..span.get() + 1);
+        if !self.guided.load(Ordering::Relaxed) {
+            self.core().guess_beside(&self.layers[usize::from(layer.get())], spans);
         }
     }
 

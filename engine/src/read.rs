@@ -112,10 +112,8 @@ impl PendingRead {
         if reader == Reader::Loading {
             self.bring_neighbour(&mut claimed);
         }
-        if let Some(span) = guessed
-            && let Some(next) = store.neighbour_of(&(span.get()..span.get() + 1))
-        {
-            self.core.read_ahead(&self.layer, next.get()..next.get() + 1);
+        if let Some(span) = guessed {
+            self.core.guess_beside(&self.layer, &(span.get()..span.get() + 1));
         }
         if !claimed.is_empty() {
             self.core.fetch(&self.layer, claimed);
