@@ -15,6 +15,7 @@ pub mod error;
 pub mod mount;
 pub mod source;
 pub mod tree;
+pub mod wire;
 
 pub use error::MountError;
 pub use mount::{MountOptions, Mounted, mount, mount_source};

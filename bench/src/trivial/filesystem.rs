@@ -1,54 +1,15 @@
 //! The trivial file system's answers.
 
-use std::{
-    ffi::OsStr,
-    io,
-    os::unix::ffi::OsStrExt as _,
-    sync::Arc,
-    time::{Duration, UNIX_EPOCH},
-};
+use std::{ffi::OsStr, io, os::unix::ffi::OsStrExt as _, sync::Arc};
 
+// A floor with other settings would be no floor.
+use clip_fuse::wire::{GENERATION, NO_FILE, TTL, agree};
 use fuser::{
-    AccessFlags, Errno, FileAttr, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig, LockOwner, OpenFlags,
-    ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyXattr, Request,
+    AccessFlags, Errno, FileHandle, Filesystem, FopenFlags, INodeNo, KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyXattr, Request,
 };
 
 use super::tree::TrivialTree;
-
-// These are clip's. Source: fuse/src/adapter.rs; a floor with other settings would be no floor.
-const TTL: Duration = Duration::from_secs(i64::MAX as u64);
-const GENERATION: Generation = Generation(0);
-const REQUEST_BYTES: u32 = 1 << 20;
-const BACKGROUND_MAX: u16 = 128;
-const WANTED: [InitFlags; 9] = [
-    InitFlags::FUSE_ASYNC_READ,
-    InitFlags::FUSE_ASYNC_DIO,
-    InitFlags::FUSE_PARALLEL_DIROPS,
-    InitFlags::FUSE_DO_READDIRPLUS,
-    InitFlags::FUSE_READDIRPLUS_AUTO,
-    InitFlags::FUSE_CACHE_SYMLINKS,
-    InitFlags::FUSE_EXPLICIT_INVAL_DATA,
-    InitFlags::FUSE_MAX_PAGES,
-    InitFlags::FUSE_ALLOW_IDMAP,
-];
-
-const NO_FILE: FileAttr = FileAttr {
-    ino: INodeNo(0),
-    size: 0,
-    blocks: 0,
-    atime: UNIX_EPOCH,
-    mtime: UNIX_EPOCH,
-    ctime: UNIX_EPOCH,
-    crtime: UNIX_EPOCH,
-    kind: fuser::FileType::RegularFile,
-    perm: 0,
-    nlink: 0,
-    uid: 0,
-    gid: 0,
-    rdev: 0,
-    blksize: 4096,
-    flags: 0,
-};
 
 /// One connection.
 pub(super) struct Trivial {
@@ -65,17 +26,8 @@ impl Trivial {
 
 impl Filesystem for Trivial {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        let offered = config.capabilities();
-        self.no_open = offered.contains(InitFlags::FUSE_NO_OPEN_SUPPORT);
-        self.no_opendir = offered.contains(InitFlags::FUSE_NO_OPENDIR_SUPPORT);
-        for flag in WANTED.into_iter().chain(self.tree.any_acls.then_some(InitFlags::FUSE_POSIX_ACL)) {
-            // What the kernel lacks, clip goes without too.
-            let _ = config.add_capabilities(flag);
-        }
-        let in_range = config.set_max_write(REQUEST_BYTES).is_ok()
-            && config.set_max_background(BACKGROUND_MAX).is_ok()
-            && config.set_congestion_threshold(BACKGROUND_MAX).is_ok();
-        debug_assert!(in_range);
+        let agreed = agree(config, self.tree.any_acls);
+        (self.no_open, self.no_opendir) = (agreed.no_open, agreed.no_opendir);
         Ok(())
     }
 

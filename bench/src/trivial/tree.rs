@@ -1,11 +1,6 @@
 //! An image's tree as hash maps, and its layers as maps of the cache files.
 
-use std::{
-    collections::HashMap,
-    ops::Range,
-    path::Path,
-    time::{Duration, UNIX_EPOCH},
-};
+use std::{collections::HashMap, ops::Range, path::Path};
 
 use anyhow::{Context, Result, ensure};
 use clip_engine::{EngineError, image::ReadDone};
@@ -17,8 +12,9 @@ use clip_format::{
 use clip_fuse::{
     ByteSource,
     tree::{Attr, NodeId, Tree},
+    wire::{file_attr, kind},
 };
-use fuser::{FileAttr, INodeNo};
+use fuser::FileAttr;
 use memmap2::Mmap;
 
 use super::map::map;
@@ -155,39 +151,4 @@ impl TrivialTree {
 
 fn fs_read(path: &Path) -> Result<Vec<u8>> {
     std::fs::read(path).with_context(|| format!("read {}", path.display()))
-}
-
-fn kind(file_type: FileType) -> fuser::FileType {
-    match file_type {
-        FileType::Regular => fuser::FileType::RegularFile,
-        FileType::Directory => fuser::FileType::Directory,
-        FileType::Symlink => fuser::FileType::Symlink,
-        FileType::CharDevice => fuser::FileType::CharDevice,
-        FileType::BlockDevice => fuser::FileType::BlockDevice,
-        FileType::Fifo => fuser::FileType::NamedPipe,
-        FileType::Socket => fuser::FileType::Socket,
-    }
-}
-
-fn file_attr(attr: &Attr) -> FileAttr {
-    let since = Duration::new(attr.mtime_s.unsigned_abs(), 0);
-    let second = if attr.mtime_s < 0 { UNIX_EPOCH.checked_sub(since) } else { UNIX_EPOCH.checked_add(since) };
-    let time = second.map_or(UNIX_EPOCH, |second| second + Duration::from_nanos(u64::from(attr.mtime_ns)));
-    FileAttr {
-        ino: INodeNo(attr.node.0),
-        size: attr.size,
-        blocks: attr.blocks,
-        atime: time,
-        mtime: time,
-        ctime: time,
-        crtime: time,
-        kind: kind(attr.file_type),
-        perm: attr.permissions,
-        nlink: attr.nlink,
-        uid: attr.uid,
-        gid: attr.gid,
-        rdev: attr.rdev,
-        blksize: 4096,
-        flags: 0,
-    }
 }
