@@ -1,4 +1,4 @@
-//! Any bytes are a deflate stream or an error, and the pieces they come in change nothing.
+//! Any bytes are a deflate stream or an error, and the pieces they come in and are looked at in change nothing.
 #![no_main]
 
 // The walk names the engine's error, whose crate would be instrumented with its network and TLS.
@@ -31,17 +31,24 @@ impl Matches for Found {
     }
 }
 
-fn walk(bit_offset: u8, bytes: &[u8], chunk: usize) -> (Result<bool, InflateError>, Found) {
-    let (mut walk, mut found) = (TokenWalk::new(OUTPUT_BYTES), Found::default());
+/// All of the walk, `look` bytes of output after another.
+fn walk(bit_offset: u8, bytes: &[u8], chunk: usize, look: usize) -> (Result<bool, InflateError>, Found) {
+    let (mut walk, mut found) = (TokenWalk::new(), Found::default());
     let rest = if bit_offset > 0 { bytes.get(1..).unwrap_or_default() } else { bytes };
-    walk.start(bit_offset, bytes.first().copied().unwrap_or_default());
-    let fed = rest.chunks(chunk).try_for_each(|piece| walk.feed(piece, &mut found));
+    walk.start(bit_offset, bytes.first().copied().unwrap_or_default(), look);
+    let fed = rest.chunks(chunk).try_for_each(|piece| {
+        walk.feed(piece, &mut found)?;
+        while walk.is_done() && !walk.has_ended() && walk.output() < OUTPUT_BYTES {
+            walk.go_on((walk.output() + look).min(OUTPUT_BYTES), &mut found)?;
+        }
+        Ok(())
+    });
     (fed.map(|()| walk.is_done()), found)
 }
 
 fuzz_target!(|bytes: &[u8]| {
     let [bit_offset, chunk, deflated @ ..] = bytes else { return };
     let bit_offset = bit_offset % 8;
-    let whole = walk(bit_offset, deflated, deflated.len().max(1));
-    assert_eq!(whole, walk(bit_offset, deflated, usize::from(*chunk) + 1));
+    let whole = walk(bit_offset, deflated, deflated.len().max(1), OUTPUT_BYTES);
+    assert_eq!(whole, walk(bit_offset, deflated, usize::from(*chunk) + 1, usize::from(*chunk) * 16 + 1));
 });

@@ -37,21 +37,35 @@ struct UsedPlaces {
 impl WindowProbe {
     /// One that must be started.
     pub(crate) fn new() -> Self {
-        Self { walk: TokenWalk::new(WINDOW_BYTES), used: UsedPlaces::none() }
+        Self { walk: TokenWalk::new(), used: UsedPlaces::none() }
     }
 
-    /// Begins at a checkpoint; `bit_offset` and `first_byte` as [`clip_engine::inflate::Inflate::raw`] takes them.
-    pub(crate) fn start(&mut self, bit_offset: u8, first_byte: u8) {
-        self.walk.start(bit_offset, first_byte);
+    /// Begins at a checkpoint, and looks at `bytes` bytes of output; `bit_offset` and `first_byte` as
+    /// [`clip_engine::inflate::Inflate::raw`] takes them.
+    pub(crate) fn start(&mut self, bit_offset: u8, first_byte: u8, bytes: usize) {
+        self.walk.start(bit_offset, first_byte, bytes.min(WINDOW_BYTES));
         self.used.words.fill(0);
     }
 
-    /// True when more input cannot change what is known.
+    /// True when no more input is needed for the output that is to be looked at.
     pub(crate) fn is_done(&self) -> bool {
         self.walk.is_done()
     }
 
-    /// Takes the next compressed bytes after the checkpoint.
+    /// True when nothing after it can refer to the window.
+    pub(crate) fn knows_all(&self) -> bool {
+        self.walk.has_ended() || self.walk.output() >= WINDOW_BYTES
+    }
+
+    /// Looks at `bytes` bytes of output more.
+    ///
+    /// # Errors
+    /// As `feed`.
+    pub(crate) fn look_on(&mut self, bytes: usize) -> Result<(), InflateError> {
+        self.walk.go_on((self.walk.output() + bytes).min(WINDOW_BYTES), &mut self.used)
+    }
+
+    /// Takes the next compressed bytes after the checkpoint, all of them.
     ///
     /// # Errors
     /// Data that is no deflate stream (the main decoder will have said so first).

@@ -152,8 +152,11 @@ impl Candidates {
         match &mut self.judged {
             Judged::Beside { told, .. } => drop(told.send((self.round, Evidence::Bytes(input())))),
             Judged::Windowless(jury) => {
-                self.meter.count(|| jury.feed(&input())).map_err(|error| probe_error(self.layer, &error))?;
-                if jury.drop_dependent() {
+                let dropped = self.meter.count(|| {
+                    jury.feed(&input());
+                    jury.drop_dependent()
+                });
+                if dropped.map_err(|error| probe_error(self.layer, &error))? {
                     self.admitted = 0;
                 }
             }
@@ -192,7 +195,7 @@ impl Candidates {
         let chosen = match &mut self.judged {
             Judged::Windowless(jury) => {
                 let chosen = if is_over { jury.choose_now() } else { jury.choose() };
-                chosen.map(|chosen| chosen.draft)
+                chosen.map_err(|error| probe_error(self.layer, &error))?.map(|chosen| chosen.draft)
             }
             Judged::Beside { told, verdicts } => {
                 let verdict = if is_over {

@@ -1,8 +1,9 @@
 //! Which of the candidates for one checkpoint is taken, judged beside the decoder.
 //!
 //! The decoder tells of each candidate and hands on the compressed bytes after it, as it uses them; probes over these bytes find what
-//! window each needs. The first cheap candidate is taken at once, else the cheapest. The verdict is a function of the candidates and
-//! their order alone: what is told of a round after its verdict changes nothing.
+//! window each needs. The first cheap candidate is taken at once, else the cheapest. They are looked at one after another, and a look ends
+//! where a candidate costs more than the best one did in all. The verdict is a function of the candidates and their order alone: what is
+//! told of a round after its verdict changes nothing.
 
 use std::collections::VecDeque;
 
@@ -13,7 +14,7 @@ use clip_format::{
     digest::Digest,
     limits::WINDOW_BYTES,
     units::CompressedOffset,
-    windows::compress_window,
+    windows::WindowCompressor,
 };
 use crossbeam::channel::{Receiver, Sender};
 
@@ -23,6 +24,11 @@ use crate::{error::IndexError, sparse_window::WindowProbe};
 /// A window of this cost is not worth another probe. Source: judgement, not measured: bytes of its frame, near the average of a window
 /// (740-1300), so that what is left to win is a few hundred bytes a MiB.
 const COST_ACCEPTED: usize = 1000;
+/// Compressed bytes given to a probe at a time. Source: what 4 KiB of output come from in most layers.
+const PIECE_BYTES: usize = 4 << 10;
+/// Output bytes after a candidate that are looked at between two comparisons with the best. Source: judgement, not measured: an eighth of
+/// a whole look, at 512 words counted each.
+const LOOK_BYTES: usize = 4 << 10;
 /// What used bytes and their pieces add to a window's frame, in quarters of a byte. Source: least squares over 538 boundaries of the
 /// image of `candidates.rs`: 0.22 bytes a byte and 4.8 a piece explain 85 % of the variance of the frames' lengths, the bytes alone 41 %.
 const BYTE_QUARTERS: usize = 1;
@@ -51,10 +57,42 @@ pub(super) struct Chosen {
 struct Candidate {
     boundary: Boundary,
     probe: WindowProbe,
+    /// The compressed bytes after the boundary that the probe has not taken.
+    input: VecDeque<Bytes>,
+}
+
+/// What became of a candidate.
+enum Standing {
+    /// More compressed bytes must come.
+    Open,
+    /// It costs more than the best, so far as it was looked at.
+    Out,
+    /// All of its window is known.
+    Known,
 }
 
 impl Candidate {
-    /// About the bytes that the window takes in the index.
+    /// Looks at the data after the boundary, until all is known or more than `best` is.
+    fn advance(&mut self, best: Option<usize>) -> Result<Standing, InflateError> {
+        loop {
+            while !self.probe.is_done() {
+                let Some(mut input) = self.input.pop_front() else { return Ok(Standing::Open) };
+                self.probe.feed(&input.split_to(input.len().min(PIECE_BYTES)))?;
+                if !input.is_empty() {
+                    self.input.push_front(input);
+                }
+            }
+            if self.probe.knows_all() {
+                return Ok(Standing::Known);
+            }
+            if best.is_some_and(|best| self.cost() > best) {
+                return Ok(Standing::Out);
+            }
+            self.probe.look_on(LOOK_BYTES)?;
+        }
+    }
+
+    /// About the bytes that the window takes in the index, so far as it is known.
     fn cost(&self) -> usize {
         let used = self.probe.used();
         used.bytes * BYTE_QUARTERS / 4 + used.pieces * PIECE_QUARTERS / 4
@@ -68,7 +106,7 @@ pub(super) struct Jury {
     complete: bool,
     /// The cheapest of those that are judged, and its cost.
     best: Option<(usize, Candidate)>,
-    /// Those that are not, in order.
+    /// Those that are not, in order. Only the first is looked at: what is found of it may put out the next one early.
     running: VecDeque<Candidate>,
     idle: Vec<WindowProbe>,
 }
@@ -76,16 +114,13 @@ pub(super) struct Jury {
 impl Jury {
     pub(super) fn add(&mut self, boundary: Boundary) {
         let mut probe = self.idle.pop().unwrap_or_else(WindowProbe::new);
-        probe.start(boundary.bit_offset, boundary.first_byte);
-        self.running.push_back(Candidate { boundary, probe });
+        probe.start(boundary.bit_offset, boundary.first_byte, LOOK_BYTES);
+        self.running.push_back(Candidate { boundary, probe, input: VecDeque::new() });
     }
 
     /// Takes the next compressed bytes after the last candidate.
-    ///
-    /// # Errors
-    /// Data that is no deflate stream (the decoder will have said so first).
-    pub(super) fn feed(&mut self, input: &[u8]) -> Result<(), InflateError> {
-        self.running.iter_mut().try_for_each(|candidate| candidate.probe.feed(input))
+    pub(super) fn feed(&mut self, input: &Bytes) {
+        self.running.iter_mut().for_each(|candidate| candidate.input.push_back(input.clone()));
     }
 
     /// No candidate will be added in this round.
@@ -93,36 +128,53 @@ impl Jury {
         self.complete = true;
     }
 
-    /// Drops the candidates whose data refers to any history; true when none is left.
-    pub(super) fn drop_dependent(&mut self) -> bool {
-        for candidate in std::mem::take(&mut self.running) {
-            match candidate.probe.used().bytes > 0 {
-                true => self.idle.push(candidate.probe),
-                false => self.running.push_back(candidate),
+    /// Drops the candidates whose data refers to any history, up to one whose does not so far; true when none is left.
+    ///
+    /// # Errors
+    /// Data that is no deflate stream (the decoder will have said so first).
+    pub(super) fn drop_dependent(&mut self) -> Result<bool, InflateError> {
+        while let Some(first) = self.running.front_mut() {
+            first.advance(Some(0))?;
+            if first.probe.used().bytes == 0 {
+                return Ok(false);
             }
+            self.idle.extend(self.running.pop_front().map(|candidate| candidate.probe));
         }
-        self.running.is_empty()
+        Ok(true)
     }
 
     /// The verdict, once nothing can change it; the round is over then.
-    pub(super) fn choose(&mut self) -> Option<Chosen> {
-        while self.running.front().is_some_and(|candidate| candidate.probe.is_done()) {
-            let chosen = self.running.pop_front().and_then(|candidate| self.judge(candidate));
-            if chosen.is_some() {
-                return chosen;
+    ///
+    /// # Errors
+    /// Data that is no deflate stream (the decoder will have said so first).
+    pub(super) fn choose(&mut self) -> Result<Option<Chosen>, InflateError> {
+        while let Some(mut candidate) = self.running.pop_front() {
+            match candidate.advance(self.best.as_ref().map(|(cost, _)| *cost))? {
+                Standing::Open => {
+                    self.running.push_front(candidate);
+                    return Ok(None);
+                }
+                Standing::Out => self.idle.push(candidate.probe),
+                Standing::Known => {
+                    if let Some(chosen) = self.judge(candidate) {
+                        return Ok(Some(chosen));
+                    }
+                }
             }
         }
-        let is_over = self.complete && self.running.is_empty();
-        let (_, best) = self.best.take_if(|_| is_over)?;
-        Some(self.chosen(best))
+        let best = self.best.take_if(|_| self.complete);
+        Ok(best.map(|(_, best)| self.chosen(best)))
     }
 
     /// The verdict when no more data can change it, which is of no candidate where one more could have been added; the round is over.
-    pub(super) fn choose_now(&mut self) -> Option<Chosen> {
-        debug_assert!(self.running.iter().all(|candidate| candidate.probe.is_done()), "the decoder is 32 KiB further, or at the end");
-        let chosen = self.choose();
+    ///
+    /// # Errors
+    /// As `choose`.
+    pub(super) fn choose_now(&mut self) -> Result<Option<Chosen>, InflateError> {
+        let chosen = self.choose()?;
+        debug_assert!(self.running.is_empty(), "the decoder is 32 KiB further, or at the end");
         self.clear();
-        chosen
+        Ok(chosen)
     }
 
     /// The candidate, when it is good enough; otherwise it is compared with the best.
@@ -139,7 +191,7 @@ impl Jury {
     }
 
     fn chosen(&mut self, candidate: Candidate) -> Chosen {
-        let Candidate { boundary: Boundary { stream, compressed, bit_offset, mut window, .. }, probe } = candidate;
+        let Candidate { boundary: Boundary { stream, compressed, bit_offset, mut window, .. }, probe, .. } = candidate;
         probe.clear_unused(&mut window);
         let window = (probe.used().bytes > 0).then_some(window);
         self.idle.push(probe);
@@ -180,7 +232,8 @@ pub(super) type Frames = Vec<(u64, Vec<u8>)>;
 /// # Errors
 /// zstd's own; `Layer` when a probe finds an error that the decoder has not.
 pub(super) fn judge_rounds(layer: Digest, told: &Receiver<Told>, verdicts: &Sender<Verdict>) -> Result<Frames, IndexError> {
-    let mut jury = Jury::default();
+    let failed = |error: InflateError| probe_error(layer, &error);
+    let (mut jury, mut compressor) = (Jury::default(), WindowCompressor::new()?);
     let mut frames = Frames::new();
     let mut decided = None;
     for (round, evidence) in told {
@@ -193,14 +246,14 @@ pub(super) fn judge_rounds(layer: Digest, told: &Receiver<Told>, verdicts: &Send
                 (None, false)
             }
             Evidence::Bytes(bytes) => {
-                jury.feed(&bytes).map_err(|error| probe_error(layer, &error))?;
-                (jury.choose(), false)
+                jury.feed(&bytes);
+                (jury.choose().map_err(failed)?, false)
             }
             Evidence::Complete => {
                 jury.complete();
-                (jury.choose(), false)
+                (jury.choose().map_err(failed)?, false)
             }
-            Evidence::Over => (jury.choose_now(), true),
+            Evidence::Over => (jury.choose_now().map_err(failed)?, true),
         };
         if chosen.is_none() && !is_over {
             continue;
@@ -209,7 +262,7 @@ pub(super) fn judge_rounds(layer: Digest, told: &Receiver<Told>, verdicts: &Send
         // The decoder reads a verdict a round; one that is gone has failed, and says why itself.
         let _ = verdicts.send(chosen.as_ref().map(|chosen| chosen.draft));
         if let Some((draft, window)) = chosen.and_then(|chosen| chosen.window.map(|window| (chosen.draft, window))) {
-            frames.push((draft.stream, compress_window(&window)?));
+            frames.push((draft.stream, compressor.compress(&window)?));
         }
     }
     Ok(frames)

@@ -33,7 +33,7 @@ fn places_by_markers(deflated: &[u8], bit_offset: u8, first_byte: u8) -> Vec<boo
 
 fn places_by_matches(deflated: &[u8], bit_offset: u8, first_byte: u8, piece: usize) -> (bool, Vec<bool>) {
     let mut probe = WindowProbe::new();
-    probe.start(bit_offset, first_byte);
+    probe.start(bit_offset, first_byte, WINDOW_BYTES);
     deflated.chunks(piece).for_each(|piece| probe.feed(piece).unwrap());
     let mut window = Box::new([1; WINDOW_BYTES]);
     probe.clear_unused(&mut window);
@@ -116,7 +116,7 @@ proptest! {
     fn any_bytes_are_taken(bytes in proptest::collection::vec(any::<u8>(), 0..3000), bit_offset in 0_u8..8, piece in 1_usize..400) {
         let outcome = |piece: usize| {
             let mut probe = WindowProbe::new();
-            probe.start(bit_offset, 0x55);
+            probe.start(bit_offset, 0x55, WINDOW_BYTES);
             let fed = bytes.chunks(piece).try_for_each(|piece| probe.feed(piece));
             (fed.is_ok(), probe.used())
         };
@@ -131,7 +131,7 @@ fn independent_data_uses_nothing() {
     encoder.write_all(&b"repeat repeat repeat ".repeat(5000)).unwrap();
     let deflated = encoder.finish().unwrap();
     let mut probe = WindowProbe::new();
-    probe.start(0, 0);
+    probe.start(0, 0, WINDOW_BYTES);
     probe.feed(&deflated).unwrap();
     assert!(probe.is_done() && probe.used() == Used { bytes: 0, pieces: 0 });
 }
@@ -170,7 +170,7 @@ fn a_probe_starts_anew() {
     window[WINDOW_BYTES - text.len()..].copy_from_slice(&text);
     let mut probe = WindowProbe::new();
     let found = [0, 1].map(|_| {
-        probe.start(0, 0);
+        probe.start(0, 0, WINDOW_BYTES);
         probe.feed(&deflated[first..]).unwrap();
         let mut sparse = window.clone();
         probe.clear_unused(&mut sparse);

@@ -1,12 +1,10 @@
 //! The matches of a deflate stream, without its output: how far back each refers is all that a window needs to know.
 //!
-//! Source of the format: RFC 1951. Whatever the bytes are, a walk ends or says what is wrong: it never panics and holds less than
-//! `PIECE_BYTES` and a block header.
+//! Source of the format: RFC 1951. Whatever the bytes are, a walk ends or says what is wrong: it never panics, and of what it
+//! has walked over it holds less than a block header.
 
 use clip_engine::inflate::InflateError;
 
-/// Input taken at a time. Source: holds what 32 KiB of stream come from in most layers, and stays in the first-level cache.
-const PIECE_BYTES: usize = 16 << 10;
 /// Bits that `peek` has at the least.
 const PEEK_BITS: usize = 57;
 /// Bits of the longest code. Source: RFC 1951 section 3.2.7.
@@ -116,7 +114,7 @@ enum Place {
     Tokens { last: bool },
     /// In a stored block that has so many bytes left.
     Stored { last: bool, left: usize },
-    /// At the wanted output, or the stream's end.
+    /// At the stream's end.
     Done,
 }
 
@@ -128,13 +126,15 @@ enum Halt {
 
 impl TokenWalk {
     /// One that must be started.
-    pub(super) fn new(output_max: usize) -> Self {
+    pub(super) fn new() -> Self {
         let (literals, distances) = (Box::new(Code::new()), Box::new(Code::new()));
-        Self { output_max, pending: Vec::new(), bit: 0, output: 0, place: Place::Done, literals, distances }
+        Self { output_max: 0, pending: Vec::new(), bit: 0, output: 0, place: Place::Done, literals, distances }
     }
 
-    /// Begins at a block boundary: `bit_offset` bits of `first_byte` belong to the block before (0: the byte is not taken).
-    pub(super) fn start(&mut self, bit_offset: u8, first_byte: u8) {
+    /// Begins at a block boundary: `bit_offset` bits of `first_byte` belong to the block before (0: the byte is not taken). Walks over
+    /// `output_max` bytes of output.
+    pub(super) fn start(&mut self, bit_offset: u8, first_byte: u8, output_max: usize) {
+        self.output_max = output_max;
         self.pending.clear();
         if bit_offset > 0 {
             self.pending.push(first_byte);
@@ -142,36 +142,49 @@ impl TokenWalk {
         (self.bit, self.output, self.place) = (usize::from(bit_offset), 0, Place::Header);
     }
 
-    /// True when more input cannot add a match.
+    /// True when the wanted output was walked over, or the stream has ended.
     pub(super) fn is_done(&self) -> bool {
+        self.has_ended() || self.output >= self.output_max
+    }
+
+    /// True at the end of the stream.
+    pub(super) fn has_ended(&self) -> bool {
         self.place == Place::Done
     }
 
-    /// Takes the next compressed bytes.
+    /// Output bytes so far; a match or a stored block may have gone past those that were wanted.
+    pub(super) fn output(&self) -> usize {
+        self.output
+    }
+
+    /// Takes the next compressed bytes. What is not needed is kept for [`Self::go_on`].
     ///
     /// # Errors
     /// What is no deflate stream.
     pub(super) fn feed(&mut self, input: &[u8], matches: &mut impl Matches) -> Result<(), InflateError> {
-        for piece in input.chunks(PIECE_BYTES) {
-            if self.is_done() {
-                return Ok(());
-            }
-            self.pending.drain(..self.bit / 8);
-            self.bit %= 8;
-            self.pending.extend_from_slice(piece);
-            match self.walk(matches) {
-                Ok(()) | Err(Halt::Short) => {}
-                Err(Halt::Wrong(reason)) => return Err(InflateError { reason: reason.to_owned() }),
-            }
+        if self.has_ended() {
+            return Ok(());
         }
-        Ok(())
+        self.pending.drain(..self.bit / 8);
+        self.bit %= 8;
+        self.pending.extend_from_slice(input);
+        self.go_on(self.output_max, matches)
+    }
+
+    /// Walks over `output_max` bytes of output in all, as far as the input goes.
+    ///
+    /// # Errors
+    /// As `feed`.
+    pub(super) fn go_on(&mut self, output_max: usize, matches: &mut impl Matches) -> Result<(), InflateError> {
+        self.output_max = output_max;
+        match self.walk(matches) {
+            Ok(()) | Err(Halt::Short) => Ok(()),
+            Err(Halt::Wrong(reason)) => Err(InflateError { reason: reason.to_owned() }),
+        }
     }
 
     fn walk(&mut self, matches: &mut impl Matches) -> Result<(), Halt> {
-        loop {
-            if self.output >= self.output_max {
-                self.place = Place::Done;
-            }
+        while self.output < self.output_max {
             match self.place {
                 Place::Header => self.header()?,
                 Place::Tokens { last } => {
@@ -194,6 +207,7 @@ impl TokenWalk {
                 Place::Done => return Ok(()),
             }
         }
+        Ok(())
     }
 
     /// Reads a block's header; again from its start when the input was too short.
