@@ -1,6 +1,6 @@
 //! A whole `.clip`: header, then sections.
 
-use std::io::Read;
+use std::sync::Arc;
 
 use crate::{
     bounded::{expect_eq, field, slice_at},
@@ -19,8 +19,6 @@ const SMALL_SECTION_BYTES_MAX: usize = 8 << 20;
 pub(crate) const LEVEL_SMALL: i32 = 12;
 /// For the others.
 const LEVEL_LARGE: i32 = 9;
-/// What a decoder allocates at first, whatever the header promises.
-const EXPAND_BYTES_FIRST: u64 = 1 << 20;
 
 /// What an indexer hands over to be written.
 pub struct ClipParts<'a> {
@@ -41,7 +39,7 @@ impl ClipParts<'_> {
     /// `Exhausted` past a section's limit; `Corrupt` when the spans break an invariant of [`crate::checkpoints::SpanTable`].
     pub fn to_bytes(&self) -> Result<Vec<u8>, FormatError> {
         let storage_info = self.storage_info.to_bytes()?;
-        let checkpoints: std::sync::Arc<Vec<u8>> = Checkpoints::encode(self.spans)?.into();
+        let checkpoints: Arc<Vec<u8>> = Checkpoints::encode(self.spans)?.into();
         Checkpoints::open(checkpoints.clone(), &self.storage_info.layers, self.windows.len() as u64)?;
         let mut bytes = vec![0; HEADER_LEN];
         let header = Header {
@@ -96,6 +94,28 @@ fn compressed(kind: SectionKind, raw: &[u8]) -> Result<Vec<u8>, FormatError> {
     zstd::bulk::compress(raw, level).map_err(|error| FormatError::Zstd { what: kind.as_str(), reason: error.to_string() })
 }
 
+/// An expanded index whose hash was not looked at yet: nobody may be answered from it.
+pub struct UncheckedIndex {
+    image: Arc<Vec<u8>>,
+    header: Header,
+}
+
+impl UncheckedIndex {
+    /// The image, for work that is safe on any bytes: writing it somewhere, the structural check.
+    #[must_use]
+    pub fn image(&self) -> &Arc<Vec<u8>> {
+        &self.image
+    }
+
+    /// The image is what was indexed.
+    ///
+    /// # Errors
+    /// `Corrupt`.
+    pub fn check_hash(&self) -> Result<(), FormatError> {
+        verify(&self.header, SectionKind::Index, &self.image)
+    }
+}
+
 /// A `.clip` whose header is checked. Sections are expanded and hashed when asked for.
 pub struct ClipFile<'a> {
     bytes: &'a [u8],
@@ -130,6 +150,16 @@ impl<'a> ClipFile<'a> {
     /// `Corrupt`.
     pub fn index(&self) -> Result<Vec<u8>, FormatError> {
         self.expanded(SectionKind::Index)
+    }
+
+    /// The raw EROFS image, whose hash is left to [`UncheckedIndex::check_hash`]: what costs time beside it need not wait for it.
+    /// Cost: as `index`.
+    ///
+    /// # Errors
+    /// `Corrupt`.
+    pub fn unchecked_index(&self) -> Result<UncheckedIndex, FormatError> {
+        let stored = self.stored(SectionKind::Index)?;
+        Ok(UncheckedIndex { image: unresidued(&self.header, SectionKind::Index, stored)?.into(), header: self.header.clone() })
     }
 
     /// The storage info, hash checked.
@@ -202,11 +232,16 @@ fn section_of(header: &Header, kind: SectionKind) -> Result<&Section, FormatErro
 }
 
 fn expanded(header: &Header, kind: SectionKind, stored: &[u8]) -> Result<Vec<u8>, FormatError> {
+    let raw = unresidued(header, kind, stored)?;
+    verify(header, kind, &raw)?;
+    Ok(raw)
+}
+
+fn unresidued(header: &Header, kind: SectionKind, stored: &[u8]) -> Result<Vec<u8>, FormatError> {
     let mut raw = expand(kind.as_str(), stored, section_of(header, kind)?.raw_len)?;
     if kind.compression() == Compression::ZstdResidue {
         from_residue(&mut raw);
     }
-    verify(header, kind, &raw)?;
     Ok(raw)
 }
 
@@ -218,19 +253,23 @@ fn verify(header: &Header, kind: SectionKind, raw: &[u8]) -> Result<(), FormatEr
     Err(FormatError::Hash { what: kind.as_str(), expected: hex::encode(expected), found: found.to_hex().to_string() })
 }
 
-/// One zstd frame, `raw_len` bytes expanded, and nothing behind it. Memory grows with what really comes out, up to `raw_len`.
+/// One zstd frame, `raw_len` bytes expanded, and nothing behind it. Memory is reserved for them, and used by what really comes out.
 pub(crate) fn expand(what: &'static str, stored: &[u8], raw_len: u64) -> Result<Vec<u8>, FormatError> {
-    let failed = |error: std::io::Error| FormatError::Zstd { what, reason: error.to_string() };
-    let mut rest = stored;
-    let mut raw = Vec::with_capacity(raw_len.min(EXPAND_BYTES_FIRST) as usize);
-    let decoder = zstd::stream::read::Decoder::with_buffer(&mut rest).map_err(failed)?.single_frame();
-    decoder.take(raw_len + 1).read_to_end(&mut raw).map_err(failed)?;
-    let found = raw.len() as u64;
-    if found != raw_len {
-        return Err(FormatError::Truncated { what, offset: 0, expected: raw_len, found });
+    let failed = |reason: String| FormatError::Zstd { what, reason };
+    let frame =
+        zstd::zstd_safe::find_frame_compressed_size(stored).map_err(|code| failed(zstd::zstd_safe::get_error_name(code).to_owned()))?;
+    if frame != stored.len() {
+        return Err(failed(format!("{} bytes left over after the frame", stored.len() - frame)));
     }
-    if !rest.is_empty() {
-        return Err(FormatError::Zstd { what, reason: format!("{} bytes left over after the frame", rest.len()) });
+    let mut raw = Vec::new();
+    let has_room = usize::try_from(raw_len).is_ok_and(|len| raw.try_reserve_exact(len).is_ok());
+    if !has_room {
+        return Err(FormatError::Memory { what, bytes: raw_len });
     }
-    Ok(raw)
+    let mut decompressor = zstd::bulk::Decompressor::new().map_err(|error| failed(error.to_string()))?;
+    decompressor.decompress_to_buffer(stored, &mut raw).map_err(|error| failed(error.to_string()))?;
+    match raw.len() as u64 {
+        found if found == raw_len => Ok(raw),
+        found => Err(FormatError::Truncated { what, offset: 0, expected: raw_len, found }),
+    }
 }

@@ -80,6 +80,14 @@ pub enum FormatError {
         /// The count.
         found: u64,
     },
+    /// The machine has no room for a section's expanded bytes.
+    #[error("{what}: no memory for its {bytes} bytes")]
+    Memory {
+        /// The section.
+        what: &'static str,
+        /// Its expanded length.
+        bytes: u64,
+    },
     /// An access profile of which no layer is in the image.
     #[error(
         "the profile is of another image: it was recorded from {recorded}, and this image is {image}; no layer that it needs is in both, so record one of this image (clip record)"
@@ -118,7 +126,7 @@ impl FormatError {
             | FormatError::Zstd { .. }
             | FormatError::Bincode { .. } => ErrorKind::Corrupt,
             FormatError::Unknown { .. } | FormatError::OtherImage { .. } => ErrorKind::Unsupported,
-            FormatError::Limit { .. } => ErrorKind::Exhausted,
+            FormatError::Limit { .. } | FormatError::Memory { .. } => ErrorKind::Exhausted,
         }
     }
 }

@@ -164,19 +164,20 @@ fn expand(dir: &Path, path: &Path, header: &Header, background: &Background) -> 
         let (expected, found) = (hex::encode(header.image_id()), hex::encode(clip.header().image_id()));
         return Err(bad(FormatError::Field { what: "header, which changed while it was read", offset: 0, expected, found }));
     }
-    let (index, checkpoints) = (clip.index().map_err(bad)?, clip.checkpoints().map_err(bad)?);
+    let (index, checkpoints) = (clip.unchecked_index().map_err(bad)?, clip.checkpoints().map_err(bad)?);
     let storage_info = clip.storage_info().map_err(bad)?;
     let windows = clip.windows().map_err(bad)?;
-    let index: Arc<Vec<u8>> = Arc::new(index);
     let info = storage_info.to_bytes().map_err(bad)?;
     check_hash("storage info", &info, &header.storage_info).map_err(bad)?;
-    // The check is as long as the writing, and neither changes anything.
-    let (checked, written) = std::thread::scope(|scope| {
-        let check = scope.spawn(|| erofs::check::check(&Index::open(index.clone())?));
-        let files = [("index.erofs", &index[..]), ("storage_info", &info), ("checkpoints", &checkpoints), ("windows", windows)];
+    // The hash, the check and the writing take about as long as each other, and none changes anything.
+    let (hashed, checked, written) = std::thread::scope(|scope| {
+        let hash = scope.spawn(|| index.check_hash());
+        let check = scope.spawn(|| erofs::check::check(&Index::open(index.image().clone())?));
+        let files = [("index.erofs", &index.image()[..]), ("storage_info", &info), ("checkpoints", &checkpoints), ("windows", windows)];
         let written = write_temporary(dir, &files);
-        (check.join(), written)
+        (hash.join(), check.join(), written)
     });
+    hashed.unwrap_or_else(|panic| std::panic::resume_unwind(panic)).map_err(bad)?;
     checked.unwrap_or_else(|panic| std::panic::resume_unwind(panic)).map_err(bad)?;
     put_in_place(written?, dir)?;
     sync_in_background(dir.to_owned(), background);
