@@ -4,6 +4,7 @@ mod fill;
 mod many;
 mod random;
 mod readers;
+mod recorded;
 mod replay;
 mod sequential;
 mod session;
@@ -75,7 +76,7 @@ page cache  the same mount again
 
 Examples:
   clip-bench read --what sequential,https --runs 9
-  clip-bench read --what trace --trace torch.trace --clip torch.clip
+  clip-bench read --what trace --trace torch.profile --clip torch.clip
   clip-bench read --what readers --starve 1:1MiB          one connection in trouble")]
 pub struct ReadArgs {
     /// What to read [default: everything]
@@ -84,7 +85,8 @@ pub struct ReadArgs {
     /// How [default: both; without root or /dev/fuse the library only]
     #[arg(long, value_enum, value_name = "WAY", value_delimiter = ',')]
     pub via: Vec<Way>,
-    /// Replay FILE: a read a line, `PATH OFFSET LENGTH`, in bytes; `#` begins a comment [default: a trace made from the seed]
+    /// Replay FILE: an access profile (`clip record -o FILE ...`), or a read a line, `PATH OFFSET LENGTH`, in bytes; `#` begins a comment
+    /// [default: a trace made from the seed]
     #[arg(long, value_name = "FILE")]
     pub trace: Option<PathBuf>,
     /// Drop the kernel's caches of the whole machine before each cold or warm read; needs root, and slows others on this node

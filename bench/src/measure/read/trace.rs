@@ -4,8 +4,10 @@ use std::collections::HashMap;
 
 use anyhow::{Context, Result, ensure};
 
+use clip_format::profile::{self, Profile};
+
 use super::{
-    Bench,
+    Bench, recorded,
     replay::{self, Names, Op, Plan},
 };
 use crate::{
@@ -22,8 +24,12 @@ const FAULT_BYTES: u64 = 128 << 10;
 pub(super) fn measure(bench: &Bench<'_>, findings: &mut Findings) -> Result<()> {
     let (plan, what) = match &bench.args.trace {
         Some(path) => {
-            let text = std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
-            let plan = parse(&text, |path| file_len(bench.setup, path)).with_context(|| path.display().to_string())?;
+            let bytes = std::fs::read(path).with_context(|| format!("read {}", path.display()))?;
+            let plan = match bytes.starts_with(&profile::MAGIC) {
+                true => Profile::from_bytes(&bytes).map_err(Into::into).and_then(|profile| recorded::plan(&profile, &bench.setup.clip)),
+                false => parse(&String::from_utf8_lossy(&bytes), |path| file_len(bench.setup, path)),
+            };
+            let plan = plan.with_context(|| path.display().to_string())?;
             (plan, format!("the trace {}", path.file_name().unwrap_or(path.as_os_str()).display()))
         }
         None => (made_up(bench.setup), "a made-up program start".to_owned()),
