@@ -7,7 +7,7 @@ use clip_format::digest::Digest;
 
 use crate::{
     error::EngineError,
-    registry::{BlobReader, CHUNK_BYTES_MAX, Client, Reference},
+    registry::{BlobReader, CHUNK_BYTES_MAX, Client, ForeignBlob, Reference},
 };
 
 /// What one pread asks for. Source: the kernel's read-ahead for a sequential reader is 128 KiB; two of them per call; so are a
@@ -26,6 +26,8 @@ pub enum BlobSource {
         /// Its length.
         size: u64,
     },
+    /// From a registry or, where it has no such blob, from one of the URLs that the manifest gives.
+    Foreign(Arc<ForeignBlob>),
     /// From a file of this machine.
     File {
         /// The blob's own file, or the archive that holds it.
@@ -43,12 +45,13 @@ impl BlobSource {
     pub fn size(&self) -> u64 {
         match self {
             BlobSource::Registry { size, .. } | BlobSource::File { size, .. } => *size,
+            BlobSource::Foreign(blob) => blob.size(),
         }
     }
 
     /// Whether both read the same bytes of the same place.
     pub(crate) fn is_same(&self, other: &Self) -> bool {
-        use BlobSource::{File, Registry};
+        use BlobSource::{File, Foreign, Registry};
         match (self, other) {
             (File { path, offset, size }, File { path: path2, offset: offset2, size: size2 }) => {
                 (path, offset, size) == (path2, offset2, size2)
@@ -56,6 +59,7 @@ impl BlobSource {
             (Registry { repository, digest, .. }, Registry { repository: repository2, digest: digest2, .. }) => {
                 repository == repository2 && digest == digest2
             }
+            (Foreign(blob), Foreign(other)) => blob == other,
             _ => false,
         }
     }
@@ -64,6 +68,7 @@ impl BlobSource {
     pub(crate) fn bridge_bytes_max(&self, client: &Client) -> u64 {
         match self {
             BlobSource::Registry { repository, .. } => client.bridge_bytes_max(repository),
+            BlobSource::Foreign(blob) => client.foreign_bridge_bytes_max(blob),
             BlobSource::File { .. } => 0,
         }
     }
@@ -77,6 +82,7 @@ impl BlobSource {
             BlobSource::Registry { repository, digest, size } => {
                 client.blob(repository, digest, *size, range).await.map(|reader| SourceReader::Registry(Box::new(reader)))
             }
+            BlobSource::Foreign(blob) => client.foreign_blob(blob, range).await.map(|reader| SourceReader::Registry(Box::new(reader))),
             BlobSource::File { path, offset, size } => {
                 let outside = || EngineError::Invalid {
                     what: format!("range of the blob at {offset} of {}", path.display()),

@@ -193,6 +193,7 @@ fn written(image: ResolvedImage, merged: Merged, profile: Option<&Profile>) -> R
         platform: image.platform,
         config: image.config,
         layers: infos,
+        urls: image.urls,
     };
     let clip = ClipParts { index: &index, storage_info: &storage_info, spans: &spans, windows: &windows }.to_bytes()?;
     let clip = match profile {
