@@ -15,6 +15,7 @@ use clip_tests::{
     },
     machine::{Need, lacks},
     oracle::{Exclusions, compare},
+    registry::Registry,
     spans::Parts,
     web::{Answer, Head, Web},
 };
@@ -109,6 +110,26 @@ fn a_layer_is_read_from_its_url() {
         compare(&expected, mount.dir(), &Exclusions::default().unnamed(["Files"])).unwrap().assert_same(media_type);
         assert!(!clip.log().contains("s3cret"), "{}", clip.log());
     }
+}
+
+/// Claim: skopeo pushes such an image to docker-registry without the layer, and it is indexed and mounted from there.
+#[test]
+fn skopeo_leaves_the_layer_out_and_clip_reads_it() {
+    if lacks(&[Need::Root, Need::Fuse, Need::Tool("docker-registry"), Need::Tool("skopeo")]) {
+        return;
+    }
+    let foreign = Foreign::new(GZIP);
+    let web = foreign.web();
+    foreign.tag(&[format!("http://{}/blob", web.authority())]);
+    let registry = Registry::start().unwrap();
+    let reference = registry.push(foreign.layout.dir(), "foreign", "team/foreign").unwrap();
+    assert_eq!(web.heads(), [], "skopeo does not copy it");
+    let clip = Clip::new();
+    let file = clip.index(&reference, "foreign", &[]).unwrap();
+    let mount = clip.mount(&file, &[]).unwrap();
+    assert!(std::fs::read(mount.path("Files/large")).unwrap() == prose(5, 3 << 20));
+    assert_eq!(std::fs::read(mount.path("Files/own")).unwrap(), b"own");
+    mount.umount().unwrap();
 }
 
 /// Claim: a registry that has the layer is read, and its URLs are not; the `.clip` records them all the same.
