@@ -20,5 +20,5 @@ mod retry;
 pub use blob::BlobReader;
 pub use client::{Client, ClientConfig, Manifest, PlainHttp, Traffic};
 pub(crate) use exchange::CHUNK_BYTES_MAX;
-pub use foreign::ForeignBlob;
+pub use foreign::{ForeignBlob, FoundBlob};
 pub use reference::Reference;

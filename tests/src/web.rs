@@ -40,6 +40,10 @@ impl Head {
 pub enum Answer {
     /// The whole of these bytes or, with 206, the range asked for.
     Bytes(Arc<Vec<u8>>),
+    /// 200 and the whole of these bytes, whatever range was asked for.
+    Whole(Arc<Vec<u8>>),
+    /// As `Bytes`, but the connection closes after so many of them.
+    Cut(Arc<Vec<u8>>, usize),
     /// 302 to this address.
     Redirect(String),
     /// A status, header lines (each with its line end) and no body.
@@ -114,24 +118,32 @@ fn serve(stream: TcpStream, handler: &Handler, heads: &Mutex<Vec<Head>>) -> Resu
         match handler(&head) {
             Answer::Status(status, lines) => write!(stream, "HTTP/1.1 {status} Test\r\n{lines}Content-Length: 0\r\n\r\n")?,
             Answer::Redirect(to) => write!(stream, "HTTP/1.1 302 Test\r\nLocation: {to}\r\nContent-Length: 0\r\n\r\n")?,
-            Answer::Bytes(bytes) => {
-                let body = match head.range() {
-                    Some((first, last)) => {
-                        let last = last.min(bytes.len() - 1);
-                        write!(stream, "HTTP/1.1 206 Test\r\nContent-Range: bytes {first}-{last}/{}\r\n", bytes.len())?;
-                        &bytes[first..=last]
-                    }
-                    None => {
-                        write!(stream, "HTTP/1.1 200 Test\r\n")?;
-                        &bytes[..]
-                    }
-                };
-                write!(stream, "Content-Length: {}\r\n\r\n", body.len())?;
-                stream.write_all(body)?;
+            Answer::Whole(bytes) => {
+                write!(stream, "HTTP/1.1 200 Test\r\nContent-Length: {}\r\n\r\n", bytes.len())?;
+                stream.write_all(&bytes)?;
             }
+            Answer::Bytes(bytes) => write_range(&mut stream, &head, &bytes, usize::MAX)?,
+            Answer::Cut(bytes, after) => return write_range(&mut stream, &head, &bytes, after),
         }
     }
     Ok(())
+}
+
+/// Writes what `head` asks of `bytes`, but no more than `len_max` of it.
+fn write_range(stream: &mut TcpStream, head: &Head, bytes: &[u8], len_max: usize) -> Result<()> {
+    let body = match head.range() {
+        Some((first, last)) => {
+            let last = last.min(bytes.len() - 1);
+            write!(stream, "HTTP/1.1 206 Test\r\nContent-Range: bytes {first}-{last}/{}\r\n", bytes.len())?;
+            &bytes[first..=last]
+        }
+        None => {
+            write!(stream, "HTTP/1.1 200 Test\r\n")?;
+            bytes
+        }
+    };
+    write!(stream, "Content-Length: {}\r\n\r\n", body.len())?;
+    Ok(stream.write_all(&body[..body.len().min(len_max)])?)
 }
 
 fn read_head(requests: &mut impl BufRead) -> Result<Option<Head>> {

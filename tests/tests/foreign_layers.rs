@@ -201,6 +201,34 @@ fn a_layout_without_the_layer_has_its_url() {
     assert!(found == prose(5, 3 << 20));
 }
 
+/// Claim: a body of a URL that breaks off is gone on with where it stopped, and a server without ranges serves a mount, too.
+#[test]
+fn broken_bodies_and_servers_without_ranges() {
+    let foreign = Foreign::new(GZIP);
+    let blob = foreign.blob.clone();
+    let web = Web::start(move |head: &Head| match (head.target.as_str(), head.header("range")) {
+        ("/rangeless", _) => Answer::Whole(blob.clone()),
+        (_, None) => Answer::Cut(blob.clone(), 100_000),
+        (_, Some(range)) if range.starts_with("bytes=100000-") => Answer::Cut(blob.clone(), 50_000),
+        _ => Answer::Bytes(blob.clone()),
+    })
+    .unwrap();
+    let server = Server::start(&foreign.layout).unwrap();
+    let clip = Clip::new();
+    foreign.tag(&[format!("http://{}/cut", web.authority())]);
+    let file = clip.index(&server.reference("windows", "foreign"), "cut", &[]).unwrap();
+    let ranges: Vec<_> = web.heads().iter().map(|head| head.header("range").map(str::to_owned)).collect();
+    let last = foreign.blob.len() - 1;
+    assert_eq!(ranges, [None, Some(format!("bytes=100000-{last}")), Some(format!("bytes=150000-{last}"))]);
+    assert!(clip.ok(&["cat", text(&file).unwrap(), "Files/noise"]).unwrap().stdout == noise(6, 700_000));
+
+    std::fs::write(foreign.layout.dir().join("index.json"), r#"{"schemaVersion":2,"manifests":[]}"#).unwrap();
+    foreign.tag(&[format!("http://{}/rangeless", web.authority())]);
+    let file = clip.index(&server.reference("windows", "foreign"), "rangeless", &[]).unwrap();
+    let clip = Clip::new();
+    assert!(clip.ok(&["cat", text(&file).unwrap(), "Files/noise"]).unwrap().stdout == noise(6, 700_000));
+}
+
 /// Claim: without a URL, with none that helps, and with URLs that are not gone to, the error names the layer and what was tried; it shows
 /// no password. What a URL serves is checked like any layer.
 #[test]

@@ -370,7 +370,7 @@ fn layers_that_cannot_be_indexed_are_named() {
         ("tar", "application/x-tar", "only the layers of container images"),
     ] {
         let layer = LayerBlob { media_type, ..layout.layer(&stream, &Compression::ZlibRs(6)).unwrap() };
-        layout.image(tag, &[layer.clone()], json!({})).unwrap();
+        layout.image(tag, std::slice::from_ref(&layer), json!({})).unwrap();
         let message = failure(&server.reference("refused", tag));
         assert!(message.contains(&layer.blob.digest) && message.contains(media_type) && message.contains(told), "{tag}: {message}");
         assert_eq!(server.seen_of(&layer.blob.digest), [], "{tag}");

@@ -10,8 +10,8 @@ use super::{
     client::{Client, blob_path, not_encoded},
     exchange::Exchange,
     fetch::Get,
-    foreign::Place,
     pace::Transfer,
+    reference::Reference,
     retry::{Failure, Tries},
 };
 use crate::error::EngineError;
@@ -25,7 +25,7 @@ const STRAGGLERS_MAX: u32 = 2;
 /// The body of a blob request, chunk by chunk. Dropping it midway closes its connection.
 pub struct BlobReader {
     client: Client,
-    place: Place,
+    reference: Reference,
     digest: Digest,
     blob_size: u64,
     /// What is still to be given.
@@ -63,7 +63,7 @@ impl std::fmt::Debug for BlobReader {
 impl BlobReader {
     pub(super) async fn open(
         client: Client,
-        place: impl Into<Place>,
+        reference: Reference,
         digest: Digest,
         blob_size: u64,
         range: Range<u64>,
@@ -79,7 +79,7 @@ impl BlobReader {
         let tries = client.tries();
         let mut reader = Self {
             client,
-            place: place.into(),
+            reference,
             digest,
             blob_size,
             rest: range,
@@ -161,18 +161,13 @@ impl BlobReader {
 
     async fn request(&self) -> Result<Body, Failure> {
         let whole = self.rest == (0..self.blob_size);
-        let range = (!whole).then(|| self.rest.clone());
+        let mut get = Get::new(&self.reference, blob_path(&self.reference, &self.digest));
+        get.blob = Some(self.digest);
+        get.range = (!whole).then(|| self.rest.clone());
         let asked = Instant::now();
-        let exchange = match &self.place {
-            Place::Registry(reference) => {
-                let mut get = Get::new(reference, blob_path(reference, &self.digest));
-                (get.blob, get.range) = (Some(self.digest), range);
-                self.client.try_get(&get).await?
-            }
-            Place::Url(url) => self.client.try_url(url, range.as_ref()).await?,
-        };
+        let exchange = self.client.try_get(&get).await?;
         not_encoded(&exchange)?;
-        let pace = self.client.pace_at(&self.place);
+        let pace = self.client.pace(&self.reference);
         pace.note_first_byte(asked.elapsed());
         let skip = match (exchange.status(), whole) {
             (StatusCode::PARTIAL_CONTENT, false) => {

@@ -136,7 +136,7 @@ impl Client {
 }
 
 /// The answer if it is one, else the failure that its status means.
-pub(super) async fn settled(exchange: Exchange) -> Result<Exchange, Failure> {
+async fn settled(exchange: Exchange) -> Result<Exchange, Failure> {
     match exchange.status() {
         StatusCode::OK | StatusCode::PARTIAL_CONTENT => Ok(exchange),
         StatusCode::RANGE_NOT_SATISFIABLE => {

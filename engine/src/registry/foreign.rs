@@ -12,21 +12,20 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use clip_format::{blob_url::BlobUrl, digest::Digest};
 use hyper::{
-    HeaderMap,
-    header::{HeaderValue, RANGE},
+    HeaderMap, StatusCode,
+    header::{CONTENT_RANGE, HeaderValue, LOCATION, RANGE},
 };
 use tokio::time::timeout;
 
 use super::{
     blob::BlobReader,
-    client::{Client, PlainHttp},
+    client::{Client, not_encoded},
     exchange::{Ask, Exchange},
-    fetch::settled,
-    location::{Location, Scheme},
-    pace::Pace,
-    redirect::{self, REDIRECTS_MAX, is_redirect},
+    location::{Location, Scheme, is_loopback},
+    redirect::{REDIRECTS_MAX, is_redirect},
     reference::Reference,
     retry::Failure,
 };
@@ -34,20 +33,8 @@ use crate::error::EngineError;
 
 /// How long one URL may keep the next from being asked. Source: a reader gives up after 30 s by default, so that three of them fit.
 const URL_TIME_MAX: Duration = Duration::from_secs(10);
-
-/// Where the bytes of a reader come from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Place {
-    Registry(Reference),
-    /// Outside the registry; without credentials.
-    Url(Location),
-}
-
-impl From<Reference> for Place {
-    fn from(reference: Reference) -> Self {
-        Place::Registry(reference)
-    }
-}
+/// Bodies of one reader that may break off after progress. Source: judgement: a blob of 16 GiB through a proxy that cuts each at 16 MiB.
+const RESUMES_MAX: u32 = 1024;
 
 /// A blob that may be at its registry or at one of some URLs.
 #[derive(Debug)]
@@ -89,14 +76,6 @@ impl ForeignBlob {
         std::iter::once(found_at).chain(others).filter(known).collect()
     }
 
-    fn place(&self, place: usize) -> Result<Place, EngineError> {
-        match (place.checked_sub(1), &self.repository) {
-            (None, Some(repository)) => Ok(Place::Registry((**repository).clone())),
-            (Some(at), _) if at < self.urls.len() => Ok(Place::Url(Location::parse(self.urls[at].as_str())?)),
-            _ => Err(self.nowhere(&[])),
-        }
-    }
-
     /// The error when no place has it.
     fn nowhere(&self, failures: &[String]) -> EngineError {
         let registry = match &self.repository {
@@ -113,23 +92,44 @@ impl ForeignBlob {
     }
 }
 
+/// The bytes of a range of a blob, from where it was found.
+pub enum FoundBlob {
+    /// At its registry.
+    Registry(BlobReader),
+    /// At a URL.
+    Url(UrlReader),
+}
+
+impl FoundBlob {
+    /// The next bytes, or `None` when the whole range has been given. Never more than the range.
+    ///
+    /// # Errors
+    /// Every kind, after resuming failed.
+    pub async fn chunk(&mut self) -> Result<Option<Bytes>, EngineError> {
+        match self {
+            FoundBlob::Registry(reader) => reader.chunk().await,
+            FoundBlob::Url(reader) => reader.chunk().await,
+        }
+    }
+}
+
 impl Client {
     /// Opens the bytes `range` of a blob at its registry or, where that has no such blob, at the first of its URLs that answers.
     ///
     /// # Errors
     /// Every kind: the registry's own where it is not that the blob is missing, else `Nowhere`.
-    pub async fn foreign_blob(&self, blob: &ForeignBlob, range: Range<u64>) -> Result<BlobReader, EngineError> {
+    pub async fn foreign_blob(&self, blob: &ForeignBlob, range: Range<u64>) -> Result<FoundBlob, EngineError> {
         let mut failures = Vec::new();
         for place in blob.places() {
-            let opened = self.open_at(blob, place, range.clone()).await;
-            match (opened, place) {
-                (Ok(reader), _) => {
+            match (self.open_at(blob, place, range.clone()).await, place) {
+                (Ok(found), _) => {
                     if blob.found_at.swap(place, Ordering::Relaxed) != place && place > 0 {
                         tracing::info!(layer = %blob.digest, url = %blob.urls[place - 1], "the layer is read from a URL of its manifest");
                     }
-                    return Ok(reader);
+                    return Ok(found);
                 }
-                (Err(EngineError::Status { status: 404, .. }), 0) => {}
+                (Err(error), 0) if is_missing(&error) => {}
+                // An outage or missing credentials are not to be hidden by a URL.
                 (Err(error), 0) => return Err(error),
                 (Err(error), _) => failures.push(error.to_string()),
             }
@@ -137,31 +137,19 @@ impl Client {
         Err(blob.nowhere(&failures))
     }
 
-    async fn open_at(&self, blob: &ForeignBlob, place: usize, range: Range<u64>) -> Result<BlobReader, EngineError> {
-        let at = blob.place(place)?;
-        let opening = BlobReader::open(self.clone(), at, blob.digest, blob.size, range);
-        if place == 0 {
-            return opening.await;
-        }
-        let late = |_| EngineError::Deadline { what: format!("GET {}", blob.urls[place - 1]), waited: URL_TIME_MAX };
-        timeout(URL_TIME_MAX, opening).await.map_err(late)?
+    async fn open_at(&self, blob: &ForeignBlob, place: usize, range: Range<u64>) -> Result<FoundBlob, EngineError> {
+        let Some(at) = place.checked_sub(1) else {
+            let repository = blob.repository.as_ref().ok_or_else(|| blob.nowhere(&[]))?;
+            return self.blob(repository, &blob.digest, blob.size, range).await.map(FoundBlob::Registry);
+        };
+        let url = &blob.urls[at];
+        let opening = UrlReader::open(self.clone(), blob, Location::parse(url.as_str())?, range);
+        let late = |_| EngineError::Deadline { what: format!("GET {url}"), waited: URL_TIME_MAX };
+        timeout(URL_TIME_MAX, opening).await.map_err(late)?.map(FoundBlob::Url)
     }
 
-    /// The widest gap that costs less to receive than another request does, where the blob was found last; 0 before it was measured.
-    pub(crate) fn foreign_bridge_bytes_max(&self, blob: &ForeignBlob) -> u64 {
-        let place = blob.place(blob.found_at.load(Ordering::Relaxed));
-        place.map_or(0, |place| self.pace_at(&place).bridge_bytes_max())
-    }
-
-    pub(super) fn pace_at(&self, place: &Place) -> Arc<Pace> {
-        match place {
-            Place::Registry(reference) => self.pace(reference),
-            Place::Url(url) => self.shared.paces.of(&url.origin.to_string()),
-        }
-    }
-
-    /// An answer of `url` with status 200 or 206, redirects followed. A redirect leads from TLS to plain HTTP on this machine only.
-    pub(super) async fn try_url(&self, url: &Location, range: Option<&Range<u64>>) -> Result<Exchange, Failure> {
+    /// An answer of `url`, redirects followed. A redirect leads from TLS to plain HTTP on this machine only.
+    async fn get_url(&self, url: &Location, range: Option<&Range<u64>>) -> Result<Exchange, Failure> {
         let mut headers = HeaderMap::new();
         if let Some(range) = range {
             let value = HeaderValue::from_str(&format!("bytes={}-{}", range.start, range.end.saturating_sub(1)));
@@ -171,20 +159,151 @@ impl Client {
         let mut exchange = self.transport.send(url, &ask).await?;
         for _ in 0..REDIRECTS_MAX {
             if !is_redirect(exchange.status()) {
-                return settled(exchange).await;
+                return Ok(exchange);
             }
-            let plain_http = match exchange.url.origin.scheme {
-                Scheme::Http => PlainHttp::Always,
-                Scheme::Https => self.transport.config.plain_http,
-            };
-            let target = redirect::target(&exchange, plain_http)?;
+            let target = redirected(&exchange)?;
             exchange.drain().await;
             exchange = self.transport.send(&target, &ask).await?;
         }
-        if is_redirect(exchange.status()) {
-            return Err(exchange.contradiction(format!("at most {REDIRECTS_MAX} redirects"), "another").into());
+        match is_redirect(exchange.status()) {
+            true => Err(exchange.contradiction(format!("at most {REDIRECTS_MAX} redirects"), "another").into()),
+            false => Ok(exchange),
         }
-        settled(exchange).await
+    }
+}
+
+/// Whether a registry says that it has no such blob.
+fn is_missing(error: &EngineError) -> bool {
+    matches!(error, EngineError::Status { status: 404, .. })
+}
+
+/// Where `exchange` points.
+fn redirected(exchange: &Exchange) -> Result<Location, EngineError> {
+    let text = exchange.header(LOCATION).ok_or_else(|| exchange.contradiction("a redirect with a Location", "none"))?;
+    let target = exchange.url.join(text).map_err(|error| exchange.contradiction("a redirect to a URL", error.to_string()))?;
+    let (from, to) = (exchange.url.origin.scheme, target.origin.scheme);
+    if (from, to) == (Scheme::Https, Scheme::Http) && !is_loopback(&target.origin.host) {
+        return Err(exchange.contradiction("a redirect to https", target.to_string()));
+    }
+    Ok(target)
+}
+
+/// The body of a URL, chunk by chunk; a body that breaks off is asked for again from there. Dropping it midway closes its connection.
+pub struct UrlReader {
+    client: Client,
+    url: Location,
+    size: u64,
+    /// What is still to be given.
+    rest: Range<u64>,
+    body: Option<Body>,
+    resumes_left: u32,
+}
+
+/// An answer under way.
+struct Body {
+    exchange: Exchange,
+    /// Bytes before the range, from a server that ignored it.
+    skip: u64,
+}
+
+impl UrlReader {
+    async fn open(client: Client, blob: &ForeignBlob, url: Location, range: Range<u64>) -> Result<Self, EngineError> {
+        if range.start > range.end || range.end > blob.size {
+            let (place, expected) = (format!("bytes {}..{}", range.start, range.end), format!("a range within its {} bytes", blob.size));
+            return Err(EngineError::Layer { layer: blob.digest, place, expected, found: "one that is not".to_owned() });
+        }
+        let mut tries = client.tries();
+        let mut reader = Self { client, url, size: blob.size, rest: range, body: None, resumes_left: RESUMES_MAX };
+        while reader.body.is_none() && !reader.rest.is_empty() {
+            match reader.request().await {
+                Ok(body) => reader.body = Some(body),
+                Err(failure) => tries.after(failure).await?,
+            }
+        }
+        Ok(reader)
+    }
+
+    async fn chunk(&mut self) -> Result<Option<Bytes>, EngineError> {
+        let mut tries = self.client.tries();
+        while !self.rest.is_empty() {
+            match self.try_chunk().await {
+                Ok(bytes) => {
+                    self.rest.start += bytes.len() as u64;
+                    return Ok(Some(bytes));
+                }
+                Err(failure) => {
+                    let Some(left) = self.resumes_left.checked_sub(1) else { return Err(failure.error) };
+                    self.resumes_left = left;
+                    tries.after(failure).await?;
+                }
+            }
+        }
+        if let Some(body) = self.body.take() {
+            // A chunked body ends with a frame of its own; after it the connection can serve again.
+            body.exchange.drain().await;
+        }
+        Ok(None)
+    }
+
+    /// At least one byte of the rest, none past it. After a failure there is no body.
+    async fn try_chunk(&mut self) -> Result<Bytes, Failure> {
+        let mut body = match self.body.take() {
+            Some(body) => body,
+            None => self.request().await?,
+        };
+        loop {
+            let Some(mut bytes) = body.exchange.chunk().await? else {
+                let (method, url) = (body.exchange.method, body.exchange.url.to_string());
+                let reason = format!("the body ended before byte {} of the blob, at {}", self.rest.end, self.rest.start);
+                return Err(Failure::passing(EngineError::Transport { method, url, reason }));
+            };
+            let skipped = body.skip.min(bytes.len() as u64);
+            body.skip -= skipped;
+            // Both are at most the length of `bytes`, so they fit.
+            drop(bytes.split_to(skipped as usize));
+            bytes.truncate((self.rest.end - self.rest.start).min(bytes.len() as u64) as usize);
+            if !bytes.is_empty() {
+                self.body = Some(body);
+                return Ok(bytes);
+            }
+        }
+    }
+
+    async fn request(&self) -> Result<Body, Failure> {
+        let range = Some(&self.rest).filter(|rest| **rest != (0..self.size));
+        let exchange = self.client.get_url(&self.url, range).await?;
+        match (exchange.status(), range) {
+            (StatusCode::PARTIAL_CONTENT, Some(range)) => {
+                not_encoded(&exchange)?;
+                check_range(&exchange, range, self.size)?;
+                check_length(&exchange, range.end - range.start)?;
+                Ok(Body { exchange, skip: 0 })
+            }
+            (StatusCode::OK, _) => {
+                not_encoded(&exchange)?;
+                check_length(&exchange, self.size)?;
+                Ok(Body { exchange, skip: self.rest.start })
+            }
+            (status, _) if status.is_client_error() || status.is_server_error() => Err(exchange.into_failure().await),
+            (status, _) => Err(exchange.contradiction("status 200 or 206", status.as_u16().to_string()).into()),
+        }
+    }
+}
+
+/// The answer holds exactly the range asked for. Source: RFC 9110 section 14.4.
+fn check_range(exchange: &Exchange, range: &Range<u64>, size: u64) -> Result<(), EngineError> {
+    let expected = format!("bytes {}-{}/", range.start, range.end - 1);
+    let found = exchange.header(CONTENT_RANGE).unwrap_or("none").trim();
+    match found.strip_prefix(&expected) {
+        Some(total) if total == "*" || total.parse() == Ok(size) => Ok(()),
+        _ => Err(exchange.contradiction(format!("Content-Range {expected}{size}"), found.chars().take(80).collect::<String>())),
+    }
+}
+
+fn check_length(exchange: &Exchange, expected: u64) -> Result<(), EngineError> {
+    match exchange.content_length() {
+        Some(found) if found != expected => Err(exchange.contradiction(format!("Content-Length {expected}"), found.to_string())),
+        _ => Ok(()),
     }
 }
 
@@ -208,9 +327,6 @@ mod tests {
         assert_eq!(both.places(), [2, 0, 1]);
         assert_eq!(blob(None, &["http://x/1"]).places(), [1]);
         assert_eq!(blob(Some("localhost:1/a/b"), &[]).places(), [0]);
-        assert!(matches!(both.place(0).unwrap(), Place::Registry(_)));
-        assert!(matches!(both.place(2).unwrap(), Place::Url(url) if url.to_string() == "http://x/2"));
-        assert!(both.place(3).is_err() && blob(None, &[]).place(0).is_err());
     }
 
     /// Claim: the error says that there is no URL, or what each said; which places there were; and what to do.
