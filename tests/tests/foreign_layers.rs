@@ -144,6 +144,8 @@ fn a_registry_that_has_it_comes_first() {
     let file = clip.index(&server.reference("windows", "foreign"), "foreign", &[]).unwrap();
     assert_eq!(web.heads(), []);
     assert_eq!(Parts::read(&file).unwrap().storage_info.urls_of(0).len(), 1);
+    let shown = clip.ok(&["inspect", text(&file).unwrap()]).unwrap().text();
+    assert!(shown.contains(&format!("layer 0, where its registry has it not: http://{}/blob", web.authority())), "{shown}");
     // The URL serves once the registry has lost it, and never for a registry that fails.
     let digest = foreign.layer.blob.digest.clone();
     server.script(move |_, seen| if seen.path.ends_with(&digest) { Fault::Status(403) } else { Fault::None });
