@@ -165,17 +165,17 @@ fn assert_many_files(count: usize, peak_kib_max: u64) {
     mount.umount().unwrap();
 }
 
-/// Claim: what a file costs in memory while it is indexed is bounded.
+/// Claim: what a file costs in memory while it is indexed is bounded. Source of both limits: 540 bytes a file were measured.
 #[test]
 fn a_hundred_thousand_files_are_indexed_and_read() {
-    assert_many_files(100_000, PEAK_KIB_MAX);
+    assert_many_files(100_000, 192 << 10);
 }
 
 /// Claim: as above for a million.
 #[test]
 #[ignore = "takes minutes"]
 fn a_million_files_are_indexed_and_read() {
-    assert_many_files(1_000_000, 2 << 20);
+    assert_many_files(1_000_000, 1 << 20);
 }
 
 /// Claim: a file longer than an index takes, though it be all hole, is refused with its path and the limit.

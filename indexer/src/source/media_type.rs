@@ -54,10 +54,10 @@ pub(super) fn layer_type(layer: &Descriptor) -> Result<LayerType, IndexError> {
             return unsupported(format!("media type {media_type:?}{is}"), "only the layers of container images can be indexed");
         }
     };
-    let codec = match suffix.trim_start_matches(['+', '.']) {
+    let codec = match suffix {
         "" => Codec::Plain,
-        "gzip" => Codec::Gzip,
-        "zstd" => return unsupported(format!("media type {media_type:?}"), "clip indexes plain and gzip tar layers"),
+        "+gzip" | ".gzip" => Codec::Gzip,
+        "+zstd" | ".zstd" => return unsupported(format!("media type {media_type:?}"), "clip indexes plain and gzip tar layers"),
         _ => {
             let hint = "clip indexes plain and gzip tar layers: compress it again (skopeo copy --dest-compress-format gzip --dest-force-compress-format)";
             return unsupported(format!("media type {media_type:?}"), hint);
