@@ -207,12 +207,11 @@ fn foreign(repository: Option<Arc<Reference>>, layer: &Descriptor, urls: &[BlobU
 
 /// Where `layer` may be besides its store. URLs that are none, or too many, are left out with a warning: the registry may have the layer.
 fn elsewhere(layer: &Descriptor, is_foreign: bool, warnings: &mut Vec<String>) -> Elsewhere {
-    let mut urls = Vec::new();
-    for text in layer.urls.iter().take(limits::URLS_PER_LAYER_MAX) {
-        match BlobUrl::parse(text) {
-            Ok(url) => urls.push(url),
-            Err(error) => warnings.push(format!("layer {}: {error}; this URL is not used", layer.digest)),
-        }
+    let given = layer.urls.iter().take(limits::URLS_PER_LAYER_MAX).map(|text| BlobUrl::parse(text));
+    let (urls, wrong): (Vec<_>, Vec<_>) = given.partition(Result::is_ok);
+    let urls: Vec<BlobUrl> = urls.into_iter().flatten().collect();
+    if let Some(Err(first)) = wrong.first() {
+        warnings.push(format!("layer {}: {first}; {} of its URLs are not used", layer.digest, wrong.len()));
     }
     if layer.urls.len() > limits::URLS_PER_LAYER_MAX {
         let (found, max) = (layer.urls.len(), limits::URLS_PER_LAYER_MAX);
