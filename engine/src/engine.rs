@@ -22,7 +22,7 @@ use crate::{
     image_layer::ImageLayer,
     layer::LayerStore,
     metrics::Stats,
-    registry::{Client, Reference},
+    registry::{Client, ForeignBlob, Reference},
     shard,
     source::BlobSource,
     stretch,
@@ -204,9 +204,14 @@ fn blob_sources(info: &StorageInfo, options: &ImageOptions) -> Result<Vec<BlobSo
 
 fn registry_sources(info: &StorageInfo, reference: Reference) -> Vec<BlobSource> {
     let repository = Arc::new(reference);
-    let source =
-        |layer: &LayerInfo| BlobSource::Registry { repository: repository.clone(), digest: layer.digest, size: layer.compressed_size };
-    info.layers.iter().map(source).collect()
+    let source = |(place, layer): (usize, &LayerInfo)| {
+        let (repository, digest, size) = (repository.clone(), layer.digest, layer.compressed_size);
+        match info.urls_of(place) {
+            [] => BlobSource::Registry { repository, digest, size },
+            urls => BlobSource::Foreign(Arc::new(ForeignBlob::new(Some(repository), digest, size, urls.to_vec()))),
+        }
+    };
+    info.layers.iter().enumerate().map(source).collect()
 }
 
 fn local_sources(info: &StorageInfo, blobs: &[BlobSource]) -> Result<Vec<BlobSource>, EngineError> {

@@ -85,6 +85,14 @@ pub enum EngineError {
         /// As received.
         found: String,
     },
+    /// A layer is in none of the places where it may be.
+    #[error("layer {layer}: {why}")]
+    Nowhere {
+        /// The blob.
+        layer: Digest,
+        /// The places, and what each said.
+        why: String,
+    },
     /// Credentials could not be had.
     #[error("credentials for {registry}: {reason}")]
     Credentials {
@@ -135,9 +143,11 @@ impl EngineError {
         match self {
             EngineError::Format { source, .. } => source.kind(),
             EngineError::Io { source, .. } => io_kind(source),
-            EngineError::Transport { .. } | EngineError::Deadline { .. } | EngineError::CacheBusy { .. } | EngineError::Stopped => {
-                ErrorKind::Unavailable
-            }
+            EngineError::Transport { .. }
+            | EngineError::Deadline { .. }
+            | EngineError::Nowhere { .. }
+            | EngineError::CacheBusy { .. }
+            | EngineError::Stopped => ErrorKind::Unavailable,
             EngineError::Status { status: 401 | 403, .. } | EngineError::Credentials { .. } => ErrorKind::Denied,
             EngineError::Status { .. } => ErrorKind::Unavailable,
             EngineError::Protocol { .. } | EngineError::Layer { .. } => ErrorKind::Corrupt,

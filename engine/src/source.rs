@@ -7,7 +7,7 @@ use clip_format::digest::Digest;
 
 use crate::{
     error::EngineError,
-    registry::{BlobReader, CHUNK_BYTES_MAX, Client, Reference},
+    registry::{BlobReader, CHUNK_BYTES_MAX, Client, ForeignBlob, FoundBlob, Reference},
 };
 
 /// What one pread asks for. Source: the kernel's read-ahead for a sequential reader is 128 KiB; two of them per call; so are a
@@ -26,6 +26,8 @@ pub enum BlobSource {
         /// Its length.
         size: u64,
     },
+    /// From a registry or, where it has no such blob, from one of the URLs that the manifest gives.
+    Foreign(Arc<ForeignBlob>),
     /// From a file of this machine.
     File {
         /// The blob's own file, or the archive that holds it.
@@ -43,12 +45,13 @@ impl BlobSource {
     pub fn size(&self) -> u64 {
         match self {
             BlobSource::Registry { size, .. } | BlobSource::File { size, .. } => *size,
+            BlobSource::Foreign(blob) => blob.size(),
         }
     }
 
     /// Whether both read the same bytes of the same place.
     pub(crate) fn is_same(&self, other: &Self) -> bool {
-        use BlobSource::{File, Registry};
+        use BlobSource::{File, Foreign, Registry};
         match (self, other) {
             (File { path, offset, size }, File { path: path2, offset: offset2, size: size2 }) => {
                 (path, offset, size) == (path2, offset2, size2)
@@ -56,15 +59,16 @@ impl BlobSource {
             (Registry { repository, digest, .. }, Registry { repository: repository2, digest: digest2, .. }) => {
                 repository == repository2 && digest == digest2
             }
+            (Foreign(blob), Foreign(other)) => blob == other,
             _ => false,
         }
     }
 
-    /// The widest gap within one request that costs less than another request; 0 for a file, or before the registry has been measured.
+    /// The widest gap within one request that costs less than another request; 0 for a file, for a blob that may be at URLs, or before the registry has been measured.
     pub(crate) fn bridge_bytes_max(&self, client: &Client) -> u64 {
         match self {
             BlobSource::Registry { repository, .. } => client.bridge_bytes_max(repository),
-            BlobSource::File { .. } => 0,
+            BlobSource::Foreign(_) | BlobSource::File { .. } => 0,
         }
     }
 
@@ -77,6 +81,7 @@ impl BlobSource {
             BlobSource::Registry { repository, digest, size } => {
                 client.blob(repository, digest, *size, range).await.map(|reader| SourceReader::Registry(Box::new(reader)))
             }
+            BlobSource::Foreign(blob) => client.foreign_blob(blob, range).await.map(|found| SourceReader::Foreign(Box::new(found))),
             BlobSource::File { path, offset, size } => {
                 let outside = || EngineError::Invalid {
                     what: format!("range of the blob at {offset} of {}", path.display()),
@@ -100,6 +105,8 @@ impl BlobSource {
 pub enum SourceReader {
     /// Over HTTP.
     Registry(Box<BlobReader>),
+    /// Over HTTP, from a registry or a URL.
+    Foreign(Box<FoundBlob>),
     /// By pread.
     File {
         /// The open file.
@@ -119,6 +126,7 @@ impl SourceReader {
     pub async fn chunk(&mut self) -> Result<Option<Bytes>, EngineError> {
         match self {
             SourceReader::Registry(reader) => reader.chunk().await,
+            SourceReader::Foreign(found) => found.chunk().await,
             SourceReader::File { rest, .. } if rest.is_empty() => Ok(None),
             SourceReader::File { file, path, rest } => {
                 let len = PREAD_BYTES_MAX.min(rest.end - rest.start);

@@ -26,6 +26,14 @@ pub enum FormatError {
         /// The text, cut to 160 characters.
         found: String,
     },
+    /// A layer's URL is not one that clip goes to.
+    #[error("URL of a layer: expected {expected}, found {found:?}")]
+    Url {
+        /// What would have been right.
+        expected: &'static str,
+        /// The text without user, password and query, cut to 160 characters.
+        found: String,
+    },
     /// A field's value cannot be.
     #[error("{what} at byte {offset}: expected {expected}, found {found}")]
     Field {
@@ -120,6 +128,7 @@ impl FormatError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             FormatError::Digest { .. }
+            | FormatError::Url { .. }
             | FormatError::Field { .. }
             | FormatError::Truncated { .. }
             | FormatError::Hash { .. }

@@ -1,6 +1,7 @@
 //! The `.clip` file: bytes to meaning and back. No I/O, no threads, no unsafe.
 #![forbid(unsafe_code)]
 
+pub mod blob_url;
 mod book;
 mod bounded;
 pub mod bytes;

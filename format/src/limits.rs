@@ -2,6 +2,10 @@
 
 /// Layers of one image. Source: docker refuses more than 127; room for what other builders make.
 pub const LAYERS_MAX: usize = 1024;
+/// URLs of one layer. Source: Windows images have one or two; room for mirrors.
+pub const URLS_PER_LAYER_MAX: usize = 16;
+/// Bytes of one URL. Source: signed addresses of blob storage have 600 to 1,600.
+pub const URL_BYTES_MAX: usize = 2048;
 /// Bytes of one name of a directory. Source: NAME_MAX, linux/limits.h.
 pub const NAME_BYTES_MAX: usize = 255;
 /// Bytes of a symbolic link's target. Source: PATH_MAX less the NUL, linux/limits.h.

@@ -6,10 +6,13 @@ use std::path::PathBuf;
 
 use bincode::{Decode, Encode};
 
-use crate::{digest::Digest, error::FormatError, limits};
+use crate::{blob_url::BlobUrl, digest::Digest, error::FormatError, limits};
+
+/// What follows the layers, where anything does: the layers' URLs.
+const ADDITION_URLS: u8 = 1;
 
 /// Everything of the image that is not the file tree and not decompressor state.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct StorageInfo {
     /// Where reads fetch the layers.
     pub source: Source,
@@ -21,6 +24,18 @@ pub struct StorageInfo {
     pub config: ImageConfig,
     /// In manifest order, the base first. `0 < len <= LAYERS_MAX`, except that an image may have none.
     pub layers: Vec<LayerInfo>,
+    /// Of the layers that have any. `layer` rises.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub urls: Vec<LayerUrls>,
+}
+
+/// Where a layer's blob may be had when its registry has it not: a non-distributable layer's `urls`.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct LayerUrls {
+    /// Place in the manifest. `< layers.len()`
+    pub layer: u16,
+    /// In the manifest's order. `0 < len <= URLS_PER_LAYER_MAX`
+    pub urls: Vec<BlobUrl>,
 }
 
 /// Where reads fetch the layers.
@@ -171,8 +186,15 @@ impl StorageInfo {
     /// # Errors
     /// `Exhausted` past `STORAGE_INFO_BYTES_MAX`.
     pub fn to_bytes(&self) -> Result<Vec<u8>, FormatError> {
-        let bytes = bincode::encode_to_vec(self, bincode::config::standard())
-            .map_err(|error| FormatError::Bincode { reason: error.to_string() })?;
+        let config = bincode::config::standard();
+        let failed = |error: bincode::error::EncodeError| FormatError::Bincode { reason: error.to_string() };
+        let Self { source, manifest_digest, platform, config: image, layers, urls } = self;
+        let mut bytes = bincode::encode_to_vec((source, manifest_digest, platform, image, layers), config).map_err(failed)?;
+        if !urls.is_empty() {
+            let texts = |urls: &LayerUrls| (urls.layer, urls.urls.iter().map(|url| url.as_str().to_owned()).collect());
+            let urls: Vec<(u16, Vec<String>)> = urls.iter().map(texts).collect();
+            bytes.extend(bincode::encode_to_vec((ADDITION_URLS, urls), config).map_err(failed)?);
+        }
         let found = bytes.len() as u64;
         if found > limits::STORAGE_INFO_BYTES_MAX {
             let what = "storage info, bytes".to_owned();
@@ -184,21 +206,56 @@ impl StorageInfo {
     /// The meaning of `bytes`; every byte must be used, and allocations are bounded by the section's limit.
     ///
     /// # Errors
-    /// `Corrupt` on malformed or left-over bytes, `Exhausted` on too many layers.
+    /// `Corrupt` on malformed or left-over bytes, `Exhausted` on too many layers, `Unsupported` on an addition of a later version.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, FormatError> {
-        let config = bincode::config::standard().with_limit::<{ limits::STORAGE_INFO_BYTES_MAX as usize }>();
-        let (info, used): (Self, usize) =
-            bincode::decode_from_slice(bytes, config).map_err(|error| FormatError::Bincode { reason: error.to_string() })?;
-        if used != bytes.len() {
-            let reason = format!("{} bytes left over after {used}", bytes.len() - used);
-            return Err(FormatError::Bincode { reason });
-        }
-        if info.layers.len() > limits::LAYERS_MAX {
-            let found = info.layers.len() as u64;
+        type Base = (Source, Digest, Platform, ImageConfig, Vec<LayerInfo>);
+        let ((source, manifest_digest, platform, config, layers), used): (Base, usize) = decoded(bytes)?;
+        if layers.len() > limits::LAYERS_MAX {
+            let found = layers.len() as u64;
             return Err(FormatError::Limit { what: "layers".to_owned(), max: limits::LAYERS_MAX as u64, found });
         }
-        Ok(info)
+        let urls = match &bytes[used..] {
+            [] => Vec::new(),
+            [ADDITION_URLS, rest @ ..] => layer_urls(rest, layers.len())?,
+            [found, ..] => {
+                let expected = format!("no addition, or {ADDITION_URLS}");
+                return Err(FormatError::Unknown { what: "storage info, addition", expected, found: found.to_string() });
+            }
+        };
+        Ok(Self { source, manifest_digest, platform, config, layers, urls })
     }
+
+    /// The URLs of the layer at place `layer`; mostly none.
+    #[must_use]
+    pub fn urls_of(&self, layer: usize) -> &[BlobUrl] {
+        let found = self.urls.binary_search_by_key(&layer, |urls| usize::from(urls.layer));
+        found.map_or(&[], |at| &self.urls[at].urls)
+    }
+}
+
+fn decoded<T: Decode<()>>(bytes: &[u8]) -> Result<(T, usize), FormatError> {
+    let config = bincode::config::standard().with_limit::<{ limits::STORAGE_INFO_BYTES_MAX as usize }>();
+    bincode::decode_from_slice(bytes, config).map_err(|error| FormatError::Bincode { reason: error.to_string() })
+}
+
+/// The URLs that end the storage info of an image of `layers` layers.
+fn layer_urls(bytes: &[u8], layers: usize) -> Result<Vec<LayerUrls>, FormatError> {
+    let wrong = |reason: String| FormatError::Bincode { reason };
+    let (raw, used): (Vec<(u16, Vec<String>)>, usize) = decoded(bytes)?;
+    if used != bytes.len() {
+        return Err(wrong(format!("{} bytes left over after the URLs", bytes.len() - used)));
+    }
+    if raw.is_empty() || !raw.is_sorted_by_key(|(layer, _)| layer) || raw.windows(2).any(|pair| pair[0].0 == pair[1].0) {
+        return Err(wrong("URLs: expected one or more layers in rising order".to_owned()));
+    }
+    let read = |(layer, urls): (u16, Vec<String>)| {
+        if usize::from(layer) >= layers || urls.is_empty() || urls.len() > limits::URLS_PER_LAYER_MAX {
+            let expected = format!("1 to {} URLs of one of {layers} layers", limits::URLS_PER_LAYER_MAX);
+            return Err(wrong(format!("URLs: expected {expected}, found {} of layer {layer}", urls.len())));
+        }
+        Ok(LayerUrls { layer, urls: urls.iter().map(|url| BlobUrl::parse(url)).collect::<Result<_, _>>()? })
+    };
+    raw.into_iter().map(read).collect()
 }
 
 #[cfg(test)]

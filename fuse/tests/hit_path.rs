@@ -102,6 +102,7 @@ fn open(dir: &Path) -> Arc<Image> {
         platform: Platform { os: "linux".into(), architecture: "amd64".into(), variant: None },
         config: ImageConfig::default(),
         layers: infos,
+        urls: Vec::new(),
     };
     let clip = ClipParts { index: &index, storage_info: &storage_info, spans: &spans, windows: &[] }.to_bytes().unwrap();
     fs::write(dir.join("x.clip"), clip).unwrap();

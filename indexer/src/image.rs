@@ -26,6 +26,7 @@ use crate::{
     layer::{Cancel, LayerCpu, LayerInput, LayerOutput, LayerSettings, index_layer, set_window},
     options::IndexOptions,
     progress::Progress,
+    repeats::Repeats,
     source::{self, ResolvedImage},
     tree::Tree,
 };
@@ -82,7 +83,8 @@ fn index_layers(image: &ResolvedImage, options: &IndexOptions, client: &Client, 
         cancel: &cancel,
         progress,
     };
-    let mut order: Vec<&LayerInput> = image.layers.iter().collect();
+    let repeats = Repeats::new(&image.layers);
+    let mut order: Vec<&LayerInput> = repeats.firsts(&image.layers).collect();
     order.sort_by_key(|layer| std::cmp::Reverse(layer.blob.size()));
     let jobs = options.jobs.clamp(1, order.len().max(1));
     let (sender, finished) = bounded(jobs);
@@ -95,7 +97,7 @@ fn index_layers(image: &ResolvedImage, options: &IndexOptions, client: &Client, 
             })
             .collect();
         drop(sender);
-        let merged = merge_in_order(image, &finished, &cancel);
+        let merged = merge_in_order(image, &repeats, &finished, &settings);
         for worker in workers {
             worker.join().unwrap_or_else(|panic| panic::resume_unwind(panic));
         }
@@ -129,7 +131,12 @@ fn work(order: &[&LayerInput], next: &AtomicUsize, settings: &LayerSettings<'_>,
 
 /// Takes layers as they finish. The error of the lowest layer that failed is the one that counts, so that it does not depend on timing
 /// more than it must.
-fn merge_in_order(image: &ResolvedImage, finished: &Receiver<Finished>, cancel: &Cancel) -> Result<Merged, IndexError> {
+fn merge_in_order(
+    image: &ResolvedImage,
+    repeats: &Repeats,
+    finished: &Receiver<Finished>,
+    settings: &LayerSettings<'_>,
+) -> Result<Merged, IndexError> {
     let mut merged = Merged { tree: Tree::new(), layers: Vec::with_capacity(image.layers.len()) };
     let mut waiting: BTreeMap<usize, LayerOutput> = BTreeMap::new();
     let mut failed: Option<(usize, IndexError)> = None;
@@ -142,10 +149,11 @@ fn merge_in_order(image: &ResolvedImage, finished: &Receiver<Finished>, cancel: 
             Err(_) => {}
         }
         while failed.is_none()
-            && let Some(output) = waiting.remove(&merged.layers.len())
+            && let Some(input) = image.layers.get(merged.layers.len())
+            && let Some(output) = repeats.take(&mut waiting, input, settings.progress)
         {
             if let Err(error) = merge_layer(&mut merged, output) {
-                cancel.stop();
+                settings.cancel.stop();
                 failed = Some((merged.layers.len(), error));
             }
         }
@@ -179,10 +187,15 @@ fn written(image: ResolvedImage, merged: Merged, profile: Option<&Profile>) -> R
     let index = write_image(&specs, 0, &devices)?;
     let files = specs.len() as u64;
     drop(specs);
-    let (mut infos, mut spans, mut counts) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut infos, mut spans, mut counts) = (Vec::new(), Vec::<Vec<Span>>::new(), Vec::new());
     let mut windows = WindowsWriter::default();
-    for layer in merged.layers {
-        spans.push(with_windows(layer.spans, layer.frames, &mut windows)?);
+    let repeats = Repeats::new(&image.layers);
+    for (place, layer) in merged.layers.into_iter().enumerate() {
+        spans.push(match repeats.first(place) {
+            // The windows are there already.
+            first if first < place => spans[first].clone(),
+            _ => with_windows(layer.spans, layer.frames, &mut windows)?,
+        });
         infos.push(layer.info);
         counts.push(layer.members);
     }
@@ -193,6 +206,7 @@ fn written(image: ResolvedImage, merged: Merged, profile: Option<&Profile>) -> R
         platform: image.platform,
         config: image.config,
         layers: infos,
+        urls: image.urls,
     };
     let clip = ClipParts { index: &index, storage_info: &storage_info, spans: &spans, windows: &windows }.to_bytes()?;
     let clip = match profile {

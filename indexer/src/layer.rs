@@ -78,6 +78,7 @@ pub(crate) struct LayerSettings<'a> {
 }
 
 /// An indexed layer whose hashes all agree.
+#[derive(Clone)]
 pub(crate) struct LayerOutput {
     pub(crate) info: LayerInfo,
     /// Deflate starts have no windows yet: see `frames`.

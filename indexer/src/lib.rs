@@ -8,6 +8,7 @@ mod layer;
 pub mod options;
 mod output;
 pub mod progress;
+mod repeats;
 mod source;
 mod sparse_window;
 pub mod tar_entry;

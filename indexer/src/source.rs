@@ -4,18 +4,24 @@ mod archive;
 mod config;
 mod docker_archive;
 mod manifest;
+mod media_type;
 mod oci_layout;
 mod platform;
 mod registry;
 
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
 use bytes::Bytes;
-use clip_engine::{error::EngineError, registry::Client, source::BlobSource};
+use clip_engine::{
+    error::EngineError,
+    registry::{Client, ForeignBlob, Reference},
+    source::BlobSource,
+};
 use clip_format::{
+    blob_url::BlobUrl,
     digest::Digest,
     limits,
-    storage_info::{Codec, ImageConfig, Platform, Source, StorageInfo},
+    storage_info::{ImageConfig, LayerUrls, Platform, Source, StorageInfo},
     units::LayerIndex,
 };
 use tokio::runtime::Runtime;
@@ -26,6 +32,7 @@ use crate::{
     options::{ImageRef, IndexOptions},
 };
 use manifest::{Chosen, Descriptor};
+use media_type::{LayerType, layer_type};
 
 /// Bytes of an image config. Source: containerd reads at most 8 MiB of a config; room for long histories.
 const CONFIG_BYTES_MAX: u64 = 8 << 20;
@@ -38,6 +45,8 @@ pub(crate) struct ResolvedImage {
     pub(crate) config: ImageConfig,
     /// In manifest order.
     pub(crate) layers: Vec<LayerInput>,
+    /// Of the layers that have any; `layer` rises.
+    pub(crate) urls: Vec<LayerUrls>,
     pub(crate) warnings: Vec<String>,
 }
 
@@ -55,7 +64,15 @@ trait ImageStore {
     /// The config that `descriptor` names, digest checked.
     fn config(&self, descriptor: &Descriptor) -> Result<Bytes, IndexError>;
     /// Where the layer that `descriptor` names can be read.
-    fn layer(&self, descriptor: &Descriptor) -> Result<BlobSource, IndexError>;
+    fn layer(&self, descriptor: &Descriptor, elsewhere: &Elsewhere) -> Result<BlobSource, IndexError>;
+}
+
+/// Where a layer may be besides the store that has its image.
+enum Elsewhere {
+    /// The store must have it.
+    Nowhere,
+    /// At these URLs; there may be none, where the media type says that stores may not have it.
+    At(Vec<BlobUrl>),
 }
 
 /// Finds the image that `options` names.
@@ -110,8 +127,12 @@ pub(crate) fn local_blobs(info: &StorageInfo, path: &Path) -> Result<Vec<BlobSou
         Box::new(move |digest| docker_layers.get(digest).cloned().or_else(|| archive.blob(digest)))
     };
     let mut blobs = Vec::with_capacity(info.layers.len());
-    for layer in &info.layers {
-        let blob = find(&layer.digest).filter(|blob| blob.size() == layer.compressed_size);
+    for (place, layer) in info.layers.iter().enumerate() {
+        let elsewhere = || match info.urls_of(place) {
+            [] => None,
+            urls => Some(BlobSource::Foreign(Arc::new(ForeignBlob::new(None, layer.digest, layer.compressed_size, urls.to_vec())))),
+        };
+        let blob = find(&layer.digest).or_else(elsewhere).filter(|blob| blob.size() == layer.compressed_size);
         blobs.push(blob.ok_or_else(|| IndexError::Image {
             what: path.display().to_string(),
             expected: format!("layer {} of {} bytes", layer.digest, layer.compressed_size),
@@ -142,6 +163,13 @@ fn resolve_document(store: &dyn ImageStore, document: Document, wanted: &Wanted,
 
 fn from_manifest(store: &dyn ImageStore, chosen: &Chosen, wanted: &Wanted, source: Source) -> Result<ResolvedImage, IndexError> {
     let Chosen { manifest, digest: manifest_digest, platform: named } = chosen;
+    if manifest.layers.len() > limits::LAYERS_MAX {
+        let what = format!("layers of manifest {manifest_digest}");
+        let found = manifest.layers.len() as u64;
+        return Err(clip_format::error::FormatError::Limit { what, max: limits::LAYERS_MAX as u64, found }.into());
+    }
+    // First of all: an artifact in an image's clothes (a signature, a chart) is told as what it is.
+    let types = manifest.layers.iter().map(layer_type).collect::<Result<Vec<_>, _>>()?;
     let config = config::ConfigFile::parse(&store.config(&manifest.config)?, &manifest.config.digest)?;
     let mut warnings = Vec::new();
     let platform = config.platform_as(named.as_ref(), wanted, &mut warnings);
@@ -152,36 +180,44 @@ fn from_manifest(store: &dyn ImageStore, chosen: &Chosen, wanted: &Wanted, sourc
             found: config.diff_ids.len().to_string(),
         });
     }
-    if manifest.layers.len() > limits::LAYERS_MAX {
-        let what = format!("layers of manifest {manifest_digest}");
-        let found = manifest.layers.len() as u64;
-        return Err(clip_format::error::FormatError::Limit { what, max: limits::LAYERS_MAX as u64, found }.into());
-    }
-    let mut layers = Vec::with_capacity(manifest.layers.len());
-    for (place, (layer, diff_id)) in manifest.layers.iter().zip(&config.diff_ids).enumerate() {
+    let (mut layers, mut urls) = (Vec::with_capacity(manifest.layers.len()), Vec::new());
+    for (place, ((layer, diff_id), LayerType { codec, is_foreign })) in manifest.layers.iter().zip(&config.diff_ids).zip(types).enumerate()
+    {
+        let elsewhere = elsewhere(layer, is_foreign, &mut warnings);
         layers.push(LayerInput {
             index: LayerIndex(place as u16),
             digest: layer.digest,
             diff_id: *diff_id,
-            codec: codec_of(layer)?,
+            codec,
             media_type: layer.media_type.clone(),
-            blob: store.layer(layer)?,
+            blob: store.layer(layer, &elsewhere)?,
         });
+        match elsewhere {
+            Elsewhere::At(found) if !found.is_empty() => urls.push(LayerUrls { layer: place as u16, urls: found }),
+            _ => {}
+        }
     }
-    Ok(ResolvedImage { source, manifest_digest: *manifest_digest, platform, config: config.image, layers, warnings })
+    Ok(ResolvedImage { source, manifest_digest: *manifest_digest, platform, config: config.image, layers, urls, warnings })
 }
 
-/// The codec that a layer's media type names.
-fn codec_of(layer: &Descriptor) -> Result<Codec, IndexError> {
-    match layer.media_type.as_str() {
-        "application/vnd.oci.image.layer.v1.tar" | "application/vnd.docker.image.rootfs.diff.tar" => Ok(Codec::Plain),
-        "application/vnd.oci.image.layer.v1.tar+gzip" | "application/vnd.docker.image.rootfs.diff.tar.gzip" => Ok(Codec::Gzip),
-        other => Err(IndexError::Unsupported {
-            what: format!("layer {}", layer.digest),
-            found: format!("media type {other:?}"),
-            hint: "clip indexes plain and gzip tar layers".to_owned(),
-        }),
+/// A layer that may be at URLs, found nowhere yet.
+fn foreign(repository: Option<Arc<Reference>>, layer: &Descriptor, urls: &[BlobUrl]) -> BlobSource {
+    BlobSource::Foreign(Arc::new(ForeignBlob::new(repository, layer.digest, layer.size, urls.to_vec())))
+}
+
+/// Where `layer` may be besides its store. URLs that are none, or too many, are left out with a warning: the registry may have the layer.
+fn elsewhere(layer: &Descriptor, is_foreign: bool, warnings: &mut Vec<String>) -> Elsewhere {
+    let given = layer.urls.iter().take(limits::URLS_PER_LAYER_MAX).map(|text| BlobUrl::parse(text));
+    let (urls, wrong): (Vec<_>, Vec<_>) = given.partition(Result::is_ok);
+    let urls: Vec<BlobUrl> = urls.into_iter().flatten().collect();
+    if let Some(Err(first)) = wrong.first() {
+        warnings.push(format!("layer {}: {first}; {} of its URLs are not used", layer.digest, wrong.len()));
     }
+    if layer.urls.len() > limits::URLS_PER_LAYER_MAX {
+        let (found, max) = (layer.urls.len(), limits::URLS_PER_LAYER_MAX);
+        warnings.push(format!("layer {}: its manifest gives {found} URLs; only the first {max} are used", layer.digest));
+    }
+    if urls.is_empty() && !is_foreign { Elsewhere::Nowhere } else { Elsewhere::At(urls) }
 }
 
 fn sha256(bytes: &[u8]) -> Digest {

@@ -2,6 +2,8 @@
 
 pub mod debian;
 pub mod deflate;
+pub mod estargz;
+pub mod huge;
 pub mod layout;
 pub mod nasty;
 pub mod sample;

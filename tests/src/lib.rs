@@ -6,6 +6,7 @@
 //! A test that the machine cannot run says so and passes ([`machine`]).
 
 pub mod clip;
+pub mod containerd;
 pub mod faults;
 pub mod images;
 pub mod machine;
@@ -15,3 +16,4 @@ pub mod registry;
 pub mod served;
 pub mod spans;
 pub mod tls;
+pub mod web;

@@ -133,6 +133,14 @@ pub fn wait_until(what: &str, deadline: Duration, mut condition: impl FnMut() ->
     Ok(())
 }
 
+/// VmHWM of a process in KiB, while it lives.
+#[must_use]
+pub fn peak_kib(pid: u32) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
+    line.split_whitespace().nth(1)?.parse().ok()
+}
+
 fn drain(pipe: Option<impl Read + Send + 'static>) -> std::sync::mpsc::Receiver<Vec<u8>> {
     let (sender, receiver) = std::sync::mpsc::channel();
     thread::spawn(move || {

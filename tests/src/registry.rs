@@ -39,7 +39,8 @@ impl Registry {
         let port = free_port()?;
         let config = storage.path().join("config.yml");
         let text = format!(
-            "version: 0.1\nlog:\n  level: error\n  accesslog:\n    disabled: true\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: 127.0.0.1:{port}\n",
+            "version: 0.1\nlog:\n  level: error\n  accesslog:\n    disabled: true\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: 127.0.0.1:{port}\n\
+             validation:\n  manifests:\n    urls:\n      allow: ['.*']\n",
             storage.path().join("data").display()
         );
         std::fs::write(&config, text)?;

@@ -12,7 +12,7 @@ use clip_tests::{
     faults::Server,
     images::{Compression, Layout, Member, TarWriter, deflate::one_block_gzip},
     machine::{Need, lacks},
-    process::Running,
+    process::{Running, peak_kib},
 };
 use serde_json::json;
 use sha2::{Digest, Sha256};
@@ -48,13 +48,6 @@ fn stream_digest(head: &[u8]) -> String {
         left -= len;
     }
     format!("sha256:{}", hex::encode(hasher.finalize()))
-}
-
-/// VmHWM of a process in KiB, while it lives.
-fn peak_kib(pid: u32) -> Option<u64> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
-    line.split_whitespace().nth(1)?.parse().ok()
 }
 
 /// Indexing and reading a layer that is one deflate block of 1 GiB take bounded memory and give the right bytes.

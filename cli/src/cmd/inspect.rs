@@ -194,6 +194,7 @@ fn print(inspection: &Inspection, out: &mut impl Write) -> Result<()> {
     print_counts(inspection, out)?;
     print_sections(inspection, out)?;
     print_layers(inspection, out)?;
+    print_urls(info, out)?;
     if let Some(profile) = &inspection.profile {
         writeln!(out)?;
         profile.print(out)?;
@@ -268,6 +269,14 @@ fn print_layers(inspection: &Inspection, out: &mut impl Write) -> Result<()> {
         ]);
     }
     print_table(&rows, &[true, false, true, true, true, true, true, true, false, false], out)
+}
+
+/// Without their queries, which may be signatures: `--json` has them whole.
+fn print_urls(info: &StorageInfo, out: &mut impl Write) -> Result<()> {
+    for (layer, url) in info.urls.iter().flat_map(|urls| urls.urls.iter().map(|url| (urls.layer, url))) {
+        writeln!(out, "URL        layer {layer}, where its registry has it not: {}", safe(&url.to_string()))?;
+    }
+    Ok(())
 }
 
 fn print_table(rows: &[Vec<String>], right: &[bool], out: &mut impl Write) -> Result<()> {

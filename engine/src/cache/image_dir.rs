@@ -324,7 +324,7 @@ mod tests {
         let source = Source::Registry { registry: text("localhost"), repository: text("x"), reference: text("latest") };
         let platform = Platform { os: text("linux"), architecture: text("amd64"), variant: None };
         let (manifest_digest, config) = (Digest::Sha256([0; 32]), ImageConfig::default());
-        let storage_info = StorageInfo { source, manifest_digest, platform, config, layers: Vec::new() };
+        let storage_info = StorageInfo { source, manifest_digest, platform, config, layers: Vec::new(), urls: Vec::new() };
         let index = write_image(&[root], 0, &[]).unwrap();
         ClipParts { index: &index, storage_info: &storage_info, spans: &[], windows: &[] }.to_bytes().unwrap()
     }

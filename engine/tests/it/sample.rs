@@ -156,6 +156,7 @@ pub fn clip_bytes(layers: &[Layer], windows: WindowsWriter, note: &str) -> Vec<u
         platform: Platform { os: "linux".to_owned(), architecture: "amd64".to_owned(), variant: None },
         config: ImageConfig::default(),
         layers: layers.iter().map(Layer::info).collect(),
+        urls: Vec::new(),
     };
     let spans: Vec<Vec<Span>> = layers.iter().map(|layer| layer.spans.clone()).collect();
     let index = write_image(&[root], 0, &devices).unwrap();

@@ -23,6 +23,7 @@ fn info(layers: usize) -> StorageInfo {
             ..ImageConfig::default()
         },
         layers: vec![layer; layers],
+        urls: Vec::new(),
     }
 }
 
@@ -49,6 +50,8 @@ fn bytes_that_are_missing_or_left_over_are_corrupt() {
         assert_eq!(StorageInfo::from_bytes(&bytes[..len]).unwrap_err().kind(), ErrorKind::Corrupt);
     }
     let more = [bytes.as_slice(), b"x"].concat();
+    assert!(StorageInfo::from_bytes(&more).unwrap_err().to_string().contains("found 120"));
+    let more = [with_urls(3).to_bytes().unwrap().as_slice(), b"x"].concat();
     assert!(StorageInfo::from_bytes(&more).unwrap_err().to_string().contains("1 bytes left over"));
 }
 
@@ -69,4 +72,53 @@ fn a_flip_of_any_byte_never_panics() {
             bytes[position] ^= mask;
         }
     }
+}
+
+fn with_urls(layers: usize) -> StorageInfo {
+    let url = |text: &str| BlobUrl::parse(text).unwrap();
+    let urls = vec![
+        LayerUrls { layer: 0, urls: vec![url("https://a.example/blob?sig=1"), url("http://b.example/blob")] },
+        LayerUrls { layer: 2, urls: vec![url("https://c.example")] },
+    ];
+    StorageInfo { urls, ..info(layers) }
+}
+
+/// Claim: URLs are read as they were written, behind bytes that are the same without them; each cut and flip is an error or other URLs.
+#[test]
+fn urls_are_an_addition() {
+    let (without, with) = (info(3).to_bytes().unwrap(), with_urls(3).to_bytes().unwrap());
+    assert!(with.starts_with(&without));
+    assert_eq!(StorageInfo::from_bytes(&with).unwrap(), with_urls(3));
+    assert_eq!((with_urls(3).urls_of(0).len(), with_urls(3).urls_of(1).len(), with_urls(3).urls_of(2).len()), (2, 0, 1));
+    for len in without.len() + 1..with.len() {
+        assert!(StorageInfo::from_bytes(&with[..len]).is_err());
+    }
+    for at in without.len()..with.len() {
+        let mut flipped = with.clone();
+        for mask in [0xff, 0x80, 1] {
+            flipped[at] = with[at] ^ mask;
+            let _ = StorageInfo::from_bytes(&flipped);
+        }
+    }
+}
+
+/// Claim: no hostile `.clip` brings URLs of layers that are not there, too many, out of order, or that are no web addresses.
+#[test]
+fn hostile_urls_are_refused() {
+    let base = info(3).to_bytes().unwrap();
+    let attempt = |addition: u8, urls: &[(u16, Vec<&str>)]| {
+        let urls: Vec<(u16, Vec<String>)> =
+            urls.iter().map(|(layer, urls)| (*layer, urls.iter().map(|url| (*url).to_owned()).collect())).collect();
+        let more = bincode::encode_to_vec((addition, urls), bincode::config::standard()).unwrap();
+        StorageInfo::from_bytes(&[&base[..], &more].concat())
+    };
+    let good = "http://h/";
+    assert!(attempt(1, &[(2, vec![good])]).is_ok());
+    assert!(attempt(1, &[(1, vec![good; 17])]).is_err());
+    for bad in [&[][..], &[(3, vec![good])], &[(1, vec![])], &[(1, vec![good]), (1, vec![good])], &[(2, vec![good]), (0, vec![good])]] {
+        assert_eq!(attempt(1, bad).unwrap_err().kind(), ErrorKind::Corrupt, "{bad:?}");
+    }
+    let error = attempt(1, &[(0, vec!["http://u:s3cret@h/"])]).unwrap_err().to_string();
+    assert!(error.contains("user and password") && !error.contains("s3cret"), "{error}");
+    assert_eq!(attempt(2, &[(0, vec![good])]).unwrap_err().kind(), ErrorKind::Unsupported);
 }

@@ -5,15 +5,17 @@
 use std::{path::PathBuf, sync::Arc};
 
 use clip_format::{
+    blob_url::BlobUrl,
     checkpoints::Checkpoints,
-    clip_file::{ClipFile, with_profile},
+    clip_file::{ClipFile, ClipParts, with_profile},
     digest::Digest,
     erofs::{Index, check::check},
     profile::{Profile, ProfileLayer, Run},
+    storage_info::{LayerUrls, StorageInfo},
 };
 
 use crate::damage::small;
-use crate::trees::{Tree, clip, every_kind, storage_info};
+use crate::trees::{Tree, clip, every_kind, spans, storage_info};
 
 fn golden(name: &str, bytes: &[u8]) -> Vec<u8> {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
@@ -50,6 +52,25 @@ fn version_1_of_an_empty_image_is_read_and_reproduced() {
 #[test]
 fn version_1_of_a_small_image_is_read_and_reproduced() {
     read_and_reproduce("v1-small.clip", &small(), 40);
+}
+
+/// Also: the URLs of a layer change no byte of the other sections, and none of the storage info before them.
+#[test]
+fn version_1_of_a_small_image_with_urls_is_read_and_reproduced() {
+    let tree = small();
+    let streams: Vec<u64> = tree.devices.iter().map(|device| device.stream_size).collect();
+    let url = |text: &str| BlobUrl::parse(text).unwrap();
+    let urls =
+        vec![LayerUrls { layer: 0, urls: vec![url("https://mcr.example/v2/base/blobs/sha256:00"), url("http://mirror.example/b?k=v")] }];
+    let info = StorageInfo { urls, ..storage_info(&streams) };
+    let (spans, windows) = spans(&streams, 40);
+    let written = ClipParts { index: &tree.image(), storage_info: &info, spans: &spans, windows: &windows }.to_bytes().unwrap();
+    let kept = golden("v1-small-urls.clip", &written);
+    let (old, new) = (clip(&tree, 40), ClipFile::parse(&kept).unwrap());
+    let old = ClipFile::parse(&old).unwrap();
+    assert_eq!(new.storage_info().unwrap(), info);
+    assert_eq!((new.header().index.blake3, new.header().windows.blake3), (old.header().index.blake3, old.header().windows.blake3));
+    assert!(kept == written, "today's writer gives other bytes (another zstd?)");
 }
 
 /// Runs of two layers of the small image, of which the first are neighbours of one another.

@@ -3,12 +3,12 @@
 use std::{collections::HashMap, ops::Range};
 
 use clip_format::{
-    erofs::{Body, Extent, FileExtent, FileType, Index, Inode, InodeSpec, check::check},
+    erofs::{Body, Extent, FileExtent, FileType, Index, Inode, InodeSpec, check::check, write_image},
     units::{LayerIndex, Nid, StreamOffset},
 };
 use proptest::{collection::vec, prelude::*, sample::Index as Pick};
 
-use crate::trees::{Tree, every_kind, extent, index, node};
+use crate::trees::{Tree, every_kind, extent, index, node, regular};
 
 /// The pieces of a file as the reader should give them.
 fn pieces(size: u64, extents: &[FileExtent]) -> Vec<Extent> {
@@ -282,6 +282,18 @@ fn build(steps: &[Step]) -> Tree {
         if is_dir { dirs.push(place) } else { others.push(place) }
     }
     tree
+}
+
+/// Claim: a file in the last block that a 32-bit address reaches is read as written; a layer one block longer is refused, by number and limit.
+#[test]
+fn layers_reach_to_two_tebibytes() {
+    let last = (1 << 41) - 1024;
+    let mut tree = Tree::new(&[4096, last + 512]);
+    tree.add(0, b"far", regular(5, vec![extent(0, 5, 1, last)]));
+    compare(&tree);
+    tree.devices[1].stream_size += 512;
+    let error = write_image(&tree.inodes, 0, &tree.devices).unwrap_err().to_string();
+    assert!(error.contains("layer 1") && error.contains(&((1u64 << 41) - 512).to_string()), "{error}");
 }
 
 proptest! {

@@ -192,6 +192,7 @@ pub fn storage_info(streams: &[u64]) -> StorageInfo {
         platform: Platform { os: "linux".to_owned(), architecture: "amd64".to_owned(), variant: None },
         config: ImageConfig { env: vec!["PATH=/usr/bin:/bin".to_owned()], cmd: vec!["/bin/sh".to_owned()], ..ImageConfig::default() },
         layers: layers.collect(),
+        urls: Vec::new(),
     }
 }
 

@@ -11,7 +11,7 @@ use clip_format::{digest::Digest, storage_info::Source};
 use serde::Deserialize;
 
 use super::{
-    Document, ImageStore, ResolvedImage, Wanted,
+    Document, Elsewhere, ImageStore, ResolvedImage, Wanted,
     archive::Archive,
     config::ConfigFile,
     manifest::{Chosen, Descriptor, ImageManifest},
@@ -45,7 +45,7 @@ impl ImageStore for SavedStore {
         Ok(self.config.clone())
     }
 
-    fn layer(&self, descriptor: &Descriptor) -> Result<BlobSource, IndexError> {
+    fn layer(&self, descriptor: &Descriptor, _: &Elsewhere) -> Result<BlobSource, IndexError> {
         self.layers.get(&descriptor.digest).cloned().ok_or_else(|| IndexError::Image {
             what: "docker archive".to_owned(),
             expected: format!("layer {}", descriptor.digest),
@@ -184,7 +184,7 @@ fn each_chunk(blob: &BlobSource, len: u64, take: &mut dyn FnMut(&[u8])) -> Resul
 }
 
 fn descriptor(digest: Digest, size: u64, media_type: &str) -> Descriptor {
-    Descriptor { digest, size, media_type: media_type.to_owned(), platform: None, ref_name: None }
+    Descriptor { digest, size, media_type: media_type.to_owned(), platform: None, ref_name: None, urls: Vec::new() }
 }
 
 fn made_up_digest(manifest: &ImageManifest) -> Digest {

@@ -3,7 +3,7 @@
 use clip_format::{digest::Digest, storage_info::Platform};
 use serde::Deserialize;
 
-use super::{Document, ImageStore, Wanted, platform};
+use super::{Document, ImageStore, Wanted, media_type::artifact, platform};
 use crate::error::IndexError;
 
 /// Indexes inside indexes. Source: none deeper than 2 is known; a loop is impossible, since digests name contents.
@@ -20,6 +20,8 @@ pub(super) struct Descriptor {
     pub(super) platform: Option<Platform>,
     /// `org.opencontainers.image.ref.name`
     pub(super) ref_name: Option<String>,
+    /// As the manifest has them, unchecked.
+    pub(super) urls: Vec<String>,
 }
 
 /// The manifest of one platform.
@@ -31,7 +33,7 @@ pub(super) struct ImageManifest {
 
 /// What a document turned out to be.
 pub(super) enum Parsed {
-    Image(ImageManifest),
+    Image(Box<ImageManifest>),
     Index(Vec<Descriptor>),
 }
 
@@ -41,6 +43,7 @@ struct RawDocument {
     schema_version: Option<u64>,
     media_type: Option<String>,
     config: Option<RawDescriptor>,
+    artifact_type: Option<String>,
     layers: Option<Vec<RawDescriptor>>,
     manifests: Option<Vec<RawDescriptor>>,
     fs_layers: Option<serde_json::Value>,
@@ -54,6 +57,7 @@ struct RawDescriptor {
     size: u64,
     platform: Option<RawPlatform>,
     annotations: Option<std::collections::BTreeMap<String, String>>,
+    urls: Option<Vec<String>>,
 }
 
 #[derive(Deserialize)]
@@ -76,7 +80,8 @@ impl RawDescriptor {
             variant: raw.variant.filter(|variant| !variant.is_empty()),
         });
         let ref_name = self.annotations.and_then(|mut annotations| annotations.remove("org.opencontainers.image.ref.name"));
-        Ok(Descriptor { digest, size: self.size, media_type: self.media_type.unwrap_or_default(), platform, ref_name })
+        let (media_type, urls) = (self.media_type.unwrap_or_default(), self.urls.unwrap_or_default());
+        Ok(Descriptor { digest, size: self.size, media_type, platform, ref_name, urls })
     }
 }
 
@@ -104,22 +109,25 @@ pub(super) fn parse(document: &Document) -> Result<Parsed, IndexError> {
         (Some(manifests), None, None) => Ok(Parsed::Index(read_all(manifests)?)),
         (None, Some(config), layers) => {
             let config = config.read(&what)?;
-            check_config_type(&what, &config)?;
-            Ok(Parsed::Image(ImageManifest { config, layers: read_all(layers.unwrap_or_default())? }))
+            check_config_type(&what, &config, raw.artifact_type.as_deref())?;
+            Ok(Parsed::Image(Box::new(ImageManifest { config, layers: read_all(layers.unwrap_or_default())? })))
         }
         (None, None, _) => Err(wrong(format!("a document of media type {media_type:?} without manifests or config"))),
     }
 }
 
-fn check_config_type(what: &str, config: &Descriptor) -> Result<(), IndexError> {
-    match config.media_type.as_str() {
-        "" | "application/vnd.oci.image.config.v1+json" | "application/vnd.docker.container.image.v1+json" => Ok(()),
-        other => Err(IndexError::Unsupported {
-            what: what.to_owned(),
-            found: format!("config media type {other:?}"),
-            hint: "only container images can be indexed".to_owned(),
-        }),
-    }
+/// `application/octet-stream` is what docker 1.10 said of its configs; docker still takes it for one.
+fn check_config_type(what: &str, config: &Descriptor, artifact_type: Option<&str>) -> Result<(), IndexError> {
+    let media_type = config.media_type.as_str();
+    let found = match media_type {
+        "" | "application/octet-stream" => return Ok(()),
+        "application/vnd.oci.image.config.v1+json" | "application/vnd.docker.container.image.v1+json" => return Ok(()),
+        "application/vnd.oci.empty.v1+json" => format!("an artifact of type {:?}", artifact_type.unwrap_or_default()),
+        other => format!("config media type {other:?}"),
+    };
+    let is = [media_type, artifact_type.unwrap_or_default()].into_iter().find_map(artifact);
+    let found = is.map_or_else(|| found.clone(), |is| format!("{found} ({is})"));
+    Err(IndexError::Unsupported { what: what.to_owned(), found, hint: "only container images can be indexed".to_owned() })
 }
 
 /// The manifest of one platform, as it was found.
@@ -140,7 +148,7 @@ pub(super) fn choose(store: &dyn ImageStore, document: Document, wanted: &Wanted
     for _ in 0..INDEX_DEPTH_MAX {
         let digest = document.digest;
         let manifests = match parse(&document)? {
-            Parsed::Image(manifest) => return Ok(Chosen { manifest, digest, platform }),
+            Parsed::Image(manifest) => return Ok(Chosen { manifest: *manifest, digest, platform }),
             Parsed::Index(manifests) => manifests,
         };
         let (next, named) = choose_in_index(store, &manifests, &digest, wanted)?;

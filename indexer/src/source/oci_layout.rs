@@ -10,7 +10,7 @@ use clip_engine::{error::EngineError, source::BlobSource};
 use clip_format::{digest::Digest, storage_info::Source};
 
 use super::{
-    CONFIG_BYTES_MAX, Document, ImageStore, ResolvedImage, Wanted, checked,
+    CONFIG_BYTES_MAX, Document, Elsewhere, ImageStore, ResolvedImage, Wanted, checked, foreign,
     manifest::{self, Descriptor, Parsed},
 };
 use crate::error::IndexError;
@@ -121,8 +121,12 @@ impl<F: LayoutFiles> ImageStore for LayoutStore<'_, F> {
         self.checked_blob("config", descriptor)
     }
 
-    fn layer(&self, descriptor: &Descriptor) -> Result<BlobSource, IndexError> {
-        self.blob(descriptor)
+    fn layer(&self, descriptor: &Descriptor, elsewhere: &Elsewhere) -> Result<BlobSource, IndexError> {
+        match elsewhere {
+            // skopeo leaves such layers out of a layout.
+            Elsewhere::At(urls) if self.files.find(&descriptor.digest).is_none() => Ok(foreign(None, descriptor, urls)),
+            _ => self.blob(descriptor),
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use clip_engine::{
 use clip_format::storage_info::Source;
 use tokio::runtime::Runtime;
 
-use super::{CONFIG_BYTES_MAX, Document, ImageStore, ResolvedImage, Wanted, manifest::Descriptor};
+use super::{CONFIG_BYTES_MAX, Document, Elsewhere, ImageStore, ResolvedImage, Wanted, foreign, manifest::Descriptor};
 use crate::error::IndexError;
 
 struct RegistryStore<'a> {
@@ -35,8 +35,12 @@ impl ImageStore for RegistryStore<'_> {
         Ok(self.runtime.block_on(self.client.blob_bytes(&self.repository, &descriptor.digest, CONFIG_BYTES_MAX))?)
     }
 
-    fn layer(&self, descriptor: &Descriptor) -> Result<BlobSource, IndexError> {
-        Ok(BlobSource::Registry { repository: self.repository.clone(), digest: descriptor.digest, size: descriptor.size })
+    fn layer(&self, descriptor: &Descriptor, elsewhere: &Elsewhere) -> Result<BlobSource, IndexError> {
+        let repository = self.repository.clone();
+        Ok(match elsewhere {
+            Elsewhere::Nowhere => BlobSource::Registry { repository, digest: descriptor.digest, size: descriptor.size },
+            Elsewhere::At(urls) => foreign(Some(repository), descriptor, urls),
+        })
     }
 }
 

@@ -1,4 +1,6 @@
 #![allow(clippy::unwrap_used)]
+use clip_format::storage_info::Codec;
+
 use super::{
     manifest::{Parsed, parse},
     platform::{normalised, rank},
@@ -43,23 +45,69 @@ fn odd_manifests_are_refused() {
     let digest = "sha256:0000000000000000000000000000000000000000000000000000000000000000";
     let config = format!(r#"{{"digest":"{digest}","size":1,"mediaType":"application/vnd.cncf.helm.config.v1+json"}}"#);
     assert!(refuse(&format!(r#"{{"schemaVersion":2,"config":{config},"layers":[]}}"#)).contains("helm"));
+    let empty = format!(r#"{{"digest":"{digest}","size":2,"mediaType":"application/vnd.oci.empty.v1+json"}}"#);
+    let artifact = r#""artifactType":"application/vnd.dev.sigstore.bundle.v0.3+json""#;
+    let found = refuse(&format!(r#"{{"schemaVersion":2,{artifact},"config":{empty},"layers":[]}}"#));
+    assert!(
+        found.contains("an artifact of type") && found.contains("a sigstore bundle") && found.contains("only container images"),
+        "{found}"
+    );
     assert!(refuse(r#"{"schemaVersion":2,"manifests":[],"layers":[]}"#).contains("both"));
     assert!(refuse("[]").contains("JSON"));
     assert!(refuse(r#"{"schemaVersion":2}"#).contains("without manifests or config"));
     assert!(matches!(parse(&document(r#"{"schemaVersion":2,"manifests":[]}"#)).unwrap(), Parsed::Index(list) if list.is_empty()));
 }
 
-/// Media types that cannot be indexed are named together with their layer.
+/// Claim: plain and gzip layers are told apart, and from those that a registry may not have; any other media type is named together with its layer
+/// and with what it is or what to do.
 #[test]
-fn unknown_layer_types_are_named() {
-    let layer =
-        |media_type: &str| Descriptor { digest: sha256(b""), size: 0, media_type: media_type.to_owned(), platform: None, ref_name: None };
-    assert_eq!(codec_of(&layer("application/vnd.oci.image.layer.v1.tar+gzip")).unwrap(), Codec::Gzip);
-    assert_eq!(codec_of(&layer("application/vnd.docker.image.rootfs.diff.tar")).unwrap(), Codec::Plain);
-    for other in ["application/vnd.oci.image.layer.v1.tar+zstd", "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"] {
-        let error = codec_of(&layer(other)).unwrap_err();
-        assert!(error.to_string().contains(other) && error.to_string().contains("layer sha256:"), "{error}");
+fn layer_types_are_read_or_named() {
+    let layer = |media_type: &str| Descriptor {
+        digest: sha256(b""),
+        size: 0,
+        media_type: media_type.to_owned(),
+        platform: None,
+        ref_name: None,
+        urls: Vec::new(),
+    };
+    let read = |media_type: &str| layer_type(&layer(media_type)).map(|read| (read.codec, read.is_foreign)).unwrap();
+    assert_eq!(read("application/vnd.oci.image.layer.v1.tar+gzip"), (Codec::Gzip, false));
+    assert_eq!(read("application/vnd.docker.image.rootfs.diff.tar"), (Codec::Plain, false));
+    assert_eq!(read("application/vnd.oci.image.layer.nondistributable.v1.tar"), (Codec::Plain, true));
+    assert_eq!(read("application/vnd.oci.image.layer.nondistributable.v1.tar+gzip"), (Codec::Gzip, true));
+    assert_eq!(read("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"), (Codec::Gzip, true));
+    for (other, told) in [
+        ("application/vnd.oci.image.layer.v1.tar+gzip+encrypted", "skopeo copy --decryption-key"),
+        ("application/vnd.oci.image.layer.v1.tar+zstd+encrypted", "encrypted"),
+        ("application/vnd.oci.image.layer.v1.tar+xz", "compress it again"),
+        ("application/vnd.oci.image.layer.v1.tarball", "compress it again"),
+        ("application/vnd.dev.cosign.simplesigning.v1+json", "a cosign signature"),
+        ("application/vnd.in-toto+json", "an attestation"),
+        ("application/vnd.cncf.helm.chart.content.v1.tar+gzip", "a Helm chart"),
+        ("application/x-tar", "only the layers of container images"),
+        ("", "media type \"\""),
+    ] {
+        let error = layer_type(&layer(other)).unwrap_err().to_string();
+        assert!(error.contains(other) && error.contains("layer sha256:") && error.contains(told), "{error}");
     }
+}
+
+/// Claim: of a layer's URLs those that clip goes to are kept, in order and at most 16; the others are one warning that shows no secret.
+#[test]
+fn urls_are_checked() {
+    let descriptor = |urls: &[&str]| {
+        let urls = urls.iter().map(|url| (*url).to_owned()).collect();
+        Descriptor { digest: sha256(b""), size: 0, media_type: String::new(), platform: None, ref_name: None, urls }
+    };
+    let mut warnings = Vec::new();
+    let mixed = descriptor(&["http://a/1", "http://u:s3cret@b/?k=s3cret", "ftp://c/", "https://d/2"]);
+    let Elsewhere::At(urls) = elsewhere(&mixed, false, &mut warnings) else { panic!("there are URLs") };
+    assert_eq!(urls.iter().map(BlobUrl::as_str).collect::<Vec<_>>(), ["http://a/1", "https://d/2"]);
+    assert!(warnings.len() == 1 && warnings[0].contains("2 of its URLs") && !warnings[0].contains("s3cret"), "{warnings:?}");
+    let Elsewhere::At(urls) = elsewhere(&descriptor(&["http://a/"; 20]), true, &mut warnings) else { panic!("there are URLs") };
+    assert!(urls.len() == 16 && warnings[1].contains("20 URLs"), "{warnings:?}");
+    assert!(matches!(elsewhere(&descriptor(&[]), false, &mut warnings), Elsewhere::Nowhere));
+    assert!(matches!(elsewhere(&descriptor(&[]), true, &mut warnings), Elsewhere::At(urls) if urls.is_empty()));
 }
 
 /// Null and missing fields of a config are empty; a word where a list should be is a list of one.

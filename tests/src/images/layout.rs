@@ -45,6 +45,8 @@ pub struct LayerBlob {
     pub diff_id: String,
     /// `application/vnd.oci.image.layer.v1.tar+gzip` or its plain kin.
     pub media_type: &'static str,
+    /// Where else the blob may be had.
+    pub urls: Vec<String>,
 }
 
 /// An OCI image layout directory.
@@ -113,7 +115,7 @@ impl Layout {
             Compression::Plain => "application/vnd.oci.image.layer.v1.tar",
             _ => "application/vnd.oci.image.layer.v1.tar+gzip",
         };
-        Ok(LayerBlob { blob, diff_id: format!("sha256:{}", hex::encode(Sha256::digest(stream))), media_type })
+        Ok(LayerBlob { blob, diff_id: format!("sha256:{}", hex::encode(Sha256::digest(stream))), media_type, urls: Vec::new() })
     }
 
     /// Makes an image of `layers` (the base first) and tags it. Returns its manifest.
@@ -137,7 +139,13 @@ impl Layout {
         let config = self.blob(&serde_json::to_vec(&config)?)?;
         let descriptors: Vec<Value> = layers
             .iter()
-            .map(|layer| json!({"mediaType": layer.media_type, "digest": layer.blob.digest, "size": layer.blob.size}))
+            .map(|layer| {
+                let mut descriptor = json!({"mediaType": layer.media_type, "digest": layer.blob.digest, "size": layer.blob.size});
+                if !layer.urls.is_empty() {
+                    descriptor["urls"] = json!(layer.urls);
+                }
+                descriptor
+            })
             .collect();
         let manifest = self.blob(&serde_json::to_vec(&json!({
             "schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",

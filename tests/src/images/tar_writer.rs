@@ -141,6 +141,18 @@ impl Member {
         crate::oracle::below_root(&self.name)
     }
 
+    /// What it holds.
+    #[must_use]
+    pub fn data(&self) -> &[u8] {
+        &self.data
+    }
+
+    /// The type flag of its header.
+    #[must_use]
+    pub fn kind(&self) -> u8 {
+        self.kind
+    }
+
     /// True for whiteouts of any kind.
     #[must_use]
     pub fn is_marker(&self) -> bool {
