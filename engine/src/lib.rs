@@ -44,6 +44,7 @@ mod span;
 pub mod stretch;
 mod tend;
 mod unread;
+pub mod zstd;
 
 pub use background::{BackgroundHandle, BackgroundProgress, FillOptions};
 pub use bytes::Bytes;
