@@ -176,10 +176,11 @@ fn codec_of(layer: &Descriptor) -> Result<Codec, IndexError> {
     match layer.media_type.as_str() {
         "application/vnd.oci.image.layer.v1.tar" | "application/vnd.docker.image.rootfs.diff.tar" => Ok(Codec::Plain),
         "application/vnd.oci.image.layer.v1.tar+gzip" | "application/vnd.docker.image.rootfs.diff.tar.gzip" => Ok(Codec::Gzip),
+        "application/vnd.oci.image.layer.v1.tar+zstd" | "application/vnd.docker.image.rootfs.diff.tar.zstd" => Ok(Codec::Zstd),
         other => Err(IndexError::Unsupported {
             what: format!("layer {}", layer.digest),
             found: format!("media type {other:?}"),
-            hint: "clip indexes plain and gzip tar layers".to_owned(),
+            hint: "clip indexes plain, gzip and zstd tar layers".to_owned(),
         }),
     }
 }

@@ -56,7 +56,8 @@ fn unknown_layer_types_are_named() {
         |media_type: &str| Descriptor { digest: sha256(b""), size: 0, media_type: media_type.to_owned(), platform: None, ref_name: None };
     assert_eq!(codec_of(&layer("application/vnd.oci.image.layer.v1.tar+gzip")).unwrap(), Codec::Gzip);
     assert_eq!(codec_of(&layer("application/vnd.docker.image.rootfs.diff.tar")).unwrap(), Codec::Plain);
-    for other in ["application/vnd.oci.image.layer.v1.tar+zstd", "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"] {
+    assert_eq!(codec_of(&layer("application/vnd.oci.image.layer.v1.tar+zstd")).unwrap(), Codec::Zstd);
+    for other in ["application/vnd.oci.image.layer.v1.tar+lz4", "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"] {
         let error = codec_of(&layer(other)).unwrap_err();
         assert!(error.to_string().contains(other) && error.to_string().contains("layer sha256:"), "{error}");
     }
