@@ -66,11 +66,37 @@ impl Claims {
         possible
     }
 
-    /// The span to decode now; `None` for ever once all that is wanted has come out.
+    /// The span to decode now; `None` once all that is wanted has come out, until more is, or the job has ended.
     pub(crate) fn next_span(&self) -> Option<SpanIndex> {
-        let mut course = self.lock();
-        course.ended |= course.next > course.last;
+        let course = self.lock();
+        (!course.ended && course.next <= course.last).then_some(course.next)
+    }
+
+    /// The span behind what has come out; `None` once the job has ended.
+    pub(crate) fn next(&self) -> Option<SpanIndex> {
+        let course = self.lock();
         (!course.ended).then_some(course.next)
+    }
+
+    /// All that was wanted has come out: the job takes no more along, unless something is absent up to `ahead`, which it claims.
+    pub(crate) fn end(&self, ahead: Option<SpanIndex>) -> Reached {
+        let mut course = self.lock();
+        if !course.ended && course.next <= course.last {
+            return Reached::More;
+        }
+        if let Some(ahead) = ahead.filter(|_| !course.ended) {
+            course.add_ahead(&self.layer.store, ahead);
+            if course.next <= course.last {
+                return Reached::Ahead;
+            }
+        }
+        course.ended = true;
+        Reached::End(course.next)
+    }
+
+    /// The job takes no more spans along.
+    pub(crate) fn close(&self) {
+        self.lock().ended = true;
     }
 
     /// `span` has come out; whether anybody wants it.
@@ -104,8 +130,14 @@ impl Claims {
         Failed { layer: self.layer.clone(), error, waiters }
     }
 
-    pub(crate) fn has_failed(&self) -> bool {
-        self.error.get().is_some()
+    /// The bytes that are missing will not come; the job fails with this once it has used those that it has.
+    pub(crate) fn note_failed(&self, error: EngineError) {
+        drop(self.error.set(error));
+    }
+
+    /// Why they failed, or will.
+    pub(crate) fn error(&self) -> Option<&EngineError> {
+        self.error.get()
     }
 
     fn lock(&self) -> MutexGuard<'_, Course> {
@@ -121,6 +153,25 @@ impl Course {
         let on_the_way = (self.next.get()..self.last.get()).map(SpanIndex);
         self.open.extend(on_the_way.filter(|&span| store.claim_ahead(span)));
     }
+
+    /// Claims what is absent from the next span through `ahead`.
+    fn add_ahead(&mut self, store: &LayerStore, ahead: SpanIndex) {
+        let absent = (self.next.get()..=ahead.get()).map(SpanIndex).filter(|&span| store.claim_ahead(span));
+        let before = self.open.len();
+        self.open.extend(absent);
+        self.last = self.open[before..].last().copied().unwrap_or(self.last);
+    }
+}
+
+/// How far a job is whose last wanted span has come out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reached {
+    /// More is wanted now.
+    More,
+    /// It goes on although nobody asked for that.
+    Ahead,
+    /// The job has ended before this span.
+    End(SpanIndex),
 }
 
 /// A delivered span on its way to the disk. Dropping it ends the span's flight.

@@ -39,6 +39,9 @@ pub struct EngineConfig {
     /// Compressed bytes that wait for a decoder, half of it at most for background work; what one read brings (under 512 KiB) for each
     /// request under way comes on top. Default 64 MiB.
     pub compressed_bytes_max: u64,
+    /// Memory of zstd decoders (a frame's window, up to 128 MiB each), half of it at most for background work; a larger one passes alone. As
+    /// much as `bytes_in_flight_max`, and on top of it.
+    pub decoder_bytes_max: u64,
     /// Buffers of decoded bytes that are kept for the next spans; what is not used for a second goes back to the system. Default 32 MiB.
     pub buffers_kept_bytes_max: u64,
     /// Compressed bytes that one ranged GET may ask for. Default 16 MiB.
@@ -65,10 +68,11 @@ impl EngineConfig {
     pub const MEMORY_BYTES_MIN: u64 = 16 << 20;
 
     /// Bounds the bytes under way, decoded and compressed together, by `bytes`, a fifth of it for compressed ones as by default. Idle buffers
-    /// come on top: an eighth of it, 32 MiB at most.
+    /// come on top: an eighth of it, 32 MiB at most; and so do the windows of zstd decoders, up to four fifths of it where layers need that.
     pub fn set_memory_max(&mut self, bytes: u64) {
         self.compressed_bytes_max = bytes / COMPRESSED_PART;
         self.bytes_in_flight_max = bytes - self.compressed_bytes_max;
+        self.decoder_bytes_max = self.bytes_in_flight_max;
         self.buffers_kept_bytes_max = BUFFERS_KEPT_BYTES.min(bytes / BUFFERS_KEPT_PART);
     }
 
@@ -92,6 +96,7 @@ impl EngineConfig {
             connections_max: 16,
             bytes_in_flight_max: 0,
             compressed_bytes_max: 0,
+            decoder_bytes_max: 0,
             buffers_kept_bytes_max: 0,
             request_bytes_max: 16 << 20,
             read_ahead_bytes_max: 32 << 20,

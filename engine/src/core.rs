@@ -16,6 +16,7 @@ use crate::{
     backlog::Course,
     cache::lock::OwnerLock,
     config::EngineConfig,
+    decoder_memory::DecoderMemory,
     error::EngineError,
     fetch::Flow,
     image_layer::{ImageLayer, Work},
@@ -53,6 +54,8 @@ pub(crate) struct Core {
     pub(crate) budget: Arc<Quota>,
     /// Compressed bytes that may wait for decoders.
     pub(crate) compressed: Arc<Quota>,
+    /// What decoders hold whose windows are large.
+    pub(crate) decoders: DecoderMemory,
     /// Requests under way from this node.
     pub(crate) connections: Arc<Quota>,
     pub(crate) progress: Progress,
@@ -85,6 +88,7 @@ impl Core {
             // Half is kept for readers: background buffers are written to a disk that may be slow.
             budget: Quota::new(config.bytes_in_flight_max, config.bytes_in_flight_max / 2),
             compressed: Quota::new(config.compressed_bytes_max, config.compressed_bytes_max / 2),
+            decoders: DecoderMemory::new(config.decoder_bytes_max),
             connections: connections(config.connections_max),
             progress: Progress::default(),
             room: Progress::default(),
@@ -261,6 +265,7 @@ impl Core {
         // Jobs that wait for room are woken by this, so that the queue has them all: those that waited for bytes lost their flow before.
         self.budget.close();
         self.compressed.close();
+        self.decoders.close();
         self.connections.close();
         while let Some(job) = self.jobs.pop(Takes::All) {
             Job::abandon(&job);

@@ -8,7 +8,10 @@ use std::{
 use clip_format::{checkpoints::SpanStart, limits::WINDOW_BYTES};
 use thiserror::Error;
 
-use crate::inflate::{Inflate, InflateError, Stop, Until};
+use crate::{
+    inflate::{Inflate, InflateError, Stop, Until},
+    zstd::{Zstd, ZstdError},
+};
 
 /// CRC-32 and length after a member's deflate data. Source: RFC 1952 section 2.3.
 const TRAILER_BYTES: usize = 8;
@@ -20,6 +23,8 @@ pub(crate) enum DecodeError {
     Inflate(#[from] InflateError),
     #[error("byte {found:#04x} after a gzip member, which is neither a member's start nor padding")]
     AfterMember { found: u8 },
+    #[error(transparent)]
+    Zstd(#[from] ZstdError),
 }
 
 /// Idle inflate states of one thread, 48 KiB each. Source: as many as a flow has jobs that take turns on a shard.
@@ -104,6 +109,8 @@ enum State {
     Between(Pooled),
     /// After the last member.
     Padding,
+    /// In or between zstd frames.
+    Frames(Box<Zstd>),
 }
 
 impl Decoder {
@@ -116,6 +123,7 @@ impl Decoder {
             SpanStart::Chained => None,
             SpanStart::Plain => Some(Self(State::Plain)),
             SpanStart::Member => Some(Self(State::Member(Pooled::gzip()))),
+            SpanStart::Frame { window_log } => Some(Self(State::Frames(Box::new(Zstd::new(window_log))))),
             SpanStart::Deflate { bit_offset, .. } => {
                 let window = window.unwrap_or_else(|| Box::new([0; WINDOW_BYTES]));
                 Some(Self(State::Checkpoint { window, bit_offset }))
@@ -127,7 +135,7 @@ impl Decoder {
     /// more bytes where the output was full, so an empty input has a use.
     pub(crate) fn decode(&mut self, input: &[u8], output: &mut [u8]) -> Result<(usize, usize), DecodeError> {
         let (mut used, mut written) = (0, 0);
-        while written < output.len() && (used < input.len() || matches!(self.0, State::Member(_) | State::Raw(_))) {
+        while written < output.len() && (used < input.len() || matches!(self.0, State::Member(_) | State::Raw(_) | State::Frames(_))) {
             let (more_used, more_written) = self.advance(&input[used..], &mut output[written..])?;
             used += more_used;
             written += more_written;
@@ -138,7 +146,7 @@ impl Decoder {
         Ok((used, written))
     }
 
-    /// One step within one state. `output` is not empty; `input` may be so only inside a member. Some of them is used, or the state
+    /// One step within one state. `output` is not empty; `input` may be so only inside a member or a frame. Some of them is used, or the state
     /// changes, or a member wants more input.
     fn advance(&mut self, input: &[u8], output: &mut [u8]) -> Result<(usize, usize), DecodeError> {
         let (next, used, written) = match std::mem::replace(&mut self.0, State::Padding) {
@@ -171,6 +179,10 @@ impl Decoder {
                 Some(&found) => return Err(DecodeError::AfterMember { found }),
                 None => (State::Padding, input.len(), 0),
             },
+            State::Frames(mut zstd) => {
+                let step = zstd.step(input, output)?;
+                (State::Frames(zstd), step.consumed, step.produced)
+            }
         };
         self.0 = next;
         Ok((used, written))

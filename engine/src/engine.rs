@@ -131,6 +131,7 @@ impl Engine {
         let core = &self.0.threads.core;
         Stats {
             bytes_in_flight_peak: core.budget.held_max(),
+            decoder_bytes_peak: core.decoders.held_max(),
             spans_by_shard: core.spans_by_shard(),
             ..core.counters.snapshot(core.client.traffic())
         }

@@ -303,8 +303,8 @@ impl Feed {
         };
         let (sender, input) = mpsc::channel(chunks_waiting);
         let open = Open { compressed, sender, claims: Arc::downgrade(&work.claims) };
-        let (layer, said, ticket) = (self.course.layer.clone(), self.said.clone(), self.ticket.clone());
-        Job::start(core, DecodeJob { layer, work, input, turn, room, said, ticket });
+        let (course, said, ticket) = (self.course.clone(), self.said.clone(), self.ticket.clone());
+        Job::start(core, DecodeJob { course, work, input, turn, room, said, ticket });
         Ok(open)
     }
 
@@ -316,12 +316,19 @@ impl Feed {
         }
     }
 
-    /// Fails what has not got all its bytes: the open group before its channel closes, so that its job knows why.
+    /// Fails what has not got all its bytes: the open group's job does that itself, which knows why when its channel closes and puts its
+    /// decoder away before anybody asks again.
     fn fail(self, error: &EngineError) {
-        let open = self.open.as_ref().and_then(|open| open.claims.upgrade());
-        let rest = self.course.take();
-        let claims = open.iter().chain(rest.iter().map(|work| &work.claims));
-        let failed: Vec<Failed> = claims.map(|claims| claims.fail(error.clone())).collect();
+        if let Some(claims) = self.open.as_ref().and_then(|open| open.claims.upgrade()) {
+            claims.note_failed(error.clone());
+        }
+        let layer = &self.course.layer;
+        let failed = self.course.take().into_iter().map(|work| {
+            layer.chains.break_off(&work.claims, work.resumed);
+            work.claims.fail(error.clone())
+        });
+        let failed: Vec<Failed> = failed.collect();
+        self.shard.core.decoders.note_standing(layer);
         drop(failed);
     }
 }

@@ -1,6 +1,6 @@
 //! A layer as one image has it: its own source and entries, over the node's shared copy.
 
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::Arc;
 
 use clip_format::{
     bytes::SharedBytes,
@@ -10,6 +10,7 @@ use clip_format::{
 };
 
 use crate::{
+    chain::{Chains, Found, Suspended},
     claims::Claims,
     decode::Decoder,
     error::EngineError,
@@ -17,11 +18,8 @@ use crate::{
     plan::{Group, Wanted},
     priority::Priority,
     source::BlobSource,
+    zstd::decoder_bytes,
 };
-
-/// Suspended decoders kept for one layer of one image, 48 KiB each. Source: judgement, not measured: as many as the sequential
-/// readers that are told apart in one inode (`readahead.rs`); a fifth decodes from its entry again.
-const SUSPENDED_MAX: usize = 4;
 
 /// A layer as one image has it.
 pub(crate) struct ImageLayer {
@@ -30,19 +28,8 @@ pub(crate) struct ImageLayer {
     pub(crate) table: SpanTable,
     pub(crate) source: BlobSource,
     windows: SharedBytes,
-    suspended: Mutex<Vec<Suspended>>,
-    /// The jobs under way in chains, by entry: who wants a later span of one goes along.
-    running: Mutex<Vec<(SpanIndex, Weak<Claims>)>>,
-}
-
-/// A decoder that stands between two chained spans, so that a reader of the next need not decode from the entry again.
-pub(crate) struct Suspended {
-    pub(crate) entry: SpanIndex,
-    /// The span that comes out next.
-    pub(crate) next: SpanIndex,
-    /// The blob's next byte.
-    pub(crate) position: u64,
-    pub(crate) decoder: Decoder,
+    /// What is under way in its chains.
+    pub(crate) chains: Chains,
 }
 
 /// A group to decode, the spans of it that are claimed for that, and where a decoder stands already, if one does.
@@ -50,43 +37,56 @@ pub(crate) struct Work {
     pub(crate) group: Group,
     pub(crate) entry: SpanIndex,
     pub(crate) claims: Arc<Claims>,
-    pub(crate) decoder: Option<Decoder>,
+    pub(crate) resumed: Option<Suspended>,
 }
 
 impl ImageLayer {
     pub(crate) fn new(store: Arc<LayerStore>, table: SpanTable, source: BlobSource, windows: SharedBytes) -> Self {
-        Self { store, table, source, windows, suspended: Mutex::default(), running: Mutex::default() }
+        Self { store, table, source, windows, chains: Chains::default() }
     }
 
     /// How `wanted`, whose spans are claimed, is decoded; `None` when a job that is under way takes them along. Absent spans on the way
     /// there are claimed too: they come out anyway.
     pub(crate) fn work(self: &Arc<Self>, wanted: Wanted, priority: Priority) -> Option<Work> {
-        let (entry, first, last) = (wanted.entry, wanted.first(), wanted.last());
-        let jobs = self.jobs_from(entry);
-        if let Some(claims) = jobs.iter().find(|claims| claims.extend(&wanted.wanted)) {
-            if priority == Priority::Demand {
-                claims.urgency().raise();
+        let (entry, last) = (wanted.entry, wanted.last());
+        let start = |resumed: Option<&Suspended>| {
+            let from = resumed.map_or(entry, |resumed| resumed.next);
+            Arc::new(Claims::new(self.clone(), from, wanted.wanted.clone(), priority))
+        };
+        let (claims, resumed) = if self.is_chain(entry) {
+            match self.chains.find(entry, &wanted.wanted, start) {
+                Found::Job(claims) => {
+                    if priority == Priority::Demand {
+                        claims.urgency().raise();
+                    }
+                    return None;
+                }
+                Found::Standing(claims, resumed) => (claims, resumed),
             }
-            return None;
-        }
-        let suspended = self.resume(entry, first);
-        let from = suspended.as_ref().map_or(entry, |suspended| suspended.next);
-        let start = suspended.as_ref().map_or_else(|| self.table.compressed_range(entry).start, |suspended| suspended.position);
-        let group = Group::new(&self.table, entry, from, start, last);
-        let claims = Arc::new(Claims::new(self.clone(), from, wanted.wanted, priority));
-        // Only a chain can be gone on with.
-        if self.table.next_entry(entry).map_or(self.table.len(), SpanIndex::get) > entry.get() + 1 {
-            let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-            running.push((entry, Arc::downgrade(&claims)));
-        }
-        Some(Work { group, entry, claims, decoder: suspended.map(|suspended| suspended.decoder) })
+        } else {
+            (start(None), None)
+        };
+        let from = resumed.as_ref().map_or(entry, |resumed| resumed.next);
+        let at = resumed.as_ref().map_or_else(|| self.table.compressed_range(entry).start, |resumed| resumed.position);
+        Some(Work { group: Group::new(&self.table, entry, from, at, last), entry, claims, resumed })
     }
 
-    /// The jobs under way that began at `entry`. Not to be dropped under a lock of this layer: the last holder of claims may call back.
-    fn jobs_from(&self, entry: SpanIndex) -> Vec<Arc<Claims>> {
-        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        running.retain(|(_, claims)| claims.strong_count() > 0);
-        running.iter().filter(|(of, _)| *of == entry).filter_map(|(_, claims)| claims.upgrade()).collect()
+    /// Whether chained spans follow `entry`: only a chain can be gone on with.
+    pub(crate) fn is_chain(&self, entry: SpanIndex) -> bool {
+        self.chain_end(entry) > entry.get() + 1
+    }
+
+    /// The span behind the last that `entry` leads to.
+    pub(crate) fn chain_end(&self, entry: SpanIndex) -> u32 {
+        self.table.next_entry(entry).map_or(self.table.len(), SpanIndex::get)
+    }
+
+    /// Memory of a decoder at `entry` where that is worth counting, else 0.
+    pub(crate) fn decoder_bytes(&self, entry: SpanIndex) -> u64 {
+        match self.table.span(entry).start {
+            SpanStart::Frame { window_log } => decoder_bytes(window_log),
+            _ => 0,
+        }
     }
 
     /// A decoder at `entry`, its window expanded.
@@ -98,22 +98,5 @@ impl ImageLayer {
             _ => None,
         };
         Decoder::at(span.start, window).ok_or_else(|| self.store.bad(entry, "an entry", "a chained span"))
-    }
-
-    /// Keeps `suspended` for the next reader; the oldest goes when there are too many.
-    pub(crate) fn suspend(&self, suspended: Suspended) {
-        let mut kept = self.suspended.lock().unwrap_or_else(PoisonError::into_inner);
-        if kept.len() >= SUSPENDED_MAX {
-            kept.remove(0);
-        }
-        kept.push(suspended);
-    }
-
-    /// The kept decoder that stands nearest before `first` in the group of `entry`.
-    fn resume(&self, entry: SpanIndex, first: SpanIndex) -> Option<Suspended> {
-        let mut kept = self.suspended.lock().unwrap_or_else(PoisonError::into_inner);
-        let fits = kept.iter().enumerate().filter(|(_, suspended)| suspended.entry == entry && suspended.next <= first);
-        let (place, _) = fits.max_by_key(|(_, suspended)| suspended.next)?;
-        Some(kept.remove(place))
     }
 }

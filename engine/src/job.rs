@@ -18,12 +18,14 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use crate::{
     background::Ticket,
+    backlog::Course,
     buffers::Buffer,
-    claims::Delivered,
+    chain::{Begun, Suspended, run_ahead},
+    claims::{Claims, Delivered, Reached},
     core::Core,
-    decode::Decoder,
+    decode::{DecodeError, Decoder},
     error::EngineError,
-    image_layer::{ImageLayer, Suspended, Work},
+    image_layer::{ImageLayer, Work},
     jobs::Jobs,
     metrics::{Gauge, Weight, count},
     priority::{Priority, Urgency},
@@ -38,7 +40,8 @@ const STEP_BYTES: usize = 256 << 10;
 
 /// A group whose bytes arrive on `input`; closing the channel early means that the fetch failed.
 pub(crate) struct DecodeJob {
-    pub(crate) layer: Arc<ImageLayer>,
+    /// What it is a part of.
+    pub(crate) course: Arc<Course>,
     pub(crate) work: Work,
     pub(crate) input: mpsc::Receiver<Piece>,
     /// Given back when the job ends: a flow starts no more jobs than it has turns, unless a reader is in a hurry.
@@ -244,83 +247,169 @@ async fn pause() {
 
 /// Decodes `job` to its last wanted span. What fails, fails the spans that are left, with one log line here unless the fetch said it.
 async fn run(job: DecodeJob, core: Arc<Core>, outbox: Arc<Outbox>) {
-    let (claims, layer, said) = (job.work.claims.clone(), job.layer.store.digest, job.said.clone());
-    if let Err(error) = decode(job, &core, &outbox).await
-        && !claims.has_failed()
-    {
-        core.say_fetch_failed(&said, &layer, &error);
+    let (claims, layer, said) = (job.work.claims.clone(), job.course.layer.store.digest, job.said.clone());
+    if let Err(error) = decode(job, &core, &outbox).await {
+        if claims.error().is_none() {
+            core.say_fetch_failed(&said, &layer, &error);
+        }
         drop(claims.fail(error));
     }
 }
 
 async fn decode(job: DecodeJob, core: &Core, outbox: &Outbox) -> Result<(), EngineError> {
-    let DecodeJob { layer, work, input, turn: _turn, room: _room, said: _, ticket: _ticket } = job;
-    let decoder = match work.decoder {
-        Some(decoder) => decoder,
-        None => layer.enter(work.entry)?,
-    };
-    let mut source = Source { decoder, input, piece: None, used: 0 };
-    let mut next = work.group.from;
-    while let Some(span) = work.claims.next_span() {
-        let (bytes, held) = next_span(&layer, &mut source, span, work.claims.urgency(), core).await?;
-        next = SpanIndex(span.get() + 1);
-        if work.claims.passed(span) {
-            let verified = verify(&layer, span, bytes)?;
+    let DecodeJob { course, work, input, turn: _turn, room: _room, said: _, ticket: _ticket } = job;
+    let (layer, claims) = (&course.layer, work.claims.clone());
+    let not_cached = core.counters.spans_not_cached.load(Ordering::Relaxed);
+    let mut source = Source::start(work, input, layer, core).await?;
+    loop {
+        let Some(span) = claims.next_span() else {
+            let keeps = core.counters.spans_not_cached.load(Ordering::Relaxed) == not_cached;
+            if go_on(&course, &claims, &mut source, keeps, core) {
+                continue;
+            }
+            return Ok(());
+        };
+        let (bytes, held) = match next_span(layer, &mut source, span, claims.urgency(), core).await? {
+            Came::All(bytes, held) => (bytes, held),
+            Came::Some(bytes, filled) => return Err(break_off(layer, &claims, source, (bytes, filled), span, core)),
+        };
+        if claims.passed(span) {
+            let verified = verify(layer, span, bytes)?;
             count(&core.counters.spans_fetched, 1);
-            if let Some(delivered) = work.claims.deliver(span, &verified) {
+            if let Some(delivered) = claims.deliver(span, &verified) {
                 outbox.kept.lock().unwrap_or_else(PoisonError::into_inner).push(Kept { delivered, verified, held });
             }
         }
         outbox.span_done.store(true, Ordering::Relaxed);
         pause().await;
     }
-    let end = layer.table.next_entry(work.entry).map_or(layer.table.len(), SpanIndex::get);
-    if next.get() < end {
-        let position = work.group.compressed.start + source.used;
-        layer.suspend(Suspended { entry: work.entry, next, position, decoder: source.decoder });
+}
+
+/// All that was wanted has come out. In a long chain that a reader waited for, the job goes on for whoever comes next, as long as what
+/// comes is kept (`keeps`); else its decoder is put away, and the answer is no.
+fn go_on(course: &Arc<Course>, claims: &Claims, source: &mut Source, keeps: bool, core: &Core) -> bool {
+    let (layer, entry) = (&course.layer, source.entry);
+    let was_for_a_reader = !claims.urgency().get().is_background();
+    let may_go_on = keeps && was_for_a_reader && core.config.read_ahead_bytes_max > 0 && !core.is_stopping();
+    let ahead = claims.next().filter(|_| may_go_on).and_then(|next| run_ahead(&layer.table, entry, next));
+    if ahead.is_some() {
+        // Before anything is claimed: who comes to wait for that finds this job and makes it urgent again.
+        claims.urgency().lower();
+        layer.store.backlog.enter(course);
     }
-    Ok(())
+    let end = layer.chain_end(entry);
+    let mut holds_memory = false;
+    let reached = layer.chains.after_last(claims, ahead, |next| {
+        let suspended = if next.get() < end { source.suspended(next, None) } else { None };
+        holds_memory = suspended.as_ref().is_some_and(|suspended| suspended.memory.is_some());
+        suspended
+    });
+    if holds_memory {
+        core.decoders.note_standing(layer);
+    }
+    if reached == Reached::More && ahead.is_some() {
+        // Perhaps a reader's, who made this job urgent before it was lowered.
+        claims.urgency().raise();
+    }
+    !matches!(reached, Reached::End(_))
+}
+
+/// The compressed bytes have ended within `span`: why. Where their request failed, whoever asks again goes on from here.
+fn break_off(
+    layer: &Arc<ImageLayer>,
+    claims: &Claims,
+    mut source: Source,
+    (bytes, filled): (Buffer, usize),
+    span: SpanIndex,
+    core: &Core,
+) -> EngineError {
+    let Some(error) = claims.error().cloned() else {
+        return layer.store.bad(span, format!("{} bytes", bytes.len()), format!("{filled} bytes, then the compressed bytes end"));
+    };
+    if !layer.is_chain(source.entry) {
+        return error;
+    }
+    // What has come out of the span is kept if there is room for it: without it the decoder is of no use.
+    let begun = core.decoders.try_acquire(bytes.len() as u64).map(|_memory| Begun { bytes, filled, _memory });
+    let is_of_use = begun.is_some() || filled == 0;
+    let suspended = if is_of_use { source.suspended(span, begun) } else { None };
+    layer.chains.break_off(claims, suspended);
+    core.decoders.note_standing(layer);
+    error
 }
 
 /// A decoder and the bytes it has not seen.
 struct Source {
-    decoder: Decoder,
+    entry: SpanIndex,
+    /// `None` once it has been put away.
+    decoder: Option<Decoder>,
+    memory: Option<Held>,
+    /// The first bytes of the next span.
+    begun: Option<Begun>,
     input: mpsc::Receiver<Piece>,
     piece: Option<Piece>,
-    used: u64,
+    /// The blob's next byte.
+    position: u64,
 }
 
 impl Source {
+    /// Goes on where a decoder stands, or enters once there is memory for one.
+    async fn start(work: Work, input: mpsc::Receiver<Piece>, layer: &ImageLayer, core: &Core) -> Result<Self, EngineError> {
+        let Work { group, entry, claims, resumed } = work;
+        let (decoder, memory, begun) = match resumed {
+            Some(resumed) => (resumed.decoder, resumed.memory, resumed.begun),
+            None => {
+                let memory = match layer.decoder_bytes(entry) {
+                    0 => None,
+                    bytes => Some(waited(core.decoders.acquire(bytes, claims.urgency()), "a decoder", layer, core).await?),
+                };
+                (layer.enter(entry)?, memory, None)
+            }
+        };
+        Ok(Self { entry, decoder: Some(decoder), memory, begun, input, piece: None, position: group.compressed.start })
+    }
+
+    /// The decoder as it stands before `next`, to be put away.
+    fn suspended(&mut self, next: SpanIndex, begun: Option<Begun>) -> Option<Suspended> {
+        let (entry, position, memory) = (self.entry, self.position, self.memory.take());
+        self.decoder.take().map(|decoder| Suspended { entry, next, begun, position, decoder, memory })
+    }
+
     /// Decodes what is there, at most a step of it: bytes written.
-    fn step(&mut self, output: &mut [u8]) -> Result<usize, crate::decode::DecodeError> {
+    fn step(&mut self, output: &mut [u8]) -> Result<usize, DecodeError> {
         let input = self.piece.as_ref().map_or(&[][..], |piece| &piece.bytes[..]);
         let end = output.len().min(STEP_BYTES);
-        let (used, written) = self.decoder.decode(input, &mut output[..end])?;
+        let Some(decoder) = &mut self.decoder else { return Ok(0) };
+        let (used, written) = decoder.decode(input, &mut output[..end])?;
         if let Some(piece) = &mut self.piece {
             piece.bytes.advance(used);
-            self.used += used as u64;
+            self.position += used as u64;
         }
         self.piece.take_if(|piece| piece.bytes.is_empty());
         Ok(written)
     }
 }
 
-/// The next span's bytes, not verified, and the part of the budget that they take.
-async fn next_span(
-    layer: &ImageLayer,
-    source: &mut Source,
-    span: SpanIndex,
-    urgency: &Urgency,
-    core: &Core,
-) -> Result<(Buffer, Held), EngineError> {
+/// What has come out of a span.
+enum Came {
+    /// Its bytes, not verified, and the part of the budget that they take.
+    All(Buffer, Held),
+    /// So many of its bytes; then the compressed bytes end.
+    Some(Buffer, usize),
+}
+
+/// Decodes the next span.
+async fn next_span(layer: &ImageLayer, source: &mut Source, span: SpanIndex, urgency: &Urgency, core: &Core) -> Result<Came, EngineError> {
     let range = layer.table.stream_range(span);
     let len = range.end - range.start;
     if len > SPAN_LEN_MAX {
         return Err(layer.store.bad(span, format!("at most {SPAN_LEN_MAX} bytes"), format!("{len} bytes")));
     }
-    let held = room(len, layer, urgency, core).await?;
-    let mut bytes = layer.store.buffers.take(len as usize);
-    let mut filled = 0;
+    let held = waited(core.budget.acquire_as(len, urgency), "decoded bytes", layer, core).await?;
+    let (mut bytes, mut filled) = match source.begun.take() {
+        Some(begun) => (begun.bytes, begun.filled),
+        None => (layer.store.buffers.take(len as usize), 0),
+    };
     loop {
         // Before more input is waited for: the decoder may hold output of input that it has used.
         let step = source.step(&mut bytes[filled..]);
@@ -333,21 +422,23 @@ async fn next_span(
             pause().await;
             continue;
         }
-        let Some(piece) = source.input.recv().await else {
-            return Err(layer.store.bad(span, format!("{len} bytes"), format!("{filled} bytes, then the compressed bytes end")));
-        };
+        let Some(piece) = source.input.recv().await else { return Ok(Came::Some(bytes, filled)) };
         source.piece = Some(piece);
     }
     count(&core.counters.bytes_decoded, len);
-    Ok((bytes, held))
+    Ok(Came::All(bytes, held))
 }
 
-/// Waits for a part of the budget as long as others get theirs, or bytes arrive: only a disk that hangs stops both.
-async fn room(len: u64, layer: &ImageLayer, urgency: &Urgency, core: &Core) -> Result<Held, EngineError> {
+/// Waits for a part of some memory as long as others get theirs, or bytes arrive: only a disk that hangs stops both.
+async fn waited(
+    acquire: impl Future<Output = Result<Held, EngineError>>,
+    what: &str,
+    layer: &ImageLayer,
+    core: &Core,
+) -> Result<Held, EngineError> {
     let (waiting, idle_max) = (Progress::default(), core.config.read_timeout);
-    let acquire = core.budget.acquire_as(len, urgency);
     let held = progress::while_moving(acquire, &[&waiting, &core.room, &core.progress], idle_max).await.ok_or_else(|| {
-        let what = format!("room for decoded bytes of layer {} (is the disk of the cache hanging?)", layer.store.digest);
+        let what = format!("room for {what} of layer {} (is the disk of the cache hanging?)", layer.store.digest);
         EngineError::Deadline { what, waited: idle_max }
     })??;
     core.room.touch();

@@ -62,6 +62,8 @@ pub struct Stats {
     pub bytes_in_flight_peak: u64,
     /// The most compressed bytes that waited for a decoder at once.
     pub compressed_in_flight_peak: u64,
+    /// Most memory that zstd decoders held at once, as it is counted (`decoder_bytes_max`).
+    pub decoder_bytes_peak: u64,
     /// Spans decoded by each shard.
     pub spans_by_shard: Vec<u64>,
     /// Time that shards slept while a decode job waited (a fill's aside, which leave one shard alone while readers miss), all together, in

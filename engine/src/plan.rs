@@ -29,10 +29,6 @@ pub(crate) struct Wanted {
 }
 
 impl Wanted {
-    pub(crate) fn first(&self) -> SpanIndex {
-        self.wanted[0]
-    }
-
     pub(crate) fn last(&self) -> SpanIndex {
         self.wanted[self.wanted.len() - 1]
     }

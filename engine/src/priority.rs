@@ -30,7 +30,7 @@ impl Priority {
     }
 }
 
-/// The priority of some claims, which rises for good when a reader comes to wait for one of them.
+/// The priority of some claims, which rises when a reader comes to wait for one of them.
 pub(crate) struct Urgency {
     priority: AtomicU8,
     raised: Notify,
@@ -60,6 +60,11 @@ impl Urgency {
         if let Some(job) = self.job.get().and_then(Weak::upgrade) {
             job.raise();
         }
+    }
+
+    /// Nobody waits any more: what was for readers goes on as read-ahead, until the next one waits.
+    pub(crate) fn lower(&self) {
+        self.priority.store(Priority::Ahead as u8, Ordering::SeqCst);
     }
 
     /// Waits until a reader waits.

@@ -73,6 +73,13 @@ impl Quota {
         wait.await.map_err(|_| EngineError::Stopped)
     }
 
+    /// `count` for a reader, if it is free and nobody waits.
+    pub(crate) fn try_acquire(self: &Arc<Self>, count: u64) -> Option<Held> {
+        let mut state = self.lock();
+        let is_first = !state.closed && state.waiting.iter().all(VecDeque::is_empty);
+        if is_first { self.grant(&mut state, count, false) } else { None }
+    }
+
     /// As [`Self::acquire`], with a priority that may rise meanwhile.
     pub(crate) async fn acquire_as(self: &Arc<Self>, count: u64, urgency: &Urgency) -> Result<Held, EngineError> {
         let priority = urgency.get();

@@ -75,7 +75,7 @@ fn code() -> BTreeMap<String, Table> {
         table!(RawProfile { magic, version, layers, runs, flags, stored_len, raw_len, body_blake3, blake3 }),
         table!(RawDigest { algorithm, reserved, bytes }),
         table!(RawProfileLayer { digest, stream_size, spans_blake3 }),
-        table!(RawSpan { compressed, stream, window_offset, window_len, kind, bit_offset, reserved, blake3 }),
+        table!(RawSpan { compressed, stream, window_offset, window_len, kind, bit_offset, window_log, reserved, blake3 }),
     ])
 }
 

@@ -33,6 +33,12 @@ pub enum SpanStart {
         /// The history that the data after it refers to; an empty range where that is zeros or nothing.
         window: WindowRange,
     },
+    /// A zstd frame's header stands at the compressed offset; no window is needed.
+    Frame {
+        /// The most history that any frame up to the next entry refers to is `2^window_log` bytes: what a decoder that enters here has to
+        /// have room for. `window_log <= FRAME_WINDOW_LOG_MAX`.
+        window_log: u8,
+    },
 }
 
 /// Where a window's zstd frame stands in the windows section, in bytes. Empty = a window of zeros: the data after the checkpoint refers

@@ -33,6 +33,9 @@ pub const SPAN_BYTES_MAX: u64 = 64 << 20;
 /// The `--span-size` that is used when none is given. Source: docs/decisions/002.md: sparse windows make
 /// 1 MiB affordable.
 pub const SPAN_BYTES_DEFAULT: u64 = 1 << 20;
+/// The most history that a zstd frame of a layer may refer to, as a power of two: 128 MiB. Source: what the zstd command decodes without
+/// being asked for more (ZSTD_WINDOWLOG_LIMIT_DEFAULT, zstd.h), so that no decoder takes more memory than that.
+pub const FRAME_WINDOW_LOG_MAX: u8 = 27;
 /// Bytes of one window's zstd frame. Source: ZSTD_COMPRESSBOUND(32768) = 32,944 in zstd.h, and room for a frame header.
 pub const WINDOW_FRAME_BYTES_MAX: u32 = 33 << 10;
 /// Runs of one access profile. Source: a run of every 1 MiB span of a 5.6 GB image is 5,600 of them; a million take 32 MB of memory.

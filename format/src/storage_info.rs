@@ -161,6 +161,8 @@ pub enum Codec {
     Plain,
     /// gzip, one member or many (RFC 1952).
     Gzip,
+    /// zstd, frames and skippable frames in any number (RFC 8878).
+    Zstd,
 }
 
 /// One blob of the manifest.

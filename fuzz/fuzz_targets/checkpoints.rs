@@ -20,7 +20,7 @@ fn layer(codec: Codec, compressed_size: u64, stream_size: u64) -> LayerInfo {
 fuzz_target!(|bytes: &[u8]| {
     let _ = expand_window(bytes, WindowRange { offset: 0, len: bytes.len() as u32 });
     // The sizes that `seeds` uses.
-    let layers = [layer(Codec::Gzip, 400_000, 3 << 20), layer(Codec::Plain, 2 << 20, 2 << 20)];
+    let layers = [layer(Codec::Gzip, 400_000, 3 << 20), layer(Codec::Plain, 2 << 20, 2 << 20), layer(Codec::Zstd, 300_000, 2 << 20)];
     let Ok(checkpoints) = Checkpoints::open(Arc::new(bytes.to_vec()), &layers, 10_000) else { return };
     for (table, layer) in checkpoints.layers().iter().zip(&layers) {
         let mut end = 0;

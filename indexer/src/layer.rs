@@ -7,12 +7,14 @@
 mod blocks;
 mod candidates;
 mod fetch;
+mod frame_cuts;
 mod gzip;
 mod hash;
 mod jury;
 mod members;
 mod spans;
 mod stream;
+mod zstd;
 
 use std::{panic, thread, time::Duration};
 
@@ -34,6 +36,7 @@ pub(crate) use hash::digest_of;
 use jury::{Frames, Told, Verdict};
 use spans::{PlainSpans, SpanDraft};
 use stream::{BlockSender, StreamOutput};
+use zstd::ZstdSpans;
 
 use crate::{
     cpu_clock::thread_cpu,
@@ -166,7 +169,12 @@ pub(crate) fn index_layer(input: &LayerInput, settings: &LayerSettings<'_>) -> R
     };
     check_digest(input, "the blob", input.digest, blob_hash.result)?;
     if let Some(digest) = stream.digest {
-        check_digest(input, "the layer stream (diff_id)", input.diff_id, digest)?;
+        let what = match decoded.codec {
+            // Source: skopeo 1.9.3 with --dest-compress-format zstd:chunked, whose layers lack the zeros at the end.
+            Codec::Zstd => "the layer stream (diff_id; some writers of zstd:chunked cut off a tar's end: see --skip-diff-id-check)",
+            Codec::Plain | Codec::Gzip => "the layer stream (diff_id)",
+        };
+        check_digest(input, what, input.diff_id, digest)?;
     }
     let cpu = LayerCpu { all, windows: jury.cpu + decoded.windows_cpu };
     let mut output = assembled(input, decoded, stream, frames, cpu)?;
@@ -191,7 +199,7 @@ fn decode(
     let mut windows_cpu = Duration::ZERO;
     let Some(head) = first_bytes(&chunks) else { return Ok(None) };
     settings.progress.layer(input.index, LayerEvent::Started);
-    let codec = actual_codec(input, &head.bytes, &mut warnings)?;
+    let codec = actual_codec(input, &head.bytes, &mut warnings);
     let (drafts, stream_size) = match codec {
         Codec::Gzip => {
             let mut spans = GzipSpans::new(input.digest, settings.span_bytes, judged);
@@ -199,6 +207,13 @@ fn decode(
                 return Ok(None);
             }
             windows_cpu = spans.windows_cpu();
+            spans.finish(&mut sink)?
+        }
+        Codec::Zstd => {
+            let mut spans = ZstdSpans::new(input.digest, settings.span_bytes);
+            if !each_chunk(head, &chunks, &mut |chunk| spans.push(&chunk, &mut sink))? {
+                return Ok(None);
+            }
             spans.finish(&mut sink)?
         }
         Codec::Plain => {
@@ -219,7 +234,7 @@ struct Head {
     is_all: bool,
 }
 
-/// Enough bytes to tell gzip from tar, where the blob has them; chunks may be of any length.
+/// Enough bytes to tell gzip, zstd and tar apart, where the blob has them; chunks may be of any length.
 fn first_bytes(chunks: &Receiver<Message>) -> Option<Head> {
     let mut bytes = Bytes::new();
     while bytes.len() < 4 {
@@ -247,24 +262,23 @@ fn each_chunk(head: Head, chunks: &Receiver<Message>, take: &mut dyn FnMut(Bytes
     Ok(true)
 }
 
-/// The blob's own first bytes decide between plain and gzip; what the media type says of them is only worth a warning.
-fn actual_codec(input: &LayerInput, head: &[u8], warnings: &mut Vec<String>) -> Result<Codec, IndexError> {
+/// The blob's own first bytes decide what it is; what the media type says of them is only worth a warning.
+fn actual_codec(input: &LayerInput, head: &[u8], warnings: &mut Vec<String>) -> Codec {
     let found = match head {
         [0x1f, 0x8b, ..] => Codec::Gzip,
-        [0x28, 0xb5, 0x2f, 0xfd, ..] => {
-            return Err(IndexError::Unsupported {
-                what: format!("layer {}", input.digest),
-                found: format!("zstd data under media type {}", input.media_type),
-                hint: "clip indexes gzip and plain tar layers".to_owned(),
-            });
-        }
+        // A frame, or a skippable frame before the first. Source: RFC 8878 sections 3.1.1 and 3.1.2.
+        [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Codec::Zstd,
         _ => Codec::Plain,
     };
     if found != input.codec && !head.is_empty() {
-        let is = if found == Codec::Gzip { "gzip" } else { "not compressed" };
+        let is = match found {
+            Codec::Plain => "not compressed",
+            Codec::Gzip => "gzip",
+            Codec::Zstd => "zstd",
+        };
         warnings.push(format!("layer {}: the media type says {}, but the blob is {is}; read as it is", input.digest, input.media_type));
     }
-    Ok(found)
+    found
 }
 
 fn check_digest(input: &LayerInput, what: &str, expected: Digest, found: Digest) -> Result<(), IndexError> {
@@ -318,9 +332,12 @@ fn assembled(
 fn slow_stretch_warning(layer: &LayerOutput, windows: Windows) -> Option<String> {
     let entries = layer.spans.iter().filter(|span| span.start != SpanStart::Chained).map(|span| span.stream.get());
     let stretch = slow_stretch(entries, layer.spans.len(), layer.info.stream_size)?;
-    let why = match windows {
-        Windows::Sparse => "it is one deflate block, which has no place to begin inside (compress the layer with smaller blocks)",
-        Windows::None => "--windows none leaves only gzip members and full flushes to begin at",
+    let why = match (layer.info.codec, windows) {
+        (Codec::Zstd, _) => {
+            "it is one zstd frame, which is read from its start and kept as it passes (compress the layer in many frames, as zstd:chunked and the seekable format do)"
+        }
+        (_, Windows::Sparse) => "it is one deflate block, which has no place to begin inside (compress the layer with smaller blocks)",
+        (_, Windows::None) => "--windows none leaves only gzip members and full flushes to begin at",
     };
     Some(format!(
         "layer {}: decoding cannot begin anywhere between stream offsets {} and {}, so that a read there may decode {} MiB: {why}",

@@ -13,7 +13,14 @@ use clip_tests::{
 /// Twice from a registry, with one job and with four, and slowly: one `.clip`.
 #[test]
 fn indexing_twice_gives_the_same_bytes() {
-    for compression in [Compression::ZlibRs(6), Compression::Members(700_000), Compression::SyncFlushed(300_000), Compression::Plain] {
+    for compression in [
+        Compression::ZlibRs(6),
+        Compression::Members(700_000),
+        Compression::SyncFlushed(300_000),
+        Compression::Plain,
+        Compression::Frames(300_000),
+        Compression::Frames(100 << 20),
+    ] {
         let sample = Sample::compressed(&compression).unwrap();
         let server = Server::start(&sample.layout).unwrap();
         let reference = server.reference("sample", sample::TAG);

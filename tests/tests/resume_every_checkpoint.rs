@@ -7,6 +7,7 @@ use clip_engine::inflate::{Inflate, Stop, Until};
 use clip_format::{
     checkpoints::{SpanStart, SpanTable},
     limits::WINDOW_BYTES,
+    storage_info::Codec,
     units::SpanIndex,
     windows::expand_window,
 };
@@ -47,6 +48,11 @@ fn decode_from(table: &SpanTable, entry: SpanIndex, windows: &[u8], blob: &[u8])
         SpanStart::Chained => panic!("not an entry"),
         SpanStart::Plain => return input[..output.len()].to_vec(),
         SpanStart::Member => Inflate::gzip(),
+        SpanStart::Frame { .. } => {
+            let mut frames = zstd::stream::read::Decoder::new(input).unwrap();
+            frames.read_exact(&mut output).unwrap();
+            return output;
+        }
         SpanStart::Deflate { bit_offset, window } => {
             // An absent window is one of zeros, not one that nothing refers to: repeats of zeros look back into it.
             let window = expand_window(windows, window).unwrap().unwrap_or_else(|| Box::new([0; WINDOW_BYTES]));
@@ -81,9 +87,10 @@ fn check_every_entry(claim: &str, file: &Path, blob_of: impl Fn(&str) -> Vec<u8>
     for (info, table) in parts.storage_info.layers.iter().zip(parts.checkpoints.layers()) {
         let blob = blob_of(&info.digest.to_string());
         let mut stream = Vec::new();
-        match blob.starts_with(&[0x1f, 0x8b]) {
-            true => flate2::read::MultiGzDecoder::new(&blob[..]).read_to_end(&mut stream).map(drop).unwrap(),
-            false => stream.clone_from(&blob),
+        match info.codec {
+            Codec::Gzip => flate2::read::MultiGzDecoder::new(&blob[..]).read_to_end(&mut stream).map(drop).unwrap(),
+            Codec::Zstd => zstd::stream::copy_decode(&blob[..], &mut stream).unwrap(),
+            Codec::Plain => stream.clone_from(&blob),
         }
         assert_eq!(stream.len() as u64, info.stream_size);
         for span in (0..table.len()).map(SpanIndex).filter(|span| is_entry(&table.span(*span).start)) {
@@ -97,7 +104,8 @@ fn check_every_entry(claim: &str, file: &Path, blob_of: impl Fn(&str) -> Vec<u8>
     entries
 }
 
-/// gzip at its three kinds of level, pigz (one member, and independent blocks), zlib-rs, sync-flushed and many-member streams.
+/// gzip at its three kinds of level, pigz (one member, and independent blocks), zlib-rs, sync-flushed and many-member streams; zstd and
+/// pzstd, many frames, the seekable format.
 #[test]
 fn every_compressor_can_be_resumed() {
     let scratch = TempDir::new().unwrap();
@@ -110,7 +118,20 @@ fn every_compressor_can_be_resumed() {
         ("members", Compression::Members(333_333)),
         ("sync-flushed", Compression::SyncFlushed(100_000)),
         ("plain", Compression::Plain),
+        ("zstd frames", Compression::Frames(90_000)),
+        ("zstd larger frames", Compression::Frames(700_001)),
+        ("zstd seekable", Compression::Seekable(128 << 10)),
     ];
+    for (name, program) in [
+        ("zstd -3", &["zstd", "-q", "-3"]),
+        ("zstd -19", &["zstd", "-q", "-19"]),
+        ("zstd --fast", &["zstd", "-q", "--fast"]),
+        ("pzstd", &["pzstd", "-q", "-5"]),
+    ] {
+        if !lacks(&[Need::Tool(program[0])]) {
+            cases.push((name, Compression::ZstdProgram(program)));
+        }
+    }
     for (name, program) in [
         ("gzip -1", &["gzip", "-1"]),
         ("gzip -6", &["gzip", "-6"]),
@@ -131,12 +152,9 @@ fn every_compressor_can_be_resumed() {
         let entries = check_every_entry(name, &file, |digest| std::fs::read(layout.blob_path(digest).unwrap()).unwrap());
         // The engine's own decoder too: an absent window is one of zeros, not none.
         clip.ok(&["verify", "--remote", clip_tests::clip::text(&file).unwrap()]).unwrap();
-        // zlib-rs's fastest level writes one block however long the stream is; all others must offer places to enter.
-        assert!(
-            name == "zlib-rs -1" || entries * (512 << 10) >= stream.len() / 2,
-            "{name}: only {entries} entries in {} bytes",
-            stream.len()
-        );
+        // zlib-rs's fastest level writes one block however long the stream is, and zstd one frame; all others must offer places to enter.
+        let is_one_piece = ["zlib-rs -1", "zstd -3", "zstd -19", "zstd --fast", "pzstd"].contains(&name);
+        assert!(is_one_piece || entries * (512 << 10) >= stream.len() / 2, "{name}: only {entries} entries in {} bytes", stream.len());
     }
 }
 

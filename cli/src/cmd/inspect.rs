@@ -63,8 +63,40 @@ struct SectionReport {
 struct LayerReport {
     #[serde(flatten)]
     info: LayerInfo,
+    access: Access,
     #[serde(flatten)]
     spans: SpanCounts,
+}
+
+/// How a layer is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Access {
+    /// Every span can be entered.
+    Random,
+    /// Some spans can only be reached from an earlier one.
+    Partial,
+    /// It is read from its start.
+    Streamed,
+}
+
+impl Access {
+    /// Of a layer with these spans.
+    pub fn of(counts: &SpanCounts) -> Self {
+        match counts.entries {
+            entries if entries == counts.spans => Access::Random,
+            1 => Access::Streamed,
+            _ => Access::Partial,
+        }
+    }
+
+    fn text(self, counts: &SpanCounts) -> String {
+        match self {
+            Access::Random => "random".to_owned(),
+            Access::Partial => format!("at {} places", counts.entries),
+            Access::Streamed => "from its start".to_owned(),
+        }
+    }
 }
 
 /// What the spans of one layer come to.
@@ -140,7 +172,11 @@ fn inspect(path: &Path, bytes: &[u8]) -> Result<Inspection> {
     let profile = clip.profile().with_context(named)?;
     let digests: Vec<Digest> = storage_info.layers.iter().map(|layer| layer.digest).collect();
     let layers = storage_info.layers.iter().zip(checkpoints.layers());
-    let layers = layers.map(|(info, table)| LayerReport { info: info.clone(), spans: span_counts(table) }).collect();
+    let report = |(info, table): (&LayerInfo, &SpanTable)| {
+        let spans = span_counts(table);
+        LayerReport { info: info.clone(), access: Access::of(&spans), spans }
+    };
+    let layers = layers.map(report).collect();
     Ok(Inspection {
         file: named(),
         file_bytes: bytes.len() as u64,
@@ -251,13 +287,14 @@ fn print_sections(inspection: &Inspection, out: &mut impl Write) -> Result<()> {
 }
 
 fn print_layers(inspection: &Inspection, out: &mut impl Write) -> Result<()> {
-    let titles = ["layer", "codec", "compressed", "tar", "spans", "entries", "windows", "bytes", "digest", "media type"];
+    let titles = ["layer", "codec", "access", "compressed", "tar", "spans", "entries", "windows", "bytes", "digest", "media type"];
     let mut rows = vec![titles.map(str::to_owned).to_vec()];
     for (number, layer) in inspection.layers.iter().enumerate() {
         let (info, spans) = (&layer.info, &layer.spans);
         rows.push(vec![
             number.to_string(),
             serde_json::to_value(info.codec).ok().and_then(|codec| codec.as_str().map(str::to_owned)).unwrap_or_default(),
+            layer.access.text(spans),
             info.compressed_size.to_string(),
             info.stream_size.to_string(),
             spans.spans.to_string(),
@@ -268,7 +305,7 @@ fn print_layers(inspection: &Inspection, out: &mut impl Write) -> Result<()> {
             safe(&info.media_type),
         ]);
     }
-    print_table(&rows, &[true, false, true, true, true, true, true, true, false, false], out)
+    print_table(&rows, &[true, false, false, true, true, true, true, true, true, false, false], out)
 }
 
 /// Without their queries, which may be signatures: `--json` has them whole.

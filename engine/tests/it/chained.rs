@@ -31,7 +31,7 @@ fn chained_spans_are_right_in_any_order() {
     });
 }
 
-/// Claim: readers spread over a chain, all at once, get the right bytes, and the chain is not decoded once for each of them.
+/// Claim: readers spread over a chain, all at once, get the right bytes, and the chain is decoded once for all of them.
 #[test]
 fn many_readers_share_a_chain() {
     each_disk_io(|disk_io| {
@@ -51,7 +51,7 @@ fn many_readers_share_a_chain() {
             }
         });
         let (decoded, len) = (engine.stats().bytes_decoded, stream.len() as u64);
-        assert!(decoded < 6 * len, "{decoded} of {len}");
+        assert!(decoded <= len, "{decoded} of {len}");
     });
 }
 
@@ -73,9 +73,7 @@ fn a_chain_is_decoded_once_when_read_in_order() {
             let len = (256 << 10).min(stream.len() - at);
             assert!(read(&image, BASE, at, len).unwrap() == stream[at..at + len]);
         }
-        // A decoder is put aside a moment after its last span is delivered: a reader that is quicker starts over, rarely.
-        let decoded = engine.stats().bytes_decoded;
-        assert!(decoded < 2 * stream.len() as u64, "{decoded} of {}", stream.len());
+        assert_eq!(engine.stats().bytes_decoded, stream.len() as u64);
     });
 }
 

@@ -12,3 +12,4 @@ mod reads;
 mod registry;
 mod sample;
 mod sharing;
+mod zstd_layers;

@@ -17,13 +17,14 @@ use clip_format::{
     clip_file::ClipParts,
     digest::Digest,
     erofs::{Body, Device, InodeSpec, write_image},
-    limits::WINDOW_BYTES,
+    limits::{FRAME_WINDOW_LOG_MAX, WINDOW_BYTES},
     storage_info::{Codec, ImageConfig, LayerInfo, Platform, Source, StorageInfo, Transport},
     units::{CompressedOffset, LayerIndex, StreamOffset},
     windows::WindowsWriter,
 };
 use flate2::{Compression, write::GzEncoder};
 use sha2::Digest as _;
+use zstd::zstd_safe::{CCtx, CParameter, compress_bound};
 
 pub const BASE: LayerIndex = LayerIndex(0);
 
@@ -63,6 +64,17 @@ pub fn gzip(data: &[u8], level: u32) -> Vec<u8> {
     let mut encoder = GzEncoder::new(Vec::new(), Compression::new(level));
     encoder.write_all(data).unwrap();
     encoder.finish().unwrap()
+}
+
+pub fn zstd_frame(data: &[u8], parameters: &[CParameter]) -> Vec<u8> {
+    let mut context = CCtx::create();
+    for &parameter in parameters {
+        context.set_parameter(parameter).unwrap();
+    }
+    let mut out = vec![0; compress_bound(data.len())];
+    let len = context.compress2(&mut out[..], data).unwrap();
+    out.truncate(len);
+    out
 }
 
 /// One layer: its stream, its blob, and its spans.
@@ -118,6 +130,20 @@ impl Layer {
         }
         assert!(out[..made] == stream);
         Self::new(stream, blob, starts, Codec::Gzip)
+    }
+
+    /// A zstd layer of frames of these lengths, each an entry, with chained spans every `span_len` bytes inside.
+    pub fn zstd(stream: Vec<u8>, frames: &[usize], span_len: usize, parameters: &[CParameter]) -> Self {
+        let (mut blob, mut starts, mut at) = (Vec::new(), Vec::new(), 0);
+        for &len in frames {
+            starts.push((SpanStart::Frame { window_log: FRAME_WINDOW_LOG_MAX }, blob.len() as u64, at));
+            let inside = (span_len..len).step_by(span_len);
+            starts.extend(inside.map(|place| (SpanStart::Chained, blob.len() as u64, at + place)));
+            blob.extend(zstd_frame(&stream[at..at + len], parameters));
+            at += len;
+        }
+        assert_eq!(at, stream.len());
+        Self::new(stream, blob, starts, Codec::Zstd)
     }
 
     /// With spans at `starts`: how each is entered, its place in the blob and its place in the stream.

@@ -4,7 +4,7 @@ use std::{mem::offset_of, ops::Range, sync::Arc};
 
 use zerocopy::{
     FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned,
-    little_endian::{U16, U32, U64},
+    little_endian::{U32, U64},
 };
 
 use super::{Span, SpanStart, WindowRange};
@@ -44,7 +44,8 @@ pub(crate) struct RawSpan {
     pub window_len: U32,
     pub kind: u8,
     pub bit_offset: u8,
-    pub reserved: U16,
+    pub window_log: u8,
+    pub reserved: u8,
     pub blake3: [u8; 32],
 }
 
@@ -62,14 +63,17 @@ pub(crate) const KIND_CHAINED: u8 = 0;
 pub(crate) const KIND_PLAIN: u8 = 1;
 pub(crate) const KIND_MEMBER: u8 = 2;
 pub(crate) const KIND_DEFLATE: u8 = 3;
+pub(crate) const KIND_FRAME: u8 = 4;
 
 impl RawSpan {
     fn from_span(span: &Span) -> Self {
-        let (kind, bit_offset, window) = match span.start {
-            SpanStart::Chained => (KIND_CHAINED, 0, WindowRange::default()),
-            SpanStart::Plain => (KIND_PLAIN, 0, WindowRange::default()),
-            SpanStart::Member => (KIND_MEMBER, 0, WindowRange::default()),
-            SpanStart::Deflate { bit_offset, window } => (KIND_DEFLATE, bit_offset, window),
+        let none = WindowRange::default();
+        let (kind, bit_offset, window_log, window) = match span.start {
+            SpanStart::Chained => (KIND_CHAINED, 0, 0, none),
+            SpanStart::Plain => (KIND_PLAIN, 0, 0, none),
+            SpanStart::Member => (KIND_MEMBER, 0, 0, none),
+            SpanStart::Deflate { bit_offset, window } => (KIND_DEFLATE, bit_offset, 0, window),
+            SpanStart::Frame { window_log } => (KIND_FRAME, 0, window_log, none),
         };
         Self {
             compressed: U64::new(span.compressed.get()),
@@ -78,7 +82,8 @@ impl RawSpan {
             window_len: U32::new(window.len),
             kind,
             bit_offset,
-            reserved: U16::new(0),
+            window_log,
+            reserved: 0,
             blake3: span.digest,
         }
     }
@@ -91,6 +96,7 @@ impl RawSpan {
             KIND_PLAIN => SpanStart::Plain,
             KIND_MEMBER => SpanStart::Member,
             KIND_DEFLATE => SpanStart::Deflate { bit_offset: self.bit_offset, window },
+            KIND_FRAME => SpanStart::Frame { window_log: self.window_log },
             _ => return None,
         };
         let (compressed, stream) = (CompressedOffset(self.compressed.get()), StreamOffset(self.stream.get()));
@@ -205,10 +211,10 @@ pub(super) fn check_spans(spans: &[RawSpan], layer: &Layer<'_>) -> Result<bool, 
 /// Checks kind, bit offset and window of one record.
 fn check_start(span: &RawSpan, number: usize, layer: &Layer<'_>) -> Result<(), FormatError> {
     let fits = match (span.kind, layer.info.codec) {
-        (KIND_CHAINED, _) | (KIND_PLAIN, Codec::Plain) | (KIND_MEMBER | KIND_DEFLATE, Codec::Gzip) => true,
-        (KIND_PLAIN | KIND_MEMBER | KIND_DEFLATE, _) => false,
+        (KIND_CHAINED, _) | (KIND_PLAIN, Codec::Plain) | (KIND_MEMBER | KIND_DEFLATE, Codec::Gzip) | (KIND_FRAME, Codec::Zstd) => true,
+        (KIND_PLAIN | KIND_MEMBER | KIND_DEFLATE | KIND_FRAME, _) => false,
         (kind, _) => {
-            let expected = "span kinds 0 to 3".to_owned();
+            let expected = "span kinds 0 to 4".to_owned();
             let found = format!("{kind} (layer {}, span {number})", layer.number);
             return Err(FormatError::Unknown { what: "span kind", expected, found });
         }
@@ -220,9 +226,13 @@ fn check_start(span: &RawSpan, number: usize, layer: &Layer<'_>) -> Result<(), F
         return Err(layer.wrong("span compressed offset", number, span.stream, span.compressed));
     }
     let bits_max = if span.kind == KIND_DEFLATE { 7 } else { 0 };
-    if span.bit_offset > bits_max || span.reserved.get() != 0 {
+    if span.bit_offset > bits_max || span.reserved != 0 {
         let found = format!("{}, reserved {}", span.bit_offset, span.reserved);
         return Err(layer.wrong("span bit offset", number, format!("0..={bits_max}"), found));
+    }
+    let log_max = if span.kind == KIND_FRAME { limits::FRAME_WINDOW_LOG_MAX } else { 0 };
+    if span.window_log > log_max {
+        return Err(layer.wrong("span window log", number, format!("0..={log_max}"), span.window_log));
     }
     let (offset, len) = (span.window_offset.get(), span.window_len.get());
     let len_max = if span.kind == KIND_DEFLATE { limits::WINDOW_FRAME_BYTES_MAX } else { 0 };

@@ -18,7 +18,7 @@ fn deflate(bit_offset: u8, offset: u64, len: u32) -> SpanStart {
     SpanStart::Deflate { bit_offset, window: WindowRange { offset, len } }
 }
 
-/// Entries at 0, 100, 400 and chained spans at 200, 300; then a plain layer; then an empty one.
+/// Entries at 0, 100, 400 and chained spans at 200, 300; then a plain layer; then an empty one; then frames with a chained span between.
 fn sample() -> (Vec<Vec<Span>>, Vec<LayerInfo>) {
     let gzip = vec![
         span(SpanStart::Member, 0, 0),
@@ -28,8 +28,11 @@ fn sample() -> (Vec<Vec<Span>>, Vec<LayerInfo>) {
         span(deflate(0, 10, 20), 90, 400),
     ];
     let plain = vec![span(SpanStart::Plain, 0, 0), span(SpanStart::Plain, 512, 512)];
-    let layers = vec![layer(Codec::Gzip, 120, 450), layer(Codec::Plain, 1024, 1024), layer(Codec::Gzip, 20, 0)];
-    (vec![gzip, plain, vec![]], layers)
+    let frame = |window_log| SpanStart::Frame { window_log };
+    let zstd = vec![span(frame(27), 8, 0), span(SpanStart::Chained, 30, 100), span(frame(0), 60, 130)];
+    let layers =
+        vec![layer(Codec::Gzip, 120, 450), layer(Codec::Plain, 1024, 1024), layer(Codec::Gzip, 20, 0), layer(Codec::Zstd, 70, 131)];
+    (vec![gzip, plain, vec![], zstd], layers)
 }
 
 fn open(spans: &[Vec<Span>], layers: &[LayerInfo]) -> Result<Checkpoints, FormatError> {
@@ -106,7 +109,7 @@ type Break = fn(&mut Vec<Vec<Span>>);
 
 #[test]
 fn every_broken_invariant_is_corrupt() {
-    let cases: [(&str, Break); 14] = [
+    let cases: [(&str, Break); 17] = [
         ("the first span is chained", |spans| spans[0][0].start = SpanStart::Chained),
         ("the first span starts late", |spans| spans[0][0].stream = StreamOffset(1)),
         ("stream offsets repeat", |spans| spans[0][2].stream = StreamOffset(100)),
@@ -121,6 +124,9 @@ fn every_broken_invariant_is_corrupt() {
         ("a gzip layer is entered as plain", |spans| spans[0][4].start = SpanStart::Plain),
         ("a plain layer's offsets differ", |spans| spans[1][1].compressed = CompressedOffset(511)),
         ("no spans", |spans| spans[1].clear()),
+        ("a frame of more history than any decoder has room for", |spans| spans[3][2].start = SpanStart::Frame { window_log: 28 }),
+        ("a zstd layer is entered as gzip", |spans| spans[3][2].start = SpanStart::Member),
+        ("a gzip layer is entered as zstd", |spans| spans[0][4].start = SpanStart::Frame { window_log: 10 }),
     ];
     for (what, breaks) in cases {
         let (mut spans, layers) = sample();
@@ -149,15 +155,15 @@ fn other_layers_lengths_and_kinds_are_errors() {
     }
     assert!(open(&[bytes.as_slice(), &[0]].concat(), &layers).is_err());
     let mut kind = bytes.clone();
-    kind[16 + 3 * 16 + 28] = 4;
+    kind[16 + 4 * 16 + 28] = 5;
     assert_eq!(open(&kind, &layers).err().unwrap().kind(), ErrorKind::Unsupported);
     let mut flipped = bytes.clone();
     for position in 0..bytes.len() {
         flipped[position] ^= 0xff;
         if let Ok(checkpoints) = open(&flipped, &layers) {
-            assert_eq!(checkpoints.layers().len(), 3);
+            assert_eq!(checkpoints.layers().len(), 4);
         }
         flipped[position] ^= 0xff;
     }
-    assert_eq!(RawSpan::ref_from_bytes(&bytes[64..128]).unwrap().as_bytes().len(), 64);
+    assert_eq!(RawSpan::ref_from_bytes(&bytes[80..144]).unwrap().as_bytes().len(), 64);
 }

@@ -1,5 +1,7 @@
 #![allow(clippy::unwrap_used)]
-use std::io::Write as _;
+mod frames;
+
+use std::io::{Read as _, Write as _};
 
 use clip_engine::inflate::{Inflate, Stop, Until};
 use clip_format::{checkpoints::SpanStart, limits::WINDOW_BYTES, windows::expand_window};

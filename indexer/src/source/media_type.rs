@@ -57,9 +57,9 @@ pub(super) fn layer_type(layer: &Descriptor) -> Result<LayerType, IndexError> {
     let codec = match suffix {
         "" => Codec::Plain,
         "+gzip" | ".gzip" => Codec::Gzip,
-        "+zstd" | ".zstd" => return unsupported(format!("media type {media_type:?}"), "clip indexes plain and gzip tar layers"),
+        "+zstd" | ".zstd" => Codec::Zstd,
         _ => {
-            let hint = "clip indexes plain and gzip tar layers: compress it again (skopeo copy --dest-compress-format gzip --dest-force-compress-format)";
+            let hint = "clip indexes plain, gzip and zstd tar layers: compress it again (skopeo copy --dest-compress-format gzip --dest-force-compress-format)";
             return unsupported(format!("media type {media_type:?}"), hint);
         }
     };

@@ -58,7 +58,7 @@ fn odd_manifests_are_refused() {
     assert!(matches!(parse(&document(r#"{"schemaVersion":2,"manifests":[]}"#)).unwrap(), Parsed::Index(list) if list.is_empty()));
 }
 
-/// Claim: plain and gzip layers are told apart, and from those that a registry may not have; any other media type is named together with its layer
+/// Claim: plain, gzip and zstd layers are told apart, and from those that a registry may not have; any other media type is named together with its layer
 /// and with what it is or what to do.
 #[test]
 fn layer_types_are_read_or_named() {
@@ -73,6 +73,8 @@ fn layer_types_are_read_or_named() {
     let read = |media_type: &str| layer_type(&layer(media_type)).map(|read| (read.codec, read.is_foreign)).unwrap();
     assert_eq!(read("application/vnd.oci.image.layer.v1.tar+gzip"), (Codec::Gzip, false));
     assert_eq!(read("application/vnd.docker.image.rootfs.diff.tar"), (Codec::Plain, false));
+    assert_eq!(read("application/vnd.oci.image.layer.v1.tar+zstd"), (Codec::Zstd, false));
+    assert_eq!(read("application/vnd.oci.image.layer.nondistributable.v1.tar+zstd"), (Codec::Zstd, true));
     assert_eq!(read("application/vnd.oci.image.layer.nondistributable.v1.tar"), (Codec::Plain, true));
     assert_eq!(read("application/vnd.oci.image.layer.nondistributable.v1.tar+gzip"), (Codec::Gzip, true));
     assert_eq!(read("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"), (Codec::Gzip, true));

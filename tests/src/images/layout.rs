@@ -23,6 +23,13 @@ pub enum Compression {
     Members(usize),
     /// zlib-rs with a sync flush every so many bytes.
     SyncFlushed(usize),
+    /// zstd frames of so many bytes each, of levels 1 to 5 by turns, some without their sizes and some with checksums, and skippable frames
+    /// between.
+    Frames(usize),
+    /// The seekable format: frames of so many bytes each, and their table in a skippable frame.
+    Seekable(usize),
+    /// A program as `Program`, whose output is zstd.
+    ZstdProgram(&'static [&'static str]),
     /// A blob made elsewhere.
     Ready(Vec<u8>),
 }
@@ -43,7 +50,7 @@ pub struct LayerBlob {
     pub blob: Blob,
     /// The digest of the stream.
     pub diff_id: String,
-    /// `application/vnd.oci.image.layer.v1.tar+gzip` or its plain kin.
+    /// `application/vnd.oci.image.layer.v1.tar+gzip` or its plain or zstd kin.
     pub media_type: &'static str,
     /// Where else the blob may be had.
     pub urls: Vec<String>,
@@ -113,6 +120,9 @@ impl Layout {
         let blob = self.blob(&compress(stream, compression)?)?;
         let media_type = match compression {
             Compression::Plain => "application/vnd.oci.image.layer.v1.tar",
+            Compression::Frames(_) | Compression::Seekable(_) | Compression::ZstdProgram(_) => {
+                "application/vnd.oci.image.layer.v1.tar+zstd"
+            }
             _ => "application/vnd.oci.image.layer.v1.tar+gzip",
         };
         Ok(LayerBlob { blob, diff_id: format!("sha256:{}", hex::encode(Sha256::digest(stream))), media_type, urls: Vec::new() })
@@ -216,7 +226,9 @@ pub fn compress(stream: &[u8], compression: &Compression) -> Result<Vec<u8>> {
     match compression {
         Compression::Plain => Ok(stream.to_vec()),
         Compression::Ready(blob) => Ok(blob.clone()),
-        Compression::Program(words) => filter(words, stream),
+        Compression::Program(words) | Compression::ZstdProgram(words) => filter(words, stream),
+        Compression::Frames(len) => frames(stream, *len),
+        Compression::Seekable(len) => seekable(stream, *len),
         Compression::ZlibRs(level) => {
             let mut encoder = GzEncoder::new(Vec::new(), Level::new(*level));
             encoder.write_all(stream)?;
@@ -235,6 +247,45 @@ pub fn compress(stream: &[u8], compression: &Compression) -> Result<Vec<u8>> {
             Ok(encoder.finish()?)
         }
     }
+}
+
+fn frames(stream: &[u8], len: usize) -> Result<Vec<u8>> {
+    let mut blob = Vec::new();
+    for (number, part) in stream.chunks(len).enumerate() {
+        let mut encoder = zstd::stream::Encoder::new(Vec::new(), 1 + number as i32 % 5)?;
+        encoder.include_checksum(number % 2 == 0)?;
+        if number % 3 == 0 {
+            encoder.set_pledged_src_size(Some(part.len() as u64))?;
+        }
+        encoder.write_all(part)?;
+        blob.extend(encoder.finish()?);
+        if number % 4 == 3 {
+            blob.extend(skippable(0x57, &part[..part.len().min(5000)]));
+            blob.extend(zstd::bulk::compress(&[], 1)?);
+        }
+    }
+    Ok(blob)
+}
+
+/// Source: contrib/seekable_format/zstd_seekable_compression_format.md of zstd, version 0.1.0, without checksums.
+fn seekable(stream: &[u8], len: usize) -> Result<Vec<u8>> {
+    let (mut blob, mut table) = (Vec::new(), Vec::new());
+    for part in stream.chunks(len) {
+        let frame = zstd::bulk::compress(part, 3)?;
+        table.extend_from_slice(&u32::try_from(frame.len())?.to_le_bytes());
+        table.extend_from_slice(&u32::try_from(part.len())?.to_le_bytes());
+        blob.extend(frame);
+    }
+    let frames = u32::try_from(table.len() / 8)?;
+    table.extend_from_slice(&frames.to_le_bytes());
+    table.push(0);
+    table.extend_from_slice(&0x8f92_eab1_u32.to_le_bytes());
+    blob.extend(skippable(0x5e, &table));
+    Ok(blob)
+}
+
+fn skippable(kind: u8, body: &[u8]) -> Vec<u8> {
+    [&[kind, 0x2a, 0x4d, 0x18], &(body.len() as u32).to_le_bytes()[..], body].concat()
 }
 
 /// What a program makes of `input`.
