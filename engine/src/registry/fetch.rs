@@ -98,24 +98,23 @@ impl Client {
         }
     }
 
-    /// The registry's own answer, after at most one 401, and the credentials it accepted.
+    /// The registry's own answer, and the credentials it accepted: first what was granted before, then what each login can get.
     pub(super) async fn ask_registry(&self, get: &Get<'_>) -> Result<(Exchange, Option<HeaderValue>), Failure> {
         let auth = &self.shared.auth;
         let url = Location::at_registry(self.transport.config.plain_http, get.reference.endpoint(), &get.path)?;
-        let authorization = auth.authorization(&self.transport, get.reference).await?;
-        let exchange = self.transport.send(&url, &get.ask(authorization.as_ref())?).await?;
-        if exchange.status() != StatusCode::UNAUTHORIZED {
-            return Ok((exchange, authorization));
+        let mut authorization = auth.authorization(&self.transport, get.reference).await?;
+        let mut tried = 0;
+        loop {
+            let exchange = self.transport.send(&url, &get.ask(authorization.as_ref())?).await?;
+            if !auth::wants_others(&exchange) {
+                return Ok((exchange, authorization));
+            }
+            let renewed = auth.answer(&self.transport, get.reference, &exchange, authorization.as_ref(), tried).await?;
+            let Some(renewed) = renewed else { return Err(auth::refused(exchange).await) };
+            exchange.drain().await;
+            authorization = Some(renewed);
+            tried += 1;
         }
-        let Some(renewed) = auth.answer(&self.transport, get.reference, &exchange, authorization.as_ref()).await? else {
-            return Err(auth::refused(exchange).await);
-        };
-        exchange.drain().await;
-        let exchange = self.transport.send(&url, &get.ask(Some(&renewed))?).await?;
-        if exchange.status() == StatusCode::UNAUTHORIZED {
-            return Err(auth::refused(exchange).await);
-        }
-        Ok((exchange, Some(renewed)))
     }
 
     /// Goes where `exchange`, a redirect, points; credentials go only to where they were given to.
