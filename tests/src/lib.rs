@@ -15,3 +15,4 @@ pub mod registry;
 pub mod served;
 pub mod spans;
 pub mod tls;
+pub mod token_server;
