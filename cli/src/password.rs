@@ -2,7 +2,7 @@
 
 use std::{
     fs::{File, OpenOptions},
-    io::{Read, Write as _},
+    io::{BufReader, Read, Write as _},
     os::fd::AsFd as _,
 };
 
@@ -37,7 +37,7 @@ pub fn from_terminal(prompt: &str) -> Result<Secret> {
     write!(terminal, "{prompt}")?;
     let typed = {
         let _unseen = Unseen::on(&terminal)?;
-        typed((&terminal).bytes()).context("the terminal")?
+        typed(BufReader::new(&terminal).bytes()).context("the terminal")?
     };
     writeln!(terminal)?;
     match typed {

@@ -2,81 +2,24 @@
 //! every place, a mount outlives its tokens, and one owner serves mounts of people with different credentials.
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
-use std::{os::unix::fs::PermissionsExt, path::Path, process::Command, time::Duration};
+use std::{process::Command, time::Duration};
 
-use base64::{Engine as _, engine::general_purpose::STANDARD};
 use clip_tests::{
-    clip::{Clip, Mount, binary, text},
-    images::sample::{self, NOISE, PROSE, SHORT, Sample},
-    machine::{Need, lacks},
+    clip::{binary, text},
+    guarded::{Guarded, NEEDS, write_helper},
+    images::sample::{NOISE, PROSE, SHORT},
+    machine::lacks,
     process::{run, shell},
-    registry::{Demands, Registry},
-    token_server::{Account, Lives, TokenServer},
+    token_server::Lives,
 };
-
-const NEEDS: &[Need] = &[Need::Root, Need::Fuse, Need::Tool("docker-registry"), Need::Tool("skopeo"), Need::Tool("openssl")];
 
 /// Tokens that outlive the test.
 const LONG: Lives = Lives { said: 300, true_life: 600 };
 
-struct Guarded {
-    sample: Sample,
-    tokens: TokenServer,
-    registry: Registry,
-    account: Account,
-    clip: Clip,
-}
-
-impl Guarded {
-    /// A registry with the sample as `private/sample` and `public/sample`.
-    fn new(lives: Lives) -> Self {
-        let sample = Sample::new().unwrap();
-        let account =
-            Account { user: "puller".to_owned(), password: "pass-s3cret: word".to_owned(), identity_token: "identity-s3cret&1".to_owned() };
-        let tokens = TokenServer::start(account.clone(), lives).unwrap();
-        let open = Registry::start().unwrap();
-        for name in ["private/sample", "public/sample"] {
-            open.push(sample.layout.dir(), sample::TAG, name).unwrap();
-        }
-        let registry = open.restart(&Demands { auth: tokens.registry_auth(), tls: None }).unwrap();
-        Self { sample, tokens, registry, account, clip: Clip::new() }
-    }
-
-    fn reference(&self, name: &str) -> String {
-        self.registry.reference(name, sample::TAG)
-    }
-
-    fn host(&self) -> String {
-        format!("127.0.0.1:{}", self.registry.port())
-    }
-
-    /// A file as docker and podman write it, with `entry` for `key`.
-    fn auth_file(&self, name: &str, key: &str, entry: &str) -> String {
-        let path = self.clip.path(name);
-        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(&path, format!(r#"{{"auths":{{"{key}":{entry}}}}}"#)).unwrap();
-        text(&path).unwrap().to_owned()
-    }
-
-    fn password_entry(&self, password: &str) -> String {
-        format!(r#"{{"auth":"{}"}}"#, STANDARD.encode(format!("{}:{password}", self.account.user)))
-    }
-
-    /// `clip ARGUMENTS` with more variables.
-    fn with(&self, variables: &[(&str, &str)], arguments: &[&str]) -> (bool, String) {
-        let finished = run(self.clip.command(arguments).envs(variables.iter().copied())).unwrap();
-        (finished.status.success(), finished.stderr)
-    }
-
-    fn assert_read(&self, mount: &Mount<'_>, path: &str) {
-        assert!(std::fs::read(mount.path(path)).unwrap() == self.sample.contents(path), "{path}");
-    }
-}
-
 /// A mount reads over several lives of its tokens, whether their server says how short these are or the registry refuses them early.
 fn assert_mount_outlives_tokens(lives: Lives) {
-    let guarded = Guarded::new(lives);
-    let file = guarded.auth_file("auth.json", &guarded.host(), &guarded.password_entry(&guarded.account.password));
+    let guarded = Guarded::new(lives).unwrap();
+    let file = guarded.auth_file("auth.json", &guarded.host(), &guarded.password_entry(&guarded.account.password)).unwrap();
     let clip = guarded.clip.index(&guarded.reference("private/sample"), "a", &["--authfile", &file]).unwrap();
     let mount = guarded.clip.mount(&clip, &["--authfile", &file, "--read-ahead", "0", "--connections", "2"]).unwrap();
     let mut counts = vec![guarded.tokens.issued().len()];
@@ -114,14 +57,15 @@ fn credentials_come_from_every_documented_place() {
     if lacks(NEEDS) {
         return;
     }
-    let guarded = Guarded::new(LONG);
+    let guarded = Guarded::new(LONG).unwrap();
     let (right, wrong) = (guarded.password_entry(&guarded.account.password), guarded.password_entry("wrong"));
     let host = guarded.host();
     let output = guarded.clip.path("a.clip");
     let private = guarded.reference("private/sample");
     let index = |reference: &str, variables: &[(&str, &str)], more: &[&str]| {
         let _ = std::fs::remove_file(&output);
-        let (succeeded, said) = guarded.with(variables, &[&["index", reference, "-o", text(&output).unwrap(), "--quiet"], more].concat());
+        let (succeeded, said) =
+            guarded.with(variables, &[&["index", reference, "-o", text(&output).unwrap(), "--quiet"], more].concat()).unwrap();
         assert!(!said.contains("s3cret"), "a secret in a message: {said}");
         assert_eq!(succeeded, output.exists(), "{said}");
         if succeeded { Ok(()) } else { Err(said) }
@@ -135,23 +79,23 @@ fn credentials_come_from_every_documented_place() {
     index(&guarded.reference("public/sample"), &[], &[]).unwrap();
     bad(&[], &[], "status 401");
     // Files, by name and by place; the longest key wins.
-    let whole = guarded.auth_file("whole.json", &host, &right);
+    let whole = guarded.auth_file("whole.json", &host, &right).unwrap();
     good(&[], &["--authfile", &whole]);
     good(&[("REGISTRY_AUTH_FILE", &whole)], &[]);
     bad(&[("REGISTRY_AUTH_FILE", &whole)], &["--no-creds"], "status 401");
-    let of_repository = guarded.auth_file("repository.json", &format!("{host}/private/sample"), &right);
+    let of_repository = guarded.auth_file("repository.json", &format!("{host}/private/sample"), &right).unwrap();
     good(&[], &["--authfile", &of_repository]);
-    bad(&[], &["--authfile", &guarded.auth_file("other.json", &format!("{host}/other"), &right)], "status 401");
-    bad(&[], &["--authfile", &guarded.auth_file("wrong.json", &host, &wrong)], "the token server refuses these credentials");
+    bad(&[], &["--authfile", &guarded.auth_file("other.json", &format!("{host}/other"), &right).unwrap()], "status 401");
+    bad(&[], &["--authfile", &guarded.auth_file("wrong.json", &host, &wrong).unwrap()], "the token server refuses these credentials");
     bad(&[], &["--authfile", "/nonexistent.json"], "/nonexistent.json");
-    guarded.auth_file("run/containers/auth.json", &host, &right);
+    guarded.auth_file("run/containers/auth.json", &host, &right).unwrap();
     let (run_dir, config_dir, docker_dir) = (guarded.clip.path("run"), guarded.clip.path("config"), guarded.clip.path("docker"));
     let (run_dir, config_dir, docker_dir) = (text(&run_dir).unwrap(), text(&config_dir).unwrap(), text(&docker_dir).unwrap());
     good(&[("XDG_RUNTIME_DIR", run_dir)], &[]);
-    guarded.auth_file("config/containers/auth.json", &host, &right);
+    guarded.auth_file("config/containers/auth.json", &host, &right).unwrap();
     good(&[("XDG_CONFIG_HOME", config_dir)], &[]);
     let identity = format!(r#"{{"identitytoken":"{}"}}"#, guarded.account.identity_token);
-    guarded.auth_file("docker/config.json", &format!("https://{host}/v1/"), &identity);
+    guarded.auth_file("docker/config.json", &format!("https://{host}/v1/"), &identity).unwrap();
     good(&[("DOCKER_CONFIG", docker_dir)], &[]);
     assert!(guarded.tokens.issued().last().unwrap().by_post);
     // The original's variables, in its spelling and in one that a shell can set.
@@ -176,18 +120,6 @@ fn credentials_come_from_every_documented_place() {
     assert!(run(&mut typed).unwrap().stderr.contains("list of processes"));
 }
 
-/// An executable `docker-credential-clip-test` in `dir` that knows the account, for a caller whose `CLIP_TEST_TEAM` is right.
-fn write_helper(dir: &Path, account: &Account) {
-    std::fs::create_dir_all(dir).unwrap();
-    let helper = dir.join("docker-credential-clip-test");
-    let answer = format!(r#"{{"Username":"{}","Secret":"{}"}}"#, account.user, account.password);
-    let script = format!(
-        "#!/bin/sh\nread -r key || :\n[ \"$CLIP_TEST_TEAM\" = right ] || {{ echo 'credentials not found in native keychain'; exit 1; }}\ncat <<'END'\n{answer}\nEND\n"
-    );
-    std::fs::write(&helper, script).unwrap();
-    std::fs::set_permissions(&helper, PermissionsExt::from_mode(0o755)).unwrap();
-}
-
 /// Claim: one owner, started by a mount without credentials, serves mounts with a password, a file, and a helper of the caller's PATH that
 /// sees the caller's environment. What a mount brought goes with it.
 #[test]
@@ -195,8 +127,8 @@ fn one_owner_serves_callers_with_different_credentials() {
     if lacks(NEEDS) {
         return;
     }
-    let guarded = Guarded::new(LONG);
-    let file = guarded.auth_file("auth.json", &guarded.host(), &guarded.password_entry(&guarded.account.password));
+    let guarded = Guarded::new(LONG).unwrap();
+    let file = guarded.auth_file("auth.json", &guarded.host(), &guarded.password_entry(&guarded.account.password)).unwrap();
     let private = guarded.clip.index(&guarded.reference("private/sample"), "private", &["--authfile", &file]).unwrap();
     let public = guarded.clip.index(&guarded.reference("public/sample"), "public", &["--span-size", "64KiB"]).unwrap();
     let first = guarded.clip.mount(&public, &["--read-ahead", "0"]).unwrap();
@@ -218,7 +150,7 @@ fn one_owner_serves_callers_with_different_credentials() {
     assert!(std::fs::read(gone.path(PROSE)).is_err(), "the credentials of another mount are gone with it");
     gone.umount().unwrap();
 
-    write_helper(&guarded.clip.path("bin"), &guarded.account);
+    write_helper(&guarded.clip.path("bin"), &guarded.account).unwrap();
     let docker = guarded.clip.path("docker");
     std::fs::create_dir_all(&docker).unwrap();
     std::fs::write(docker.join("config.json"), format!(r#"{{"credHelpers":{{"{}":"clip-test"}}}}"#, guarded.host())).unwrap();
@@ -227,7 +159,7 @@ fn one_owner_serves_callers_with_different_credentials() {
     std::fs::create_dir(&dir).unwrap();
     let arguments = ["mount", text(&private).unwrap(), text(&dir).unwrap()];
     let variables = [("DOCKER_CONFIG", text(&docker).unwrap()), ("PATH", &path), ("CLIP_TEST_TEAM", "right")];
-    let (mounted, said) = guarded.with(&variables, &arguments);
+    let (mounted, said) = guarded.with(&variables, &arguments).unwrap();
     assert!(mounted, "{said}");
     std::thread::sleep(Duration::from_millis(600));
     assert!(std::fs::read(dir.join(PROSE)).unwrap() == guarded.sample.contents(PROSE));
@@ -250,8 +182,8 @@ fn option_lists_take_files_and_no_passwords() {
     if lacks(NEEDS) {
         return;
     }
-    let guarded = Guarded::new(LONG);
-    let file = guarded.auth_file("auth.json", &guarded.host(), &guarded.password_entry(&guarded.account.password));
+    let guarded = Guarded::new(LONG).unwrap();
+    let file = guarded.auth_file("auth.json", &guarded.host(), &guarded.password_entry(&guarded.account.password)).unwrap();
     let clip = guarded.clip.index(&guarded.reference("private/sample"), "a", &["--authfile", &file]).unwrap();
     let dir = guarded.clip.path("m");
     std::fs::create_dir(&dir).unwrap();
