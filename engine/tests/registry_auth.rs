@@ -242,6 +242,32 @@ async fn a_dropped_login_takes_its_token_with_it() {
     client.manifest(&server.reference()).await.unwrap_err();
 }
 
+/// Claim: a registry that shows anybody a part, and names its challenge under `/v2/` only, is asked there by who has credentials; an answer
+/// that was true stays, and who has none asks once.
+#[tokio::test]
+async fn what_is_hidden_from_anybody_is_found_with_credentials() {
+    for status in [403, 404] {
+        let server = Server::start(move |seen| match (seen.path.as_str(), seen.header("authorization")) {
+            ("/v2/", None) => reply(401, "").header("www-authenticate", "Basic realm=\"r\""),
+            ("/v2/a/b/manifests/t", Some(sent)) if sent == basic("u") => reply(200, MANIFEST),
+            _ => reply(status, ""),
+        })
+        .await;
+        let client = client(with_password(&server, "u"));
+        for _ in 0..2 {
+            client.manifest(&server.reference()).await.unwrap();
+        }
+        assert_eq!(paths(&server), ["GET t", "GET ", "GET t", "GET t"]);
+        let gone = format!("localhost:{}/a/b:gone", server.port).parse().unwrap();
+        assert!(client.manifest(&gone).await.unwrap_err().to_string().contains(&format!("status {status}")));
+        assert_eq!(server.seen().len(), 5);
+    }
+    let open = Server::start(|_| reply(404, "")).await;
+    client(Login::anonymous()).manifest(&open.reference()).await.unwrap_err();
+    client(with_password(&open, "u")).manifest(&open.reference()).await.unwrap_err();
+    assert_eq!(paths(&open), ["GET t", "GET t", "GET "]);
+}
+
 /// Claim: challenges may come in several headers or in one; Bearer is answered before Basic.
 #[tokio::test]
 async fn several_challenges_in_one_header_or_many() {

@@ -55,7 +55,7 @@ fn no_secret_is_ever_written_down() {
     let file = guarded.auth_file(&at("auth.json"), &host, &guarded.password_entry(&account.password)).unwrap();
     let identity = guarded.auth_file(&at("identity.json"), &host, &identity).unwrap();
     let wrong = guarded.auth_file(&at("wrong.json"), &host, &guarded.password_entry("wr0ng-s3cret")).unwrap();
-    std::fs::write(at("config.json"), format!(r#"{{"credsStore":"clip-test"}}"#)).unwrap();
+    std::fs::write(at("config.json"), r#"{"credsStore":"clip-test"}"#).unwrap();
     write_helper(elsewhere.path(), account).unwrap();
     let path = format!("{}:{}", elsewhere.path().display(), std::env::var("PATH").unwrap());
     let helper = vec![("DOCKER_CONFIG", at("")), ("PATH", path), ("CLIP_TEST_TEAM", "right".to_owned())];

@@ -8,7 +8,7 @@ use clip_tests::{
     clip::{binary, text},
     guarded::{Guarded, NEEDS, write_helper},
     images::sample::{NOISE, PROSE, SHORT},
-    machine::lacks,
+    machine::{Need, lacks},
     process::{run, shell},
     token_server::Lives,
 };
@@ -118,6 +118,28 @@ fn credentials_come_from_every_documented_place() {
     assert!(!said.contains("list of processes"), "{said}");
     let mut typed = guarded.clip.command(&["index", &private, "-o", "x", "--creds", "u:pass-s3cret"]);
     assert!(run(&mut typed).unwrap().stderr.contains("list of processes"));
+}
+
+/// Claim: without a password on the line it is asked for on the terminal, where it is not shown and can be mended while it is typed.
+#[test]
+fn a_password_is_asked_for_on_the_terminal() {
+    if lacks(NEEDS) || lacks(&[Need::Tool("script")]) {
+        return;
+    }
+    let guarded = Guarded::new(LONG).unwrap();
+    let output = guarded.clip.path("a.clip");
+    let command = format!(
+        "CLIP_LOG=warn '{}' index {} -o '{}' --quiet --creds {}",
+        binary().display(),
+        guarded.reference("private/sample"),
+        output.display(),
+        guarded.account.user
+    );
+    // What is typed before the question is thrown away, as by every program that asks for a password.
+    let script = r#"{ sleep 1; printf 'nonsense\025%sx\177\n' "$1"; sleep 3; } | script -qec "$2" /dev/null"#;
+    let shown = shell(script, &[guarded.account.password.as_ref(), command.as_ref()]).unwrap();
+    assert!(shown.contains("password of puller at 127.0.0.1:") && !shown.contains("s3cret"), "{shown}");
+    assert!(output.exists(), "{shown}");
 }
 
 /// Claim: one owner, started by a mount without credentials, serves mounts with a password, a file, and a helper of the caller's PATH that

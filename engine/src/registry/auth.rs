@@ -162,6 +162,17 @@ impl Auth {
         standing.settle(asked)
     }
 
+    /// Whether anybody who is logged in has credentials for `reference`; a place that cannot be read counts as none.
+    pub async fn has_credentials(&self, reference: &Reference) -> bool {
+        let mut candidates = self.logins.candidates(reference, 0);
+        while let Some(login) = candidates.next() {
+            if credentials(login, reference).await.is_ok_and(|found| found.is_some()) {
+                return true;
+            }
+        }
+        false
+    }
+
     /// What to send after `refusal` of a request that carried `refused`; `None` when there is nothing better to send. `tried` answers of
     /// this request were refused before.
     pub async fn answer(

@@ -105,9 +105,12 @@ impl Client {
         let mut authorization = auth.authorization(&self.transport, get.reference).await?;
         let mut tried = 0;
         loop {
-            let exchange = self.transport.send(&url, &get.ask(authorization.as_ref())?).await?;
+            let mut exchange = self.transport.send(&url, &get.ask(authorization.as_ref())?).await?;
             if !auth::wants_others(&exchange) {
-                return Ok((exchange, authorization));
+                match self.hidden_challenge(get, &exchange, authorization.as_ref()).await? {
+                    Some(challenged) => exchange = challenged,
+                    None => return Ok((exchange, authorization)),
+                }
             }
             let renewed = auth.answer(&self.transport, get.reference, &exchange, authorization.as_ref(), tried).await?;
             let Some(renewed) = renewed else { return Err(auth::refused(exchange).await) };
@@ -115,6 +118,26 @@ impl Client {
             authorization = Some(renewed);
             tried += 1;
         }
+    }
+
+    /// The 401 of `/v2/`, where an answer without credentials may have been another with them: some registries show anybody a part, answer
+    /// 403 or 404 for the rest, and name their challenge only there. Asked only for those who have credentials.
+    ///
+    /// Source: every docker client begins with `GET /v2/` and so never meets this.
+    async fn hidden_challenge(
+        &self,
+        get: &Get<'_>,
+        exchange: &Exchange,
+        authorization: Option<&HeaderValue>,
+    ) -> Result<Option<Exchange>, Failure> {
+        let may_be_hidden = authorization.is_none() && matches!(exchange.status(), StatusCode::FORBIDDEN | StatusCode::NOT_FOUND);
+        if !may_be_hidden || !self.shared.auth.has_credentials(get.reference).await {
+            return Ok(None);
+        }
+        let url = Location::at_registry(self.transport.config.plain_http, get.reference.endpoint(), "/v2/")?;
+        // Where that fails, the answer that is there stays.
+        let root = self.transport.send(&url, &Ask::get(HeaderMap::new())).await.ok();
+        Ok(root.filter(auth::wants_others))
     }
 
     /// Goes where `exchange`, a redirect, points; credentials go only to where they were given to.
