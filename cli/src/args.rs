@@ -32,7 +32,7 @@ pub use inspect::InspectArgs;
 pub use ls::LsArgs;
 pub use mount::MountArgs;
 pub use mount_helper::MountHelperArgs;
-pub use reading::{ClientArgs, ReadArgs, parse_disk_io};
+pub use reading::{ClientArgs, Creds, ReadArgs, parse_disk_io};
 pub use record::RecordArgs;
 pub use runtime_spec::{Net, RuntimeSpecArgs};
 pub use umount::UmountArgs;
@@ -50,7 +50,15 @@ Exit codes:
 Environment:
   CLIP_LOG         log level or filter: error, warn (default), info, debug, clip_engine=debug
   CLIP_CACHE_DIR   as --cache-dir
-  DOCKER_CONFIG    directory of docker's config.json with registry credentials (default ~/.docker)
+
+Credentials are looked for in this order when a registry wants some: --no-creds, --creds or --authfile; then in
+  CLIP_REGISTRY_USER_<HOST>, CLIP_REGISTRY_PASS_<HOST>   HOST in upper case, _ for every other character
+  CLIP_OCI_AUTH        {\"HOST\": {\"username\": ..., \"password\": ...}}, or {\"HOST\": {\"token\": ...}}
+  REGISTRY_AUTH_FILE   as --authfile, but it may be missing; without it
+                       $XDG_RUNTIME_DIR/containers/auth.json or /run/containers/UID/auth.json,
+                       $XDG_CONFIG_HOME/containers/auth.json or ~/.config/containers/auth.json,
+                       $DOCKER_CONFIG/config.json or ~/.docker/config.json
+  In a file credHelpers and credsStore are asked first, then auths.
 
 Start here:
   clip demo                              see it work, without network or registry

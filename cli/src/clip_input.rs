@@ -3,12 +3,12 @@
 use std::{
     fs::File,
     io::{Read as _, Seek as _, SeekFrom},
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
 };
 
 use anyhow::{Context, Result};
-use clip_engine::{Engine, EngineError, Image, ImageOptions, source::BlobSource};
+use clip_engine::{Engine, EngineConfig, EngineError, Image, ImageOptions, source::BlobSource};
 use clip_format::{
     clip_file::{ClipFile, storage_info_of},
     erofs::{FileType, Index, Inode},
@@ -69,19 +69,25 @@ pub enum CacheChoice {
 
 /// Opens `path` for reading contents. When another process owns the cache directory, a private one serves instead, and that is said.
 pub fn open_image(path: &Path, args: &ReadArgs, choice: CacheChoice) -> Result<OpenedImage> {
-    let wish = resolve::EngineWish::from_args(args)?;
     let whence = resolve::whence(args)?;
+    let login = resolve::login(&args.client, || resolve::registry_of(path, &whence))?;
+    let wish = resolve::EngineWish::from_args(args)?;
+    let config = |cache_dir: PathBuf| {
+        let mut config = wish.to_config(cache_dir);
+        config.client.login = login.clone();
+        config
+    };
     let (engine, scratch) = if choice == CacheChoice::Private && args.cache_dir.is_none() {
-        private_engine(&wish)?
+        private_engine(config)?
     } else {
         let cache_dir = resolve::cache_dir(args.cache_dir.as_deref())?;
-        match Engine::start(wish.to_config(cache_dir.clone())) {
+        match Engine::start(config(cache_dir.clone())) {
             Ok(engine) => (engine, None),
             Err(error @ EngineError::CacheBusy { .. }) => {
                 if choice == CacheChoice::Shared {
                     tracing::warn!("{error}; reading through a private cache directory, so what is cached there is fetched again");
                 }
-                private_engine(&wish)?
+                private_engine(config)?
             }
             Err(error) => return Err(error).with_context(|| format!("cache directory {} (--cache-dir)", cache_dir.display())),
         }
@@ -138,9 +144,9 @@ pub fn read_section(path: &Path, choose: impl Fn(&Header) -> Option<Section>) ->
     Ok(Some((header, stored)))
 }
 
-fn private_engine(wish: &resolve::EngineWish) -> Result<(Engine, Option<ScratchDir>)> {
+fn private_engine(config: impl Fn(PathBuf) -> EngineConfig) -> Result<(Engine, Option<ScratchDir>)> {
     let scratch = ScratchDir::new("clip-cache-").context("temporary cache directory (TMPDIR)")?;
-    let engine = Engine::start(wish.to_config(scratch.path().join("cache")))?;
+    let engine = Engine::start(config(scratch.path().join("cache")))?;
     Ok((engine, Some(scratch)))
 }
 

@@ -14,6 +14,7 @@ mod exit;
 mod interrupt;
 mod log;
 mod owner;
+mod password;
 mod pieces;
 mod profile_input;
 mod resolve;

@@ -6,6 +6,7 @@
 
 pub mod background;
 pub mod client;
+mod login_wire;
 pub mod protocol;
 pub mod report;
 pub mod server;

@@ -10,18 +10,21 @@ use anyhow::{Context, Result, bail};
 use clap::ValueEnum as _;
 use clip_engine::{
     DiskIo, EngineConfig,
-    registry::{ClientConfig, PlainHttp, Reference},
+    registry::{ClientConfig, Login, PlainHttp, Reference, Typed},
 };
+use clip_format::storage_info::Source;
 use clip_fuse::MountOptions;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    args::{ClientArgs, MountArgs, ReadArgs, parse_disk_io},
+    args::{ClientArgs, Creds, MountArgs, ReadArgs, parse_disk_io},
+    clip_input,
     exit::UsageError,
     owner::{
         background::{BackgroundWish, Fill},
         settings::OwnerWish,
     },
+    password,
     values::{parse_count, parse_duration, parse_memory, parse_rate, parse_size, parse_timeout, typed_time},
 };
 
@@ -37,13 +40,59 @@ pub fn client_config(args: &ClientArgs) -> Result<ClientConfig> {
     Ok(ClientConfig {
         plain_http: if args.plain_http { PlainHttp::Always } else { PlainHttp::Loopback },
         ca_file: args.ca.as_deref().map(absolute).transpose()?,
-        docker_config_dir: docker_config_dir()?,
         ..ClientConfig::default()
     })
 }
 
-fn docker_config_dir() -> Result<Option<PathBuf>> {
-    std::env::var_os("DOCKER_CONFIG").filter(|dir| !dir.is_empty()).map(|dir| absolute(Path::new(&dir))).transpose()
+/// Who asks registries, as typed and by the environment. `registry` is whom `--creds` are for, `None` when no registry is asked; it is only
+/// looked up where they are given. Reads standard input or the terminal where that was asked for, so call it once.
+pub fn login(args: &ClientArgs, registry: impl FnOnce() -> Result<Option<String>>) -> Result<Login> {
+    let usage = |text: &str| Err(UsageError(text.to_owned()).into());
+    let typed = match (&args.creds, &args.authfile, args.no_creds) {
+        (None, None, false) => Typed::Nothing,
+        (None, None, true) => Typed::Anonymous,
+        (None, Some(path), false) => {
+            let path = absolute(path)?;
+            std::fs::File::open(&path).with_context(|| format!("--authfile {}", path.display()))?;
+            Typed::AuthFile(path)
+        }
+        (Some(creds), None, false) => match registry()? {
+            Some(registry) => typed_password(creds, args.password_stdin, registry)?,
+            None => return usage("--creds: no registry is asked, the layers are on this machine"),
+        },
+        _ => return usage("--creds, --authfile and --no-creds: give one of them"),
+    };
+    Ok(Login { typed, ..Login::of_process() })
+}
+
+fn typed_password(creds: &Creds, from_stdin: bool, registry: String) -> Result<Typed> {
+    let usage = |text: &str| UsageError(text.to_owned());
+    if creds.user.is_empty() {
+        return Err(usage("--creds: expected USER or USER:PASSWORD, found no user").into());
+    }
+    let password = match (&creds.password, from_stdin) {
+        (Some(_), true) => return Err(usage("--password-stdin: --creds has a password already").into()),
+        (Some(password), false) => {
+            tracing::warn!(
+                "--creds USER:PASSWORD: others can read it in the list of processes; give --creds USER --password-stdin, or --authfile"
+            );
+            password.clone()
+        }
+        (None, true) => password::from_stdin()?,
+        (None, false) => password::from_terminal(&format!("password of {} at {registry}: ", creds.user))?,
+    };
+    Ok(Typed::Password { registry, user: creds.user.clone(), password })
+}
+
+/// The registry that the layers of `clip` are read from; `None` when they are on this machine.
+pub fn registry_of(clip: &Path, whence: &Whence) -> Result<Option<String>> {
+    match &whence.store_ref {
+        Some(reference) => Ok(Some(reference.registry.clone())),
+        None => Ok(match clip_input::read_storage_info(clip)?.source {
+            Source::Registry { registry, .. } => Some(registry),
+            Source::Local { .. } => None,
+        }),
+    }
 }
 
 /// `path` as seen from `/`, links untouched.
@@ -95,9 +144,6 @@ pub struct EngineWish {
     /// `--ca`, absolute
     #[serde(with = "crate::owner::protocol::optional_path")]
     pub ca: Option<PathBuf>,
-    /// `DOCKER_CONFIG`, absolute
-    #[serde(with = "crate::owner::protocol::optional_path")]
-    pub docker_config: Option<PathBuf>,
 }
 
 impl EngineWish {
@@ -114,11 +160,10 @@ impl EngineWish {
             connections_per_layer: args.connections_per_layer,
             plain_http: args.client.plain_http,
             ca: args.client.ca.as_deref().map(absolute).transpose()?,
-            docker_config: docker_config_dir()?,
         })
     }
 
-    /// The engine's settings: wishes, else defaults.
+    /// The engine's settings: wishes, else defaults. It has no credentials of its own: an owner works for whoever mounts.
     pub fn to_config(&self, cache_dir: PathBuf) -> EngineConfig {
         let mut config = EngineConfig::new(cache_dir);
         config.shards = self.shards.unwrap_or(config.shards);
@@ -133,7 +178,7 @@ impl EngineWish {
             config.client.plain_http = PlainHttp::Always;
         }
         config.client.ca_file.clone_from(&self.ca);
-        config.client.docker_config_dir.clone_from(&self.docker_config);
+        config.client.login = Login::anonymous();
         limit_waits(&mut config.client, config.read_timeout);
         config
     }
@@ -159,8 +204,6 @@ impl EngineWish {
         let plain = if config.client.plain_http == PlainHttp::Always { "yes" } else { "no" };
         compare("--plain-http", self.plain_http.then(|| "yes".to_owned()), plain.to_owned());
         compare("--ca", self.ca.as_ref().map(|_| path(&self.ca)), path(&config.client.ca_file));
-        let docker = path(&config.client.docker_config_dir);
-        compare("DOCKER_CONFIG", self.docker_config.as_ref().map(|_| path(&self.docker_config)), docker);
         found
     }
 }
@@ -215,6 +258,8 @@ pub struct MountPlan {
     pub wish: EngineWish,
     /// Where the layers are.
     pub whence: Whence,
+    /// Who asks for them.
+    pub login: Login,
     /// How it is mounted.
     pub options: MountOptions,
     /// Where counters go.
@@ -252,7 +297,7 @@ pub fn mount_plan(args: &MountArgs, unknown: Unknown) -> Result<MountPlan> {
                 Ok(true) => {}
                 Ok(false) if unknown == Unknown::Ignore => tracing::warn!("mount option {rest:?} is unknown and ignored"),
                 Ok(false) => return Err(UsageError(format!("mount option {rest:?} is unknown; see clip mount --help")).into()),
-                Err(reason) => return Err(UsageError(format!("mount option {rest:?}: {reason}")).into()),
+                Err(reason) => return Err(UsageError(format!("mount option {:?}: {reason}", shown(&rest))).into()),
             }
         }
     }
@@ -268,11 +313,13 @@ pub fn mount_plan(args: &MountArgs, unknown: Unknown) -> Result<MountPlan> {
     if args.foreground && args.log_level != log_level {
         return Err(UsageError("log-level within -o is for the background process; give a foreground mount --log-level".to_owned()).into());
     }
+    let whence = whence(&args.read)?;
     Ok(MountPlan {
+        login: login(&args.read.client, || registry_of(&clip, &whence))?,
         clip,
         mountpoint,
         wish: EngineWish::from_args(&args.read)?,
-        whence: whence(&args.read)?,
+        whence,
         options,
         stats: args.stats.as_deref().map(|path| output_file("--stats", path)).transpose()?,
         background: background_wish(&args)?,
@@ -335,6 +382,11 @@ fn output_file(option: &str, path: &Path) -> Result<PathBuf> {
     Ok(path)
 }
 
+/// `option` for a message: what may be a password is left out.
+fn shown(option: &str) -> &str {
+    if option.starts_with("creds=") { "creds" } else { option }
+}
+
 /// Takes `name` or `name=value` of an `-o` list as the option of the same name. False: it is none of ours.
 fn apply_ours(args: &mut MountArgs, option: &str) -> Result<bool, String> {
     let (name, value) = option.split_once('=').map_or((option, None), |(name, value)| (name, Some(value)));
@@ -344,6 +396,13 @@ fn apply_ours(args: &mut MountArgs, option: &str) -> Result<bool, String> {
     match name {
         "plain-http" => read.client.plain_http = true,
         "ca" => read.client.ca = path()?,
+        "authfile" => read.client.authfile = path()?,
+        "no-creds" => read.client.no_creds = true,
+        "creds" | "password-stdin" => {
+            return Err(
+                "an option list is no place for a password: fstab and units can be read by everybody; give authfile=FILE".to_owned()
+            );
+        }
         "cache-dir" => read.cache_dir = path()?,
         "source" => read.source = path()?,
         "store-ref" => read.store_ref = Some(value()?.parse().map_err(|error: clip_engine::EngineError| error.to_string())?),

@@ -138,8 +138,8 @@ fn interrupted_mount_leaves_none() {
     ok(place.path(), &["mount", "a.clip", "m2"]);
     let namespace = std::fs::metadata("/proc/self/ns/mnt").unwrap().ino();
     let request = serde_json::json!({
-        "request": "mount", "protocol": 3, "clip": place.path().join("a.clip"), "mountpoint": place.path().join("m1"),
-        "mount_namespace": namespace, "wish": { "plain_http": false, "ca": null, "docker_config": null },
+        "request": "mount", "protocol": 4, "clip": place.path().join("a.clip"), "mountpoint": place.path().join("m1"),
+        "mount_namespace": namespace, "wish": { "plain_http": false, "ca": null },
         "source": null, "store_ref": null, "stats": null, "wait": false,
         "options": { "fsname": "a", "suid": true, "dev": true, "exec": true, "allow_other": true, "contexts": [],
             "session_threads": 1, "read_ahead_kb": 512 },

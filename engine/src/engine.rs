@@ -22,7 +22,7 @@ use crate::{
     image_layer::ImageLayer,
     layer::LayerStore,
     metrics::Stats,
-    registry::{Client, ForeignBlob, Reference},
+    registry::{Client, ForeignBlob, LoggedIn, Login, Reference},
     shard,
     source::BlobSource,
     stretch,
@@ -117,6 +117,17 @@ impl Engine {
         let image = Arc::new(Image::new(id, options.clone(), expanded, layers, self.0.threads.clone()));
         same_id.push(Arc::downgrade(&image));
         Ok(image)
+    }
+
+    /// Until the result is dropped, `login` is asked first for the credentials that the layers of `image` need; `None` where these are on this
+    /// machine. Readers share layers, and so what any of their logins was granted. See [`Client::log_in`].
+    #[must_use = "dropping it logs out"]
+    pub fn log_in(&self, image: &Image, login: Login) -> Option<LoggedIn> {
+        let reference = image.sources().find_map(|source| match source {
+            BlobSource::Registry { repository, .. } => Some(repository),
+            BlobSource::File { .. } => None,
+        })?;
+        Some(self.0.threads.core.client.log_in(reference, login))
     }
 
     /// The settings it was started with.

@@ -112,6 +112,11 @@ impl Image {
         self.id
     }
 
+    /// Where each layer is read from.
+    pub(crate) fn sources(&self) -> impl Iterator<Item = &BlobSource> {
+        self.layers.iter().map(|layer| &layer.source)
+    }
+
     pub(crate) fn options(&self) -> &ImageOptions {
         &self.options
     }

@@ -17,6 +17,7 @@ mod redirect;
 pub mod reference;
 mod retry;
 
+pub use auth::{Environment, LoggedIn, Login, Secret, Typed};
 pub use blob::BlobReader;
 pub use client::{Client, ClientConfig, Manifest, PlainHttp, Traffic};
 pub(crate) use exchange::CHUNK_BYTES_MAX;

@@ -1,4 +1,4 @@
-//! Credential helpers: found on the path, asked when needed. One test alone in its process, since it sets the path.
+//! Credential helpers: found on the path, asked when needed.
 #![allow(clippy::unwrap_used)]
 
 mod registry_script;
@@ -32,9 +32,6 @@ fn an_identity_token_of_a_helper_is_posted_for_a_token_and_a_helper_that_knows_n
         *) echo 'credentials not found in native keychain'; exit 1;;\nesac\n";
     std::fs::write(&helper, script).unwrap();
     std::fs::set_permissions(&helper, std::fs::Permissions::from_mode(0o755)).unwrap();
-    let path = format!("{}:{}", dir.path().display(), std::env::var("PATH").unwrap());
-    // SAFETY: this is the only test of its process, and no runtime has been started yet.
-    unsafe { std::env::set_var("PATH", path) };
     std::fs::write(dir.path().join("config.json"), r#"{"credsStore":"clip-test"}"#).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {

@@ -113,9 +113,12 @@ impl Clip {
     #[must_use]
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(binary());
-        command.env("CLIP_CACHE_DIR", self.cache_dir()).env("RUST_BACKTRACE", "1").envs(self.variables.iter().cloned());
         // A developer's own credentials and settings must not decide a test.
-        command.env("DOCKER_CONFIG", self.dir.path()).env_remove("RUST_LOG").args(arguments);
+        for place in ["DOCKER_CONFIG", "XDG_RUNTIME_DIR", "XDG_CONFIG_HOME"] {
+            command.env(place, self.dir.path());
+        }
+        command.env_remove("RUST_LOG").env_remove("REGISTRY_AUTH_FILE").env_remove("CLIP_OCI_AUTH");
+        command.env("CLIP_CACHE_DIR", self.cache_dir()).env("RUST_BACKTRACE", "1").envs(self.variables.iter().cloned()).args(arguments);
         command
     }
 

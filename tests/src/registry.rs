@@ -15,7 +15,16 @@ use crate::process::{Running, run_ok, wait_until};
 pub struct Registry {
     port: u16,
     _process: Running,
-    _storage: tempfile::TempDir,
+    storage: tempfile::TempDir,
+}
+
+/// What a registry demands of those who ask it.
+#[derive(Clone, Debug, Default)]
+pub struct Demands {
+    /// The `auth:` part of its configuration, or nothing.
+    pub auth: String,
+    /// A directory with `server.pem` and `server.key`: it speaks TLS.
+    pub tls: Option<std::path::PathBuf>,
 }
 
 impl Registry {
@@ -26,7 +35,8 @@ impl Registry {
     pub fn start() -> Result<Self> {
         let mut last = None;
         for _ in 0..3 {
-            match Self::start_once() {
+            let storage = tempfile::Builder::new().prefix("clip-registry-").tempdir()?;
+            match Self::start_once(storage, &Demands::default()) {
                 Ok(registry) => return Ok(registry),
                 Err(error) => last = Some(error),
             }
@@ -34,14 +44,26 @@ impl Registry {
         Err(last.context("no attempt was made")?)
     }
 
-    fn start_once() -> Result<Self> {
-        let storage = tempfile::Builder::new().prefix("clip-registry-").tempdir()?;
+    /// Ends it and starts another with the same contents, on another port.
+    ///
+    /// # Errors
+    /// When that cannot be started.
+    pub fn restart(self, demands: &Demands) -> Result<Self> {
+        let Self { _process: process, storage, .. } = self;
+        drop(process);
+        Self::start_once(storage, demands)
+    }
+
+    fn start_once(storage: tempfile::TempDir, demands: &Demands) -> Result<Self> {
         let port = free_port()?;
         let config = storage.path().join("config.yml");
+        let tls = demands.tls.as_deref().map(Path::display);
+        let tls = tls.map_or(String::new(), |dir| format!("  tls:\n    certificate: {dir}/server.pem\n    key: {dir}/server.key\n"));
         let text = format!(
-            "version: 0.1\nlog:\n  level: error\n  accesslog:\n    disabled: true\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: 127.0.0.1:{port}\n\
+            "version: 0.1\nlog:\n  level: error\n  accesslog:\n    disabled: true\nstorage:\n  filesystem:\n    rootdirectory: {}\n{}http:\n  addr: 127.0.0.1:{port}\n{tls}\
              validation:\n  manifests:\n    urls:\n      allow: ['.*']\n",
-            storage.path().join("data").display()
+            storage.path().join("data").display(),
+            demands.auth
         );
         std::fs::write(&config, text)?;
         let mut command = Command::new("docker-registry");
@@ -51,7 +73,13 @@ impl Registry {
             !process.is_alive() || TcpStream::connect(("127.0.0.1", port)).is_ok()
         })?;
         anyhow::ensure!(process.is_alive(), "docker-registry ended at once");
-        Ok(Self { port, _process: process, _storage: storage })
+        Ok(Self { port, _process: process, storage })
+    }
+
+    /// Where it listens, on 127.0.0.1.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
     }
 
     /// `127.0.0.1:PORT/NAME:TAG`

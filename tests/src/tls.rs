@@ -37,6 +37,16 @@ pub enum Scheme {
     Bearer,
 }
 
+/// An authority of its own, and a certificate of [`HOST`] from it, in a directory: `ca.pem`, `server.pem`, `server.key`.
+///
+/// # Errors
+/// openssl's.
+pub fn certificates() -> Result<tempfile::TempDir> {
+    let dir = tempfile::Builder::new().prefix("clip-tls-").tempdir()?;
+    shell(CERTIFICATES, &[dir.path().as_os_str(), HOST.as_ref()])?;
+    Ok(dir)
+}
+
 /// A running front. Dropping it closes its port.
 pub struct TlsFront {
     port: u16,
@@ -70,8 +80,7 @@ impl TlsFront {
     /// # Errors
     /// openssl's, or the system's.
     pub fn start(server: &Server, scheme: Scheme) -> Result<Self> {
-        let dir = tempfile::Builder::new().prefix("clip-tls-").tempdir()?;
-        shell(CERTIFICATES, &[dir.path().as_os_str(), HOST.as_ref()])?;
+        let dir = certificates()?;
         let certificate = CertificateDer::from_pem_file(dir.path().join("server.pem"))?;
         let key = PrivateKeyDer::from_pem_file(dir.path().join("server.key"))?;
         let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -129,11 +138,11 @@ impl Drop for TlsFront {
 }
 
 /// The lines of a request or response head, and the value of a header.
-struct Head(Vec<String>);
+pub(crate) struct Head(Vec<String>);
 
 impl Head {
     /// `None` when the connection ended.
-    fn read(from: &mut impl BufRead) -> Result<Option<Self>> {
+    pub(crate) fn read(from: &mut impl BufRead) -> Result<Option<Self>> {
         let mut lines = Vec::new();
         loop {
             let mut line = String::new();
@@ -147,12 +156,16 @@ impl Head {
         }
     }
 
-    fn header(&self, name: &str) -> Option<&str> {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
         let pairs = self.0.iter().skip(1).filter_map(|line| line.split_once(':'));
         pairs.filter(|(other, _)| other.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim()).next()
     }
 
-    fn target(&self) -> &str {
+    pub(crate) fn method(&self) -> &str {
+        self.0.first().and_then(|line| line.split(' ').next()).unwrap_or_default()
+    }
+
+    pub(crate) fn target(&self) -> &str {
         self.0.first().and_then(|line| line.split(' ').nth(1)).unwrap_or("/")
     }
 }
@@ -206,7 +219,7 @@ impl Front {
     }
 }
 
-fn respond(out: &mut impl Write, status: &str, headers: &str, body: &str) -> Result<()> {
+pub(crate) fn respond(out: &mut impl Write, status: &str, headers: &str, body: &str) -> Result<()> {
     write!(out, "HTTP/1.1 {status}\r\n{headers}Content-Length: {}\r\n\r\n{body}", body.len())?;
     Ok(out.flush()?)
 }

@@ -25,6 +25,7 @@ Examples:
   clip mount --foreground --stats stats.json debian.clip /mnt/debian
   clip mount --profile python.profile --fill after --fill-rate 50M python.clip /mnt/python
   clip mount -o nosuid,nodev,fsname=debian debian.clip /mnt/debian
+  clip mount --authfile /etc/clip/auth.json app.clip /mnt/app
   mount -t clip /images/debian.clip /mnt/debian -o plain-http,cache-dir=/data/clip
   /etc/fstab:  /images/debian.clip  /mnt/debian  clip  _netdev,nofail,read-timeout=1m  0 0")]
 pub struct MountArgs {

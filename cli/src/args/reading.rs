@@ -3,7 +3,10 @@
 use std::{path::PathBuf, time::Duration};
 
 use clap::Args;
-use clip_engine::{DiskIo, registry::Reference};
+use clip_engine::{
+    DiskIo,
+    registry::{Reference, Secret},
+};
 
 use crate::values::{parse_count, parse_memory, parse_size, parse_timeout};
 
@@ -16,6 +19,35 @@ pub struct ClientArgs {
     /// More trusted certificate authorities, PEM, besides the system's
     #[arg(long, value_name = "FILE")]
     pub ca: Option<PathBuf>,
+    /// Who asks the registry of this image. Without :PASSWORD it is asked for on the terminal, or read with --password-stdin: with it, everybody
+    /// on this machine can read it in the list of processes
+    #[arg(long, value_name = "USER[:PASSWORD]", value_parser = parse_creds, conflicts_with_all = ["authfile", "no_creds"])]
+    pub creds: Option<Creds>,
+    /// The password of --creds USER is on standard input
+    #[arg(long, requires = "creds")]
+    pub password_stdin: bool,
+    /// Credentials are in this file, as docker login and podman login write it, and nowhere else [default: REGISTRY_AUTH_FILE; else where podman
+    /// and docker keep them]
+    #[arg(long, value_name = "FILE", conflicts_with = "no_creds")]
+    pub authfile: Option<PathBuf>,
+    /// Ask registries without any credentials
+    #[arg(long)]
+    pub no_creds: bool,
+}
+
+/// `--creds`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Creds {
+    /// Before the first colon.
+    pub user: String,
+    /// After it.
+    pub password: Option<Secret>,
+}
+
+/// Takes every text, since clap shows one that is refused.
+fn parse_creds(text: &str) -> Result<Creds, std::convert::Infallible> {
+    let (user, password) = text.split_once(':').map_or((text, None), |(user, password)| (user, Some(password)));
+    Ok(Creds { user: user.to_owned(), password: password.map(Secret::new) })
 }
 
 /// Everything about reading layers: for mount, record, cat, extract, verify, runtime-spec and doctor.

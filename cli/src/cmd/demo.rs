@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use clip_engine::{Engine, EngineConfig, Image, ImageOptions};
+use clip_engine::{Engine, EngineConfig, Image, ImageOptions, registry::Login};
 use clip_fuse::{
     MountOptions, Mounted,
     mount::{Detach, umount},
@@ -116,7 +116,7 @@ impl Demo {
     fn engine_config(&self) -> EngineConfig {
         let mut config = EngineConfig::new(self.dir.join("cache"));
         // The user's own credentials have no place here.
-        config.client.docker_config_dir = Some(self.dir.clone());
+        config.client.login = Login::anonymous();
         config
     }
 

@@ -8,14 +8,16 @@ use std::{
 
 use anyhow::{Context, Result};
 use clip_format::{digest::Digest, units::LayerIndex};
-use clip_indexer::{DiffIds, IndexOptions, LayerEvent, Progress, Summary, Windows, index_image, progress::NoProgress, write_clip};
+use clip_indexer::{
+    DiffIds, ImageRef, IndexOptions, LayerEvent, Progress, Summary, Windows, index_image, progress::NoProgress, write_clip,
+};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::{
     args::{IndexArgs, WindowsArg},
     exit::Outcome,
     interrupt, profile_input,
-    resolve::{client_config, limit_waits},
+    resolve::{client_config, limit_waits, login},
     values::size,
 };
 
@@ -63,11 +65,20 @@ fn to_options(args: &IndexArgs) -> Result<IndexOptions> {
     options.profile = args.profile.as_deref().map(profile_input::read_profile).transpose()?;
     options.jobs = args.jobs.unwrap_or(options.jobs);
     options.client = client_config(&args.client)?;
+    options.client.login = login(&args.client, || Ok(registry_of(args)))?;
     if let Some(timeout) = args.read_timeout {
         (options.client.first_byte_timeout, options.client.progress_timeout) = (timeout, timeout);
         limit_waits(&mut options.client, timeout);
     }
     Ok(options)
+}
+
+/// Whom `--creds` are for: the registry of the image, else the one that its layers will be read from.
+fn registry_of(args: &IndexArgs) -> Option<String> {
+    match &args.image {
+        ImageRef::Registry(reference) => Some(reference.registry.clone()),
+        ImageRef::Local { .. } => args.store_ref.as_ref().map(|reference| reference.registry.clone()),
+    }
 }
 
 /// An output that cannot be written is said before the image is read, not after.

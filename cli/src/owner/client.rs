@@ -1,6 +1,7 @@
 //! From a `clip mount` to the owner: find it, or become its starter, hand the mount over, hear how it went.
 
 use std::{
+    ffi::OsStr,
     fs::{DirBuilder, File, OpenOptions},
     io::{BufReader, ErrorKind},
     os::unix::{
@@ -140,15 +141,19 @@ fn differences_text(cache_dir: &Path, differences: &[Difference]) -> String {
 fn start_owner(plan: &MountPlan) -> Result<Started> {
     let program = std::env::current_exe().ok().filter(|path| path.exists()).unwrap_or_else(|| PathBuf::from("/proc/self/exe"));
     let log_file = plan.owner_wish.log_file(&plan.cache_dir);
-    let mut child = Command::new(program)
+    let mut command = Command::new(program);
+    command
         .arg0("clip")
         .args(plan.owner_wish.log_level.iter().map(|level| format!("--log-level={level}")))
         .args(["owner", &format!("--cache-dir={}", plan.cache_dir.display())])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
-        .stderr(open_log(&log_file)?)
-        .spawn()
-        .context("start the background process")?;
+        .stderr(open_log(&log_file)?);
+    // It may live for months and work for others; what this mount needs goes over the socket.
+    for (secret, _) in std::env::vars_os().filter(|(name, _)| is_secret(name)) {
+        command.env_remove(secret);
+    }
+    let mut child = command.spawn().context("start the background process")?;
     let start = Start {
         protocol: PROTOCOL,
         cache_dir: plan.cache_dir.clone(),
@@ -165,6 +170,11 @@ fn start_owner(plan: &MountPlan) -> Result<Started> {
     }
     let status = child.wait().map_or_else(|error| error.to_string(), |status| status.to_string());
     bail!("the background process ended before it was ready ({status}); see {}", log_file.display())
+}
+
+/// Whether the environment variable `name` holds a password.
+fn is_secret(name: &OsStr) -> bool {
+    name == "CLIP_OCI_AUTH" || name.as_encoded_bytes().starts_with(b"CLIP_REGISTRY_PASS_")
 }
 
 fn open_log(path: &Path) -> Result<File> {

@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use clip_engine::registry::Login;
 use clip_fuse::MountOptions;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::DeserializeOwned};
 
@@ -18,9 +19,9 @@ use super::{
 use crate::resolve::{Difference, EngineWish, MountPlan, Whence};
 
 /// Raised when a message changes its meaning.
-pub const PROTOCOL: u32 = 3;
-/// Bytes of one message at most.
-const LINE_BYTES_MAX: u64 = 1 << 20;
+pub const PROTOCOL: u32 = 4;
+/// Bytes of one message at most. Source: execve(2) bounds an environment, which a mount brings along, by 6 MiB; the rest is room for escapes.
+const LINE_BYTES_MAX: u64 = 16 << 20;
 
 /// What an owner is started with, on its standard input.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,6 +81,9 @@ pub struct MountRequest {
     /// What was typed about the rest of the owner. Protocol 1 had none; the version is looked at first.
     #[serde(default)]
     pub owner_wish: OwnerWish,
+    /// Who asks the registry: passwords and the asker's environment, for which the socket is the only way. Protocol 3 had none.
+    #[serde(default = "Login::anonymous", with = "super::login_wire")]
+    pub login: Login,
     /// `--source`
     #[serde(with = "optional_path")]
     pub source: Option<PathBuf>,
@@ -149,6 +153,7 @@ impl MountRequest {
             mount_namespace: super::mount_namespace(),
             wish: plan.wish.clone(),
             owner_wish: plan.owner_wish.clone(),
+            login: plan.login.clone(),
             source: plan.whence.source.clone(),
             store_ref: plan.whence.store_ref.as_ref().map(ToString::to_string),
             options: MountWire::from(&plan.options),
@@ -208,7 +213,11 @@ pub fn receive<T: DeserializeOwned>(from: &mut impl BufRead) -> Result<Option<T>
     from.take(LINE_BYTES_MAX).read_until(b'\n', &mut line)?;
     match line.last() {
         None => Ok(None),
-        Some(b'\n') => Ok(Some(serde_json::from_slice(&line).context("a message that this version of clip does not know")?)),
+        Some(b'\n') => match serde_json::from_slice(&line) {
+            Ok(message) => Ok(Some(message)),
+            // Only the place: serde's own message may quote a password.
+            Err(error) => bail!("a message that this version of clip does not know (at byte {})", error.column()),
+        },
         Some(_) if line.len() as u64 == LINE_BYTES_MAX => bail!("a message over {LINE_BYTES_MAX} bytes"),
         Some(_) => Ok(None),
     }
@@ -216,7 +225,7 @@ pub fn receive<T: DeserializeOwned>(from: &mut impl BufRead) -> Result<Option<T>
 
 #[derive(Serialize, Deserialize)]
 #[serde(untagged)]
-enum PathText {
+pub(super) enum PathText {
     Text(String),
     Bytes(Vec<u8>),
 }
@@ -270,6 +279,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::owner::background::Fill;
+    use clip_engine::registry::{Environment, Secret, Typed};
     use std::time::Duration;
 
     fn request() -> MountRequest {
@@ -283,6 +293,12 @@ mod tests {
                 stop_timeout: Some(Duration::ZERO),
                 log_level: Some("clip_fuse=debug".to_owned()),
                 ..OwnerWish::default()
+            },
+            login: Login {
+                typed: Typed::Password { registry: "h.x".to_owned(), user: "u".to_owned(), password: Secret::new("s3cret") },
+                environment: Environment::from_pairs([("A", OsString::from("b=c")), ("B", OsString::from_vec(b"\xff".to_vec()))]),
+                directory: "/cwd".into(),
+                user_id: 7,
             },
             source: Some("/src".into()),
             store_ref: None,
@@ -316,11 +332,29 @@ mod tests {
         assert_eq!(receive::<Reply>(&mut from).unwrap(), None);
     }
 
+    /// Every way of asking crosses the wire, and neither a request that is shown nor one that does not parse shows a password.
+    #[test]
+    fn logins_survive_the_wire_unseen() {
+        for typed in [Typed::Nothing, Typed::Anonymous, Typed::AuthFile("/a.json".into())] {
+            let sent = MountRequest { login: Login { typed, ..request().login }, ..request() };
+            let mut wire = Vec::new();
+            send(&mut wire, &sent).unwrap();
+            assert_eq!(receive::<MountRequest>(&mut wire.as_slice()).unwrap(), Some(sent));
+        }
+        let mut wire = Vec::new();
+        send(&mut wire, &request()).unwrap();
+        let text = String::from_utf8(wire).unwrap();
+        assert!(text.contains("s3cret") && !format!("{:?}", request()).contains("s3cret"));
+        let broken = text.replace(r#""password":"s3cret""#, r#""password":["s3cret"]"#).replace(r#""user_id":7"#, r#""user_id":"s3cret""#);
+        let error = format!("{:#}", receive::<MountRequest>(&mut broken.as_bytes()).unwrap_err());
+        assert!(!error.contains("s3cret"), "{error}");
+    }
+
     /// A message cut off is a closed connection; one that is no message, or without an end, is an error.
     #[test]
     fn bad_messages() {
         assert_eq!(receive::<Request>(&mut &b"{\"request\":"[..]).unwrap(), None);
         assert!(receive::<Request>(&mut &b"{\"request\":\"format-disk\"}\n"[..]).is_err());
-        assert!(receive::<Request>(&mut vec![b' '; 2 << 20].as_slice()).is_err());
+        assert!(receive::<Request>(&mut vec![b' '; 20 << 20].as_slice()).is_err());
     }
 }

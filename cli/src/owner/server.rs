@@ -13,7 +13,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use clip_engine::Engine;
+use clip_engine::{Engine, registry::LoggedIn};
 use clip_fuse::Mounted;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 
@@ -67,6 +67,8 @@ struct Served {
     stats: Option<PathBuf>,
     background: Background,
     waiters: Vec<mpsc::Sender<()>>,
+    /// Who asks the registry for this mount, as long as it is one.
+    _login: Option<LoggedIn>,
 }
 
 struct State {
@@ -255,6 +257,7 @@ impl Owner {
         let wish = &request.background;
         let recording = if wish.record.is_some() { Recording::On } else { Recording::Off };
         let image = clip_input::open(&self.engine, &request.clip, &request.whence()?, recording)?;
+        let login = self.engine.log_in(&image, request.login.clone());
         let profile = wish.choose(&request.clip, &image)?;
         let mounted = clip_fuse::mount(image.clone(), &request.mountpoint, &options)?;
         let background = wish.begin(image, &profile, self.engine.stats().reads_waited);
@@ -273,7 +276,7 @@ impl Owner {
         let (mountpoint, clip) = (request.mountpoint.clone(), request.clip.clone());
         tracing::info!("mounted {} at {} in {:.1} ms", clip.display(), mountpoint.display(), started.elapsed().as_secs_f64() * 1e3);
         let stats = request.stats.clone();
-        state.mounts.insert(id, Served { mounted, mountpoint, clip, stats, background, waiters: vec![waiter] });
+        state.mounts.insert(id, Served { mounted, mountpoint, clip, stats, background, waiters: vec![waiter], _login: login });
         Ok(Taken { id, ended })
     }
 

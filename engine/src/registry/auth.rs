@@ -1,55 +1,89 @@
 //! Credentials and tokens: asked for when a request needs them, kept in memory only.
+//!
+//! [`login`] says where credentials come from, in which order; `auth_file`, `variables` and `helper` are the places. `challenge` is what a
+//! registry wants to see, `token` asks for it. Here: what one registry let us do in one repository, and for how long.
 
+mod auth_file;
 mod challenge;
-mod docker_config;
+mod helper;
+mod logins;
+mod names;
+mod token;
+mod variables;
+
+pub mod login;
+pub mod secret;
 
 use std::{
     collections::HashMap,
-    path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
-use base64::{Engine as _, engine::general_purpose::STANDARD};
-use bytes::Bytes;
 use hyper::{
-    HeaderMap, Method,
-    header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue, WWW_AUTHENTICATE},
+    StatusCode,
+    header::{HeaderValue, WWW_AUTHENTICATE},
 };
-use serde::Deserialize;
 
-use self::{challenge::Challenge, docker_config::Credentials};
+use self::{
+    challenge::Challenge,
+    logins::{Candidates, Logins},
+    secret::Credentials,
+    token::{Wanted, basic, bearer, is_refusal},
+};
 use super::{
-    exchange::{Ask, Exchange, Transport},
-    location::{Location, Scheme, percent_encoded, plain_allowed},
+    exchange::{Exchange, Transport},
     reference::Reference,
     retry::{Again, Failure},
 };
 use crate::error::EngineError;
 
-/// How long a token lives when its server does not say. Source: distribution's token specification, `expires_in`.
-const TOKEN_LIFE_DEFAULT: Duration = Duration::from_secs(60);
-/// No token is trusted longer: a clock may jump, a server may answer nonsense.
-const TOKEN_LIFE_MAX: Duration = Duration::from_secs(24 * 3600);
+pub use self::{
+    login::{Environment, Login, Typed},
+    logins::LoggedIn,
+    secret::Secret,
+};
+
 /// A token is replaced this long before its end, so that it does not end under way. Source: the default first-byte deadline, 30 s, is the
 /// longest way; but a token of 60 s must be of use too, so a quarter of its life at most.
 const TOKEN_MARGIN_MAX: Duration = Duration::from_secs(30);
-/// Source: the largest tokens seen (Azure, GCP) are below 10 KB.
-const TOKEN_BYTES_MAX: u64 = 1 << 20;
+/// How long a token that could not be replaced, but lives yet, is used before the next attempt. Source: the cap of our own waits between tries.
+const RENEW_AGAIN: Duration = Duration::from_secs(5);
 /// Repositories whose grants are remembered; past it all are forgotten, which costs a request each.
 const SLOTS_MAX: usize = 4096;
 
 /// What one registry let us do in one repository.
+#[derive(Clone)]
 struct Grant {
     challenge: Challenge,
     authorization: HeaderValue,
+    /// How many logins before the one that it is of were refused.
+    refused_before: usize,
     /// `None`: as long as it is accepted.
-    renew_at: Option<Instant>,
+    life: Option<Life>,
+}
+
+#[derive(Clone, Copy)]
+struct Life {
+    renew_at: Instant,
+    ends_at: Instant,
 }
 
 impl Grant {
     fn is_fresh(&self) -> bool {
-        self.renew_at.is_none_or(|at| Instant::now() < at)
+        self.life.is_none_or(|life| Instant::now() < life.renew_at)
+    }
+
+    fn is_alive(&self) -> bool {
+        self.life.is_none_or(|life| Instant::now() < life.ends_at)
+    }
+
+    /// The same, to be renewed a little later.
+    fn postponed(mut self) -> Self {
+        if let Some(life) = &mut self.life {
+            life.renew_at = life.ends_at.min(Instant::now() + RENEW_AGAIN);
+        }
+        self
     }
 }
 
@@ -75,6 +109,7 @@ impl Standing {
 
     /// Keeps what asking gave.
     fn settle(&mut self, asked: Result<Option<Grant>, Failure>) -> Result<Option<HeaderValue>, Failure> {
+        self.grant = None;
         self.grant = asked.inspect_err(|failure| self.failed = Some((Instant::now(), failure.clone())))?;
         Ok(self.grant.as_ref().map(|grant| grant.authorization.clone()))
     }
@@ -82,13 +117,14 @@ impl Standing {
 
 /// Grants per registry and repository.
 pub(super) struct Auth {
-    docker_config_dir: Option<PathBuf>,
+    pub logins: Logins,
     slots: Mutex<HashMap<(String, String), Slot>>,
 }
 
 impl Auth {
-    pub fn new(docker_config_dir: Option<PathBuf>) -> Self {
-        Self { docker_config_dir, slots: Mutex::default() }
+    /// `login`: of whoever the client works for, where nobody else has logged in.
+    pub fn new(login: Login) -> Self {
+        Self { logins: Logins::new(login), slots: Mutex::default() }
     }
 
     fn slot(&self, reference: &Reference) -> Slot {
@@ -100,28 +136,56 @@ impl Auth {
         Arc::clone(slots.entry(key).or_default())
     }
 
+    /// What was granted in the repositories named `repository` is forgotten.
+    pub(super) fn forget(&self, repository: &str) {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner).retain(|(_, known), _| known != repository);
+    }
+
     /// What to send with a first request: the grant there is, renewed if it is about to end.
     pub async fn authorization(&self, transport: &Transport, reference: &Reference) -> Result<Option<HeaderValue>, Failure> {
         let (since, slot) = (Instant::now(), self.slot(reference));
         let mut standing = slot.lock().await;
-        match standing.grant.take() {
-            Some(old) if !old.is_fresh() => {
-                let asked = self.grant(transport, reference, old.challenge).await;
-                standing.settle(asked)
-            }
-            None => standing.failed_since(since).map(|()| None),
-            kept => standing.settle(Ok(kept)),
+        let Some(old) = standing.grant.clone() else {
+            return standing.failed_since(since).map(|()| None);
+        };
+        if old.is_fresh() {
+            return Ok(Some(old.authorization));
         }
+        let mut candidates = self.logins.candidates(reference, old.refused_before);
+        let asked = match grant(transport, reference, &old.challenge, &mut candidates, None).await {
+            Err(failure) if old.is_alive() => {
+                tracing::debug!(error = %failure.error, "a token that is about to end cannot be replaced yet");
+                Ok(Some(old.postponed()))
+            }
+            asked => asked,
+        };
+        standing.settle(asked)
     }
 
-    /// What to send after the 401 `refusal` of a request that carried `refused`; `None` when there is nothing better to send.
+    /// Whether anybody who is logged in has credentials for `reference`; a place that cannot be read counts as none.
+    pub async fn has_credentials(&self, reference: &Reference) -> bool {
+        let mut candidates = self.logins.candidates(reference, 0);
+        while let Some(login) = candidates.next() {
+            if credentials(login, reference).await.is_ok_and(|found| found.is_some()) {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// What to send after `refusal` of a request that carried `refused`; `None` when there is nothing better to send. `tried` answers of
+    /// this request were refused before.
     pub async fn answer(
         &self,
         transport: &Transport,
         reference: &Reference,
         refusal: &Exchange,
         refused: Option<&HeaderValue>,
+        tried: usize,
     ) -> Result<Option<HeaderValue>, Failure> {
+        if tried > logins::CANDIDATES_MAX {
+            return Ok(None);
+        }
         let (since, slot) = (Instant::now(), self.slot(reference));
         let mut standing = slot.lock().await;
         if let Some(other) = standing.grant.as_ref()
@@ -131,130 +195,114 @@ impl Auth {
             // Another request was refused too and has renewed it meanwhile.
             return Ok(Some(other.authorization.clone()));
         }
-        standing.grant = None;
+        let old = standing.grant.take();
         standing.failed_since(since)?;
-        let values = refusal.head.headers.get_all(WWW_AUTHENTICATE).iter().filter_map(|value| value.to_str().ok());
-        let challenge =
-            challenge::choose(values).map_err(|found| refusal.contradiction("a 401 with a Bearer or Basic challenge", found))?;
-        let asked = self.grant(transport, reference, challenge).await;
+        let challenge = challenge::choose(challenges(refusal))
+            .map_err(|found| refusal.contradiction("a 401 with a Bearer or Basic challenge", found))?;
+        let refused_before = match &old {
+            // A token that was good may have ended, and a wider scope may be had; what was new is no good.
+            Some(old) => old.refused_before + usize::from(tried > 0 && old.challenge == challenge),
+            None => tried,
+        };
+        let mut candidates = self.logins.candidates(reference, refused_before);
+        let asked = grant(transport, reference, &challenge, &mut candidates, refused).await;
         Ok(standing.settle(asked)?.filter(|new| Some(new) != refused))
     }
+}
 
-    async fn grant(&self, transport: &Transport, reference: &Reference, challenge: Challenge) -> Result<Option<Grant>, Failure> {
-        let credentials = self.credentials(&reference.registry).await?;
-        match &challenge {
-            Challenge::Basic => match credentials {
-                Some(Credentials::Password { user, password }) => {
-                    let authorization = basic(&user, &password);
-                    Ok(Some(Grant { challenge, authorization, renew_at: None }))
-                }
-                Some(Credentials::IdentityToken(_)) => {
-                    let reason = "the registry wants a user name and password, but docker's config has an identity token".to_owned();
-                    Err(EngineError::Credentials { registry: reference.registry.clone(), reason }.into())
-                }
-                None => Ok(None),
-            },
-            Challenge::Bearer { realm, service, scope } => {
-                let own_scope = format!("repository:{}:pull", reference.repository);
-                let wanted = Wanted { realm, service: service.as_deref(), scope: scope.as_deref().unwrap_or(&own_scope) };
-                let (authorization, life) = wanted.fetch(transport, credentials).await?;
-                let renew_at = Some(Instant::now() + life - TOKEN_MARGIN_MAX.min(life / 4));
-                Ok(Some(Grant { challenge, authorization, renew_at }))
+/// What the next login that knows credentials is granted; without any, what anybody is granted.
+async fn grant(
+    transport: &Transport,
+    reference: &Reference,
+    challenge: &Challenge,
+    candidates: &mut Candidates,
+    refused: Option<&HeaderValue>,
+) -> Result<Option<Grant>, Failure> {
+    let mut failed = None;
+    while let Some(login) = candidates.next() {
+        let credentials = match credentials(login, reference).await {
+            Ok(Some(credentials)) => credentials,
+            Ok(None) => continue,
+            Err(error) => {
+                failed.get_or_insert(Failure::from(error));
+                continue;
             }
+        };
+        let refused_before = candidates.refused;
+        if !candidates.is_next_to_try() {
+            continue;
+        }
+        match grant_for(transport, reference, challenge, Some(&credentials), refused_before).await {
+            Ok(grant) if Some(&grant.authorization) == refused => {}
+            Ok(grant) => return Ok(Some(grant)),
+            Err(failure) if is_refusal(&failure) || matches!(failure.error, EngineError::Credentials { .. }) => {
+                failed.get_or_insert(failure);
+            }
+            Err(failure) => return Err(failure),
         }
     }
-
-    /// Reads docker's file and runs its helper on a thread of its own, for both block.
-    async fn credentials(&self, registry: &str) -> Result<Option<Credentials>, EngineError> {
-        let (dir, host) = (self.docker_config_dir.clone(), registry.to_owned());
-        let (sender, receiver) = tokio::sync::oneshot::channel();
-        let failed = |reason: String| EngineError::Credentials { registry: registry.to_owned(), reason };
-        std::thread::Builder::new()
-            .name("clip-credentials".to_owned())
-            .spawn(move || {
-                let _ = sender.send(docker_config::credentials(dir.as_deref(), &host));
-            })
-            .map_err(|error| failed(format!("cannot start a thread: {error}")))?;
-        receiver.await.map_err(|_| failed("the thread that asked for them ended".to_owned()))?
+    match (failed, challenge) {
+        (Some(failure), _) => Err(failure),
+        (None, Challenge::Bearer { .. }) if candidates.may_be_anonymous() => {
+            grant_for(transport, reference, challenge, None, 0).await.map(Some)
+        }
+        _ => Ok(None),
     }
 }
 
-/// A token request.
-struct Wanted<'a> {
-    realm: &'a str,
-    service: Option<&'a str>,
-    scope: &'a str,
+async fn grant_for(
+    transport: &Transport,
+    reference: &Reference,
+    challenge: &Challenge,
+    credentials: Option<&Credentials>,
+    refused_before: usize,
+) -> Result<Grant, Failure> {
+    let unusable = |reason: &str| EngineError::Credentials { registry: reference.registry.clone(), reason: reason.to_owned() };
+    let (authorization, life) = match (challenge, credentials) {
+        (_, Some(Credentials::RegistryToken(token))) => {
+            (bearer(token).ok_or_else(|| unusable("the registrytoken in the auth file is no header value"))?, None)
+        }
+        (Challenge::Basic, Some(Credentials::Password { user, password })) => (basic(user, password), None),
+        (Challenge::Basic, _) => {
+            return Err(unusable("the registry wants a user name and password, but an identity token is what was found").into());
+        }
+        (Challenge::Bearer { realm, service, scope }, credentials) => {
+            let own_scope = format!("repository:{}:pull", reference.repository);
+            let wanted = Wanted { realm, service: service.as_deref(), scope: scope.as_deref().unwrap_or(&own_scope) };
+            let token = wanted.fetch(transport, credentials).await?;
+            let now = Instant::now();
+            let renew_at = now + token.life - TOKEN_MARGIN_MAX.min(token.life / 4);
+            (token.authorization, Some(Life { renew_at, ends_at: now + token.life }))
+        }
+    };
+    Ok(Grant { challenge: challenge.clone(), authorization, refused_before, life })
 }
 
-#[derive(Deserialize)]
-struct TokenAnswer {
-    token: Option<String>,
-    access_token: Option<String>,
-    expires_in: Option<u64>,
-}
-
-impl Wanted<'_> {
-    /// A token's header and its life. With an identity token by OAuth2's POST, else by GET, with Basic if there is a password.
-    async fn fetch(&self, transport: &Transport, credentials: Option<Credentials>) -> Result<(HeaderValue, Duration), Failure> {
-        let realm = Location::parse(self.realm)?;
-        if realm.origin.scheme == Scheme::Http && !plain_allowed(transport.config.plain_http, &realm.origin.host) {
-            let expected = "a token server behind https (or --plain-http)".to_owned();
-            return Err(EngineError::Invalid { what: "realm of the registry".to_owned(), expected, found: realm.to_string() }.into());
-        }
-        let (url, ask) = self.request(realm, credentials)?;
-        let exchange = transport.send(&url, &ask).await?;
-        if !exchange.status().is_success() {
-            let mut failure = exchange.into_failure().await;
-            if let EngineError::Status { status: 400 | 401, hint, .. } = &mut failure.error {
-                *hint = "; the token server refuses these credentials: check the name, or log in again (docker login)";
-            }
-            return Err(failure);
-        }
-        let shown = url.to_string();
-        let body = exchange.bytes(TOKEN_BYTES_MAX).await?;
-        parse_token(&body).map_err(|found| {
-            let expected = "JSON with a token".to_owned();
-            EngineError::Protocol { method: ask.method_name(), url: shown, expected, found: found.to_owned() }.into()
+/// Reads files and runs helpers on a thread of its own, for both block.
+async fn credentials(login: Arc<Login>, reference: &Reference) -> Result<Option<Credentials>, EngineError> {
+    let (registry, repository) = (reference.registry.clone(), reference.repository.clone());
+    let (sender, receiver) = tokio::sync::oneshot::channel();
+    let failed = |reason: String| EngineError::Credentials { registry: reference.registry.clone(), reason };
+    std::thread::Builder::new()
+        .name("clip-credentials".to_owned())
+        .spawn(move || {
+            let _ = sender.send(login.credentials(&registry, &repository));
         })
-    }
-
-    fn request(&self, realm: Location, credentials: Option<Credentials>) -> Result<(Location, Ask), EngineError> {
-        let mut query = format!("scope={}", percent_encoded(self.scope));
-        if let Some(service) = self.service {
-            query.push_str("&service=");
-            query.push_str(&percent_encoded(service));
-        }
-        let mut headers = HeaderMap::new();
-        match credentials {
-            Some(Credentials::IdentityToken(token)) => {
-                headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
-                let form = format!("grant_type=refresh_token&client_id=clip&{query}&refresh_token={}", percent_encoded(&token));
-                return Ok((realm, Ask { method: Method::POST, headers, body: Bytes::from(form) }));
-            }
-            Some(Credentials::Password { user, password }) => {
-                headers.insert(AUTHORIZATION, basic(&user, &password));
-            }
-            None => {}
-        }
-        Ok((realm.with_query(&query)?, Ask::get(headers)))
-    }
+        .map_err(|error| failed(format!("cannot start a thread: {error}")))?;
+    receiver.await.map_err(|_| failed("the thread that asked for them ended".to_owned()))?
 }
 
-fn parse_token(body: &[u8]) -> Result<(HeaderValue, Duration), &'static str> {
-    // serde's own message may quote the token.
-    let answer: TokenAnswer = serde_json::from_slice(body).map_err(|_| "something else")?;
-    let token = answer.token.or(answer.access_token).filter(|token| !token.is_empty()).ok_or("none")?;
-    let mut authorization = HeaderValue::from_str(&format!("Bearer {token}")).map_err(|_| "one that is no header value")?;
-    authorization.set_sensitive(true);
-    let life = answer.expires_in.map_or(TOKEN_LIFE_DEFAULT, Duration::from_secs).min(TOKEN_LIFE_MAX);
-    Ok((authorization, life))
+fn challenges(exchange: &Exchange) -> impl Iterator<Item = &str> {
+    exchange.head.headers.get_all(WWW_AUTHENTICATE).iter().filter_map(|value| value.to_str().ok())
 }
 
-fn basic(user: &str, password: &str) -> HeaderValue {
-    let encoded = format!("Basic {}", STANDARD.encode(format!("{user}:{password}")));
-    let mut value = HeaderValue::from_str(&encoded).expect("base64 is ASCII");
-    value.set_sensitive(true);
-    value
+/// Whether other credentials may change this answer: a 401, or a 403 that asks for a wider scope.
+pub(super) fn wants_others(exchange: &Exchange) -> bool {
+    match exchange.status() {
+        StatusCode::UNAUTHORIZED => true,
+        StatusCode::FORBIDDEN => challenge::is_insufficient_scope(challenges(exchange)) && challenge::choose(challenges(exchange)).is_ok(),
+        _ => false,
+    }
 }
 
 /// A 401 that nothing could answer is final.

@@ -8,7 +8,7 @@ use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderValue};
 use sha2::{Digest as _, Sha256, Sha512};
 
 use super::{
-    auth::{self, Auth},
+    auth::{self, Auth, LoggedIn, Login},
     blob::BlobReader,
     connect::Tls,
     exchange::{Counters, Exchange, Transport},
@@ -47,8 +47,8 @@ pub struct ClientConfig {
     pub plain_http: PlainHttp,
     /// More roots than the system's, PEM.
     pub ca_file: Option<PathBuf>,
-    /// The directory of docker's `config.json`; default `$DOCKER_CONFIG` or `~/.docker`.
-    pub docker_config_dir: Option<PathBuf>,
+    /// Where credentials are looked for; default: where whoever started this process keeps them.
+    pub login: Login,
     /// TCP and TLS. Default 10 s.
     pub connect_timeout: Duration,
     /// From the request sent to the response head. Default 30 s.
@@ -66,7 +66,7 @@ impl Default for ClientConfig {
         Self {
             plain_http: PlainHttp::Loopback,
             ca_file: None,
-            docker_config_dir: None,
+            login: Login::of_process(),
             connect_timeout: Duration::from_secs(10),
             first_byte_timeout: Duration::from_secs(30),
             progress_timeout: Duration::from_secs(30),
@@ -119,7 +119,7 @@ impl Client {
     /// `Unavailable` or `Corrupt` when `ca_file` cannot be used. Missing system roots are an error at the first TLS connection only.
     pub fn new(config: ClientConfig) -> Result<Self, EngineError> {
         let tls = Arc::new(Tls::new(config.ca_file.as_deref())?);
-        let auth = Auth::new(config.docker_config_dir.clone());
+        let auth = Auth::new(config.login.clone());
         let shared = Shared { auth, targets: Targets::default(), paces: Paces::default(), rangeless: std::sync::Mutex::default() };
         let pool = Arc::new(Pool::new(config.idle_per_host_max));
         let transport = Transport { config: Arc::new(config), tls, pool, counters: Arc::new(Counters::default()) };
@@ -131,6 +131,13 @@ impl Client {
     pub fn with_own_pool(&self) -> Self {
         let pool = Arc::new(Pool::new(self.transport.config.idle_per_host_max));
         Self { shared: Arc::clone(&self.shared), transport: Transport { pool, ..self.transport.clone() } }
+    }
+
+    /// Until the result is dropped, `login` is asked for credentials first where the repository of `reference` wants some. The newest
+    /// login is the first one, those who named a password or file before those who did not; the client's own is the last.
+    #[must_use = "dropping it logs out"]
+    pub fn log_in(&self, reference: &Reference, login: Login) -> LoggedIn {
+        self.shared.auth.logins.add(&self.shared, reference, login)
     }
 
     /// Requests sent and body bytes received so far, by every clone.

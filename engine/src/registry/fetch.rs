@@ -98,24 +98,46 @@ impl Client {
         }
     }
 
-    /// The registry's own answer, after at most one 401, and the credentials it accepted.
+    /// The registry's own answer, and the credentials it accepted: first what was granted before, then what each login can get.
     pub(super) async fn ask_registry(&self, get: &Get<'_>) -> Result<(Exchange, Option<HeaderValue>), Failure> {
         let auth = &self.shared.auth;
         let url = Location::at_registry(self.transport.config.plain_http, get.reference.endpoint(), &get.path)?;
-        let authorization = auth.authorization(&self.transport, get.reference).await?;
-        let exchange = self.transport.send(&url, &get.ask(authorization.as_ref())?).await?;
-        if exchange.status() != StatusCode::UNAUTHORIZED {
-            return Ok((exchange, authorization));
+        let mut authorization = auth.authorization(&self.transport, get.reference).await?;
+        let mut tried = 0;
+        loop {
+            let mut exchange = self.transport.send(&url, &get.ask(authorization.as_ref())?).await?;
+            if !auth::wants_others(&exchange) {
+                match self.hidden_challenge(get, &exchange, authorization.as_ref()).await? {
+                    Some(challenged) => exchange = challenged,
+                    None => return Ok((exchange, authorization)),
+                }
+            }
+            let renewed = auth.answer(&self.transport, get.reference, &exchange, authorization.as_ref(), tried).await?;
+            let Some(renewed) = renewed else { return Err(auth::refused(exchange).await) };
+            exchange.drain().await;
+            authorization = Some(renewed);
+            tried += 1;
         }
-        let Some(renewed) = auth.answer(&self.transport, get.reference, &exchange, authorization.as_ref()).await? else {
-            return Err(auth::refused(exchange).await);
-        };
-        exchange.drain().await;
-        let exchange = self.transport.send(&url, &get.ask(Some(&renewed))?).await?;
-        if exchange.status() == StatusCode::UNAUTHORIZED {
-            return Err(auth::refused(exchange).await);
+    }
+
+    /// The 401 of `/v2/`, where an answer without credentials may have been another with them: some registries show anybody a part, answer
+    /// 403 or 404 for the rest, and name their challenge only there. Asked only for those who have credentials.
+    ///
+    /// Source: every docker client begins with `GET /v2/` and so never meets this.
+    async fn hidden_challenge(
+        &self,
+        get: &Get<'_>,
+        exchange: &Exchange,
+        authorization: Option<&HeaderValue>,
+    ) -> Result<Option<Exchange>, Failure> {
+        let may_be_hidden = authorization.is_none() && matches!(exchange.status(), StatusCode::FORBIDDEN | StatusCode::NOT_FOUND);
+        if !may_be_hidden || !self.shared.auth.has_credentials(get.reference).await {
+            return Ok(None);
         }
-        Ok((exchange, Some(renewed)))
+        let url = Location::at_registry(self.transport.config.plain_http, get.reference.endpoint(), "/v2/")?;
+        // Where that fails, the answer that is there stays.
+        let root = self.transport.send(&url, &Ask::get(HeaderMap::new())).await.ok();
+        Ok(root.filter(auth::wants_others))
     }
 
     /// Goes where `exchange`, a redirect, points; credentials go only to where they were given to.

@@ -120,8 +120,8 @@ impl Location {
     ///
     /// Source: RFC 3986 section 5.2, without dot segments, which servers resolve themselves.
     pub fn join(&self, text: &str) -> Result<Self, EngineError> {
-        let lower = text.get(..8).unwrap_or(text).to_ascii_lowercase();
-        if lower.starts_with("http://") || lower.starts_with("https://") {
+        let is_scheme = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte));
+        if text.split_once("://").is_some_and(|(scheme, _)| is_scheme(scheme)) {
             return Self::parse(text);
         }
         if text.starts_with("//") {
@@ -226,6 +226,8 @@ mod tests {
         }
         assert!(base.join("http://h.x:99999/").is_err());
         assert!(base.join("http:///p").is_err());
+        // Another scheme is no path of ours: what it holds may be a password, and paths are shown.
+        assert!(base.join("ftp://u:s3cret@h/").is_err());
         let error = base.join("http://u:s3cret@h.x:99999/?s3cret").unwrap_err().to_string();
         assert!(!error.contains("s3cret"), "{error}");
     }

@@ -7,7 +7,10 @@ use std::{
     time::Duration,
 };
 
-use clip_engine::{Engine, EngineConfig, Image, ImageOptions, registry::Reference};
+use clip_engine::{
+    Engine, EngineConfig, Image, ImageOptions,
+    registry::{Login, Reference},
+};
 
 use crate::sample::Node;
 
@@ -56,7 +59,7 @@ impl Registry {
 pub fn start(node: &Node, read_timeout: Duration, settle: impl FnOnce(&mut EngineConfig)) -> Engine {
     let mut config = node.config();
     config.read_timeout = read_timeout;
-    config.client.docker_config_dir = Some(node.dir.path().to_owned());
+    config.client.login = Login::anonymous();
     settle(&mut config);
     Engine::start(config).unwrap()
 }

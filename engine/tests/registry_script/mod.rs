@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use clip_engine::registry::{Client, ClientConfig, Reference};
+use clip_engine::registry::{Client, ClientConfig, Environment, Login, Reference, Typed};
 use clip_format::digest::Digest;
 use sha2::Digest as _;
 use tokio::{
@@ -245,10 +245,18 @@ impl Certificates {
     }
 }
 
+/// Of somebody who has `config.json` and helper programs in `docker`, and no credentials elsewhere.
+pub fn login(docker: &Path) -> Login {
+    let path = format!("{}:{}", docker.display(), std::env::var("PATH").unwrap());
+    let file = docker.join("config.json").to_str().unwrap().to_owned();
+    let environment = Environment::from_pairs([("PATH", path), ("REGISTRY_AUTH_FILE", file)]);
+    Login { typed: Typed::Nothing, environment, ..Login::anonymous() }
+}
+
 /// Short deadlines, and no credentials but those in `docker`.
 pub fn config(docker: &Path) -> ClientConfig {
     ClientConfig {
-        docker_config_dir: Some(docker.to_owned()),
+        login: login(docker),
         connect_timeout: Duration::from_secs(5),
         first_byte_timeout: Duration::from_secs(5),
         progress_timeout: Duration::from_secs(5),

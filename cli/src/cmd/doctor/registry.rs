@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use clip_engine::{
     EngineError, ErrorKind,
-    registry::{Client, Reference},
+    registry::{Client, ClientConfig, Reference},
 };
 use clip_format::storage_info::{Source, StorageInfo};
 use clip_indexer::ImageRef;
@@ -58,8 +58,13 @@ fn examine_clip(path: &Path, args: &ReadArgs) -> Vec<Finding> {
         Source::Registry { registry, repository, .. } => {
             let digest = Some(info.manifest_digest);
             let reference = Reference { registry: registry.clone(), repository: repository.clone(), tag: None, digest };
-            findings.extend(examine_reference(&reference, args));
-            findings.extend(first_blob(&reference, &info, args));
+            match client_config(&reference, args) {
+                Ok(config) => {
+                    findings.push(examine_manifest(&reference, &config));
+                    findings.extend(first_blob(&reference, &info, &config));
+                }
+                Err(finding) => findings.push(finding),
+            }
         }
     }
     findings
@@ -71,20 +76,33 @@ fn read_info(path: &Path) -> Result<StorageInfo> {
 }
 
 fn examine_reference(reference: &Reference, args: &ReadArgs) -> Vec<Finding> {
-    let asked = with_client(args, async |client: &Client| {
+    vec![client_config(reference, args).map_or_else(|finding| finding, |config| examine_manifest(reference, &config))]
+}
+
+/// How the registry of `reference` is spoken to. A password is asked for here, once.
+fn client_config(reference: &Reference, args: &ReadArgs) -> Result<ClientConfig, Finding> {
+    let config = resolve::client_config(&args.client).and_then(|config| {
+        let login = resolve::login(&args.client, || Ok(Some(reference.registry.clone())))?;
+        Ok(ClientConfig { login, ..config })
+    });
+    config.map_err(|error| Finding::fail(NAME, chain_text(&error), "mend what was typed, or leave it out"))
+}
+
+fn examine_manifest(reference: &Reference, config: &ClientConfig) -> Finding {
+    let asked = with_client(config, async |client: &Client| {
         client.ping(reference).await?;
         client.manifest(reference).await
     });
-    vec![match asked {
+    match asked {
         Ok(manifest) => Finding::ok(NAME, format!("{reference}: manifest of {} bytes, {}", manifest.bytes.len(), manifest.media_type)),
         Err(error) => Finding::fail(NAME, chain_text(&error), mend(&error)),
-    }]
+    }
 }
 
 /// One byte of the first layer: what every read will ask for.
-fn first_blob(reference: &Reference, info: &StorageInfo, args: &ReadArgs) -> Option<Finding> {
+fn first_blob(reference: &Reference, info: &StorageInfo, config: &ClientConfig) -> Option<Finding> {
     let layer = info.layers.iter().find(|layer| layer.compressed_size > 1)?;
-    let asked = with_client(args, async |client: &Client| {
+    let asked = with_client(config, async |client: &Client| {
         let mut blob = client.blob(reference, &layer.digest, layer.compressed_size, 0..1).await?;
         blob.chunk().await
     });
@@ -94,15 +112,17 @@ fn first_blob(reference: &Reference, info: &StorageInfo, args: &ReadArgs) -> Opt
     })
 }
 
-fn with_client<T>(args: &ReadArgs, ask: impl AsyncFnOnce(&Client) -> Result<T, EngineError>) -> Result<T> {
-    let client = Client::new(resolve::client_config(&args.client)?)?;
+fn with_client<T>(config: &ClientConfig, ask: impl AsyncFnOnce(&Client) -> Result<T, EngineError>) -> Result<T> {
+    let client = Client::new(config.clone())?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     Ok(runtime.block_on(ask(&client))?)
 }
 
 fn mend(error: &anyhow::Error) -> &'static str {
     match error.downcast_ref::<EngineError>().map(EngineError::kind) {
-        Some(ErrorKind::Denied) => "log in (docker login REGISTRY, or DOCKER_CONFIG=DIR), and check that this account may pull the image",
+        Some(ErrorKind::Denied) => {
+            "log in (docker login REGISTRY, --creds USER, or --authfile FILE), and check that this account may pull the image"
+        }
         Some(ErrorKind::Unavailable) => {
             "check the name and the network; for a registry without TLS give --plain-http, for a private authority --ca FILE"
         }

@@ -41,6 +41,11 @@ pub(crate) fn choose<'a>(values: impl Iterator<Item = &'a str>) -> Result<Challe
     Err(if schemes.is_empty() { "no usable WWW-Authenticate header".to_owned() } else { schemes.join(", ") })
 }
 
+/// Whether the headers' values say that a token was good but allows too little. Source: RFC 6750 section 3.1.
+pub(crate) fn is_insufficient_scope<'a>(values: impl Iterator<Item = &'a str>) -> bool {
+    values.flat_map(parse).any(|offer| offer.scheme == "bearer" && offer.get("error") == Some("insufficient_scope"))
+}
+
 struct Offer {
     /// Lower case.
     scheme: String,
@@ -129,6 +134,15 @@ mod tests {
         ] {
             assert_eq!(choose(values.iter().copied()).unwrap(), expected, "{values:?}");
         }
+    }
+
+    /// Claim: only a Bearer challenge can say that the scope is too small.
+    #[test]
+    fn a_scope_that_is_too_small_is_told() {
+        let told = |value| is_insufficient_scope(std::iter::once(value));
+        assert!(told(r#"Bearer realm="x",scope="repository:a:pull",error="insufficient_scope""#));
+        assert!(told("Basic realm=x, Bearer error=insufficient_scope"));
+        assert!(!told(r#"Bearer realm="x",error="invalid_token""#) && !told("Basic error=insufficient_scope") && !told(""));
     }
 
     #[test]
