@@ -21,7 +21,7 @@ use serde::Deserialize;
 use self::{challenge::Challenge, docker_config::Credentials};
 use super::{
     exchange::{Ask, Exchange, Transport},
-    location::{Location, Scheme, percent_encoded, plain_allowed},
+    location::{Location, Scheme, percent_encoded},
     reference::Reference,
     retry::{Again, Failure},
 };
@@ -197,7 +197,7 @@ impl Wanted<'_> {
     /// A token's header and its life. With an identity token by OAuth2's POST, else by GET, with Basic if there is a password.
     async fn fetch(&self, transport: &Transport, credentials: Option<Credentials>) -> Result<(HeaderValue, Duration), Failure> {
         let realm = Location::parse(self.realm)?;
-        if realm.origin.scheme == Scheme::Http && !plain_allowed(transport.config.plain_http, &realm.origin.host) {
+        if realm.origin.scheme == Scheme::Http && !transport.allows_plain(&realm.origin) {
             let expected = "a token server behind https (or --plain-http)".to_owned();
             return Err(EngineError::Invalid { what: "realm of the registry".to_owned(), expected, found: realm.to_string() }.into());
         }
