@@ -231,7 +231,7 @@ impl Certificates {
         self.dir.path().join("ca.pem")
     }
 
-    fn acceptor(&self) -> tokio_rustls::TlsAcceptor {
+    pub fn acceptor(&self) -> tokio_rustls::TlsAcceptor {
         use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
         let chain = CertificateDer::pem_file_iter(self.dir.path().join("leaf.pem")).unwrap().map(Result::unwrap).collect();
         let key = PrivateKeyDer::from_pem_file(self.dir.path().join("leaf.key")).unwrap();
