@@ -22,13 +22,14 @@ use crate::{
     claims::Delivered,
     core::Core,
     decode::Decoder,
-    error::EngineError,
+    error::{EngineError, ErrorKind},
     image_layer::{ImageLayer, Suspended, Work},
     jobs::Jobs,
     metrics::{Gauge, Weight, count},
     priority::{Priority, Urgency},
     progress::{self, Progress},
     quota::Held,
+    registry::Sender,
     span::{SPAN_LEN_MAX, VerifiedSpan},
 };
 
@@ -49,6 +50,8 @@ pub(crate) struct DecodeJob {
     pub(crate) said: Arc<AtomicBool>,
     /// What counts its spans as done with, if somebody counts.
     pub(crate) ticket: Option<Arc<Ticket>>,
+    /// Who sends its bytes, where others could be asked instead.
+    pub(crate) host: Option<Arc<Sender>>,
 }
 
 /// Compressed bytes that wait for a decoder.
@@ -244,17 +247,21 @@ async fn pause() {
 
 /// Decodes `job` to its last wanted span. What fails, fails the spans that are left, with one log line here unless the fetch said it.
 async fn run(job: DecodeJob, core: Arc<Core>, outbox: Arc<Outbox>) {
-    let (claims, layer, said) = (job.work.claims.clone(), job.layer.store.digest, job.said.clone());
+    let (claims, layer, said, host) = (job.work.claims.clone(), job.layer.store.digest, job.said.clone(), job.host.clone());
     if let Err(error) = decode(job, &core, &outbox).await
         && !claims.has_failed()
     {
+        // Before those who wait are told: they ask again.
+        if let Some(host) = host.filter(|_| error.kind() == ErrorKind::Corrupt) {
+            host.distrust();
+        }
         core.say_fetch_failed(&said, &layer, &error);
         drop(claims.fail(error));
     }
 }
 
 async fn decode(job: DecodeJob, core: &Core, outbox: &Outbox) -> Result<(), EngineError> {
-    let DecodeJob { layer, work, input, turn: _turn, room: _room, said: _, ticket: _ticket } = job;
+    let DecodeJob { layer, work, input, turn: _turn, room: _room, said: _, ticket: _ticket, host: _ } = job;
     let decoder = match work.decoder {
         Some(decoder) => decoder,
         None => layer.enter(work.entry)?,

@@ -25,5 +25,6 @@ mod tls;
 pub use blob::BlobReader;
 pub use client::{Client, ClientConfig, Manifest, PlainHttp, Traffic};
 pub(crate) use exchange::CHUNK_BYTES_MAX;
+pub use hosts::Sender;
 pub use proxy::ProxyVariables;
 pub use reference::Reference;

@@ -7,7 +7,7 @@ use clip_format::digest::Digest;
 
 use crate::{
     error::EngineError,
-    registry::{BlobReader, CHUNK_BYTES_MAX, Client, Reference},
+    registry::{BlobReader, CHUNK_BYTES_MAX, Client, Reference, Sender},
 };
 
 /// What one pread asks for. Source: the kernel's read-ahead for a sequential reader is 128 KiB; two of them per call; so are a
@@ -57,6 +57,15 @@ impl BlobSource {
                 repository == repository2 && digest == digest2
             }
             _ => false,
+        }
+    }
+
+    /// Whether a registry's other host can be asked, after wrong bytes.
+    #[must_use]
+    pub fn has_untried_host(&self, client: &Client) -> bool {
+        match self {
+            BlobSource::Registry { repository, digest, .. } => client.has_untried_host(repository, digest),
+            BlobSource::File { .. } => false,
         }
     }
 
@@ -112,6 +121,15 @@ pub enum SourceReader {
 }
 
 impl SourceReader {
+    /// Who sent the latest bytes, where others could be asked instead.
+    #[must_use]
+    pub fn sender(&self) -> Option<&Arc<Sender>> {
+        match self {
+            SourceReader::Registry(reader) => reader.sender(),
+            SourceReader::File { .. } => None,
+        }
+    }
+
     /// The next bytes (at most 256 KiB from a file), or `None` at the end of the range.
     ///
     /// # Errors

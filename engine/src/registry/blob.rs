@@ -10,7 +10,7 @@ use super::{
     client::{Client, blob_path, not_encoded},
     exchange::Exchange,
     fetch::Get,
-    hosts::{Endpoint, Need, Site},
+    hosts::{Endpoint, Need, Sender, Site},
     pace::Transfer,
     reference::Reference,
     retry::{Failure, Tries},
@@ -35,6 +35,8 @@ pub struct BlobReader {
     tries: Tries,
     resumes_left: u32,
     stragglers_left: u32,
+    /// Who sent the latest bytes, where there are several hosts.
+    sender: Option<Arc<Sender>>,
     /// Hosts whose latest body here brought nothing; they are asked last.
     avoided: Vec<Arc<Endpoint>>,
 }
@@ -43,6 +45,7 @@ pub struct BlobReader {
 struct Body {
     exchange: Exchange,
     from: Arc<Endpoint>,
+    is_alone: bool,
     /// It has brought bytes.
     has_moved: bool,
     transfer: Transfer,
@@ -93,11 +96,12 @@ impl BlobReader {
             tries,
             resumes_left: RESUMES_MAX,
             stragglers_left: STRAGGLERS_MAX,
+            sender: None,
             avoided: Vec::new(),
         };
         while reader.body.is_none() && !reader.rest.is_empty() {
             match reader.request().await {
-                Ok(body) => reader.body = Some(body),
+                Ok(body) => reader.body = Some(reader.of_sender(body)),
                 Err(failure) => reader.tries.after(failure).await?,
             }
         }
@@ -134,11 +138,25 @@ impl BlobReader {
         Ok(None)
     }
 
+    /// Who sent the latest bytes; `None` where the registry has one host only, so that nobody else can be asked.
+    #[must_use]
+    pub fn sender(&self) -> Option<&Arc<Sender>> {
+        self.sender.as_ref()
+    }
+
+    fn of_sender(&mut self, body: Body) -> Body {
+        self.sender = (!body.is_alone).then(|| Arc::new(Sender::new(&self.reference, self.digest, &body.from)));
+        body
+    }
+
     /// At least one byte of the rest, none past it.
     async fn try_chunk(&mut self) -> Result<Bytes, Failure> {
         let mut body = match self.body.take() {
             Some(body) => body,
-            None => self.request().await?,
+            None => {
+                let body = self.request().await?;
+                self.of_sender(body)
+            }
         };
         loop {
             let watched = watched(&mut body, self.rest.end - self.rest.start, self.stragglers_left > 0).await;
@@ -146,7 +164,8 @@ impl BlobReader {
                 self.stragglers_left -= 1;
                 self.client.transport.counters.note_straggler();
                 tracing::debug!(url = %body.exchange.url, at = self.rest.start, "the connection is far behind its peers; another brings the rest");
-                body = self.request().await?;
+                let other = self.request().await?;
+                body = self.of_sender(other);
                 continue;
             };
             let Some(mut bytes) = chunk else {
@@ -185,7 +204,7 @@ impl BlobReader {
             match self.request_at(&site, &get).await {
                 Ok(body) => {
                     round.answered(&site);
-                    return Ok(body);
+                    return Ok(Body { is_alone: round.is_alone(), ..body });
                 }
                 Err(failure) => round.failed(&site, failure),
             }
@@ -215,7 +234,7 @@ impl BlobReader {
             (status, _) => return Err(exchange.contradiction("the whole blob (status 200)", status.as_u16().to_string()).into()),
         };
         let from = Arc::clone(&site.endpoint);
-        Ok(Body { exchange, from, has_moved: false, transfer: pace.begin(), skip, may_be_left: skip == 0 })
+        Ok(Body { exchange, from, is_alone: true, has_moved: false, transfer: pace.begin(), skip, may_be_left: skip == 0 })
     }
 
     /// The answer holds exactly the range asked for. Source: RFC 9110 section 14.4.

@@ -5,13 +5,14 @@
 
 pub(super) mod directory;
 mod file;
-pub(super) mod round;
+mod round;
 mod standing;
 
 use std::sync::Arc;
 
 use hyper::HeaderMap;
 
+pub use self::round::Sender;
 use self::standing::Standing;
 use super::{
     client::{ClientConfig, PlainHttp},

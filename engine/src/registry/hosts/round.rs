@@ -15,6 +15,34 @@ use super::{
 };
 use crate::error::EngineError;
 
+/// A host of several that has sent bytes of a blob, to be told on when they were wrong.
+pub struct Sender {
+    repository: String,
+    blob: Digest,
+    endpoint: Arc<Endpoint>,
+}
+
+impl Sender {
+    pub(in super::super) fn new(reference: &Reference, blob: Digest, endpoint: &Arc<Endpoint>) -> Self {
+        Self { repository: reference.repository.clone(), blob, endpoint: Arc::clone(endpoint) }
+    }
+
+    /// The blob.
+    #[must_use]
+    pub fn blob(&self) -> &Digest {
+        &self.blob
+    }
+
+    /// The blob is asked for elsewhere first, for ten minutes.
+    pub fn distrust(&self) {
+        let standing = &self.endpoint.standing;
+        if !standing.passes_over(&self.repository, &self.blob) {
+            tracing::warn!(host = %self.endpoint.origin, blob = %self.blob, "a host sent wrong bytes of a layer; the others are asked for it");
+        }
+        standing.pass_over(&self.repository, &self.blob, Passed::Wrong);
+    }
+}
+
 /// Who is still to be asked, and what the others said.
 ///
 /// Whatever a host answers but what was asked for, the next is asked: so does containerd. Hosts that were found dead are asked only when
@@ -58,17 +86,12 @@ impl Client {
         Ok(Round { client: self, reference, blob, waiting, dead, is_alone, asked: Instant::now(), failures })
     }
 
-    /// The bytes of `blob` that the host `from` sent were wrong. True when there is another to ask.
-    pub(in super::super) fn distrust(&self, reference: &Reference, blob: &Digest, from: &Arc<Endpoint>) -> bool {
+    /// Whether a host of several can be asked for `blob` against which nothing is held.
+    pub(crate) fn has_untried_host(&self, reference: &Reference, blob: &Digest) -> bool {
         let Ok(hosts) = self.shared.hosts.of(&reference.registry) else { return false };
-        let others = hosts.able(Need::Pull).any(|other| {
-            !Arc::ptr_eq(other, from) && !other.standing.is_dead() && !other.standing.passes_over(&reference.repository, blob)
-        });
-        from.standing.pass_over(&reference.repository, blob, Passed::Wrong);
-        if others {
-            tracing::warn!(host = %from.origin, %blob, "a mirror has other bytes under this digest; another host is asked for them");
-        }
-        others
+        let is_untried =
+            |endpoint: &Arc<Endpoint>| !endpoint.standing.is_dead() && !endpoint.standing.passes_over(&reference.repository, blob);
+        hosts.able(Need::Pull).count() > 1 && hosts.able(Need::Pull).any(is_untried)
     }
 }
 
@@ -97,6 +120,11 @@ impl Round<'_> {
 
     fn site(&self, endpoint: &Arc<Endpoint>) -> Site {
         Site::new(endpoint, self.reference, &self.client.transport)
+    }
+
+    /// Whether there is one host only.
+    pub fn is_alone(&self) -> bool {
+        self.is_alone
     }
 
     /// `site` gave what was asked for.
