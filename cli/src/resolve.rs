@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use clap::ValueEnum as _;
 use clip_engine::{
     DiskIo, EngineConfig,
-    registry::{ClientConfig, PlainHttp, Reference},
+    registry::{ClientConfig, PlainHttp, ProxyVariables, Reference},
 };
 use clip_fuse::MountOptions;
 use serde::{Deserialize, Serialize};
@@ -25,6 +25,9 @@ use crate::{
     values::{parse_count, parse_duration, parse_memory, parse_rate, parse_size, parse_timeout, typed_time},
 };
 
+/// Source: containerd's documentation, and what its packages set.
+const HOSTS_DIR_DEFAULT: &str = "/etc/containerd/certs.d";
+
 /// No single wait of `client` is longer than `timeout`: a connection may not outwait the read that needs it.
 pub fn limit_waits(client: &mut ClientConfig, timeout: Duration) {
     for wait in [&mut client.connect_timeout, &mut client.first_byte_timeout, &mut client.progress_timeout] {
@@ -37,9 +40,28 @@ pub fn client_config(args: &ClientArgs) -> Result<ClientConfig> {
     Ok(ClientConfig {
         plain_http: if args.plain_http { PlainHttp::Always } else { PlainHttp::Loopback },
         ca_file: args.ca.as_deref().map(absolute).transpose()?,
+        hosts_dir: hosts_dir(args)?.or_else(default_hosts_dir),
+        proxies: ProxyVariables::from_environment(),
         docker_config_dir: docker_config_dir()?,
         ..ClientConfig::default()
     })
+}
+
+/// `--hosts-dir`, absolute. Named and not there, it would leave out mirrors and certificates without a word.
+fn hosts_dir(args: &ClientArgs) -> Result<Option<PathBuf>> {
+    let Some(typed) = &args.hosts_dir else { return Ok(None) };
+    if !typed.is_dir() {
+        bail!("--hosts-dir {}: expected a directory with a directory for each registry, found none", typed.display());
+    }
+    absolute(typed).map(Some)
+}
+
+/// containerd's own, whether it is there already or not. Where this user may not look into it, as under some installers' `/etc/containerd`, it
+/// is as good as not there.
+fn default_hosts_dir() -> Option<PathBuf> {
+    let dir = Path::new(HOSTS_DIR_DEFAULT);
+    let is_closed = std::fs::read_dir(dir).is_err_and(|error| error.kind() == std::io::ErrorKind::PermissionDenied);
+    (!is_closed).then(|| dir.to_owned())
 }
 
 fn docker_config_dir() -> Result<Option<PathBuf>> {
@@ -95,6 +117,9 @@ pub struct EngineWish {
     /// `--ca`, absolute
     #[serde(with = "crate::owner::protocol::optional_path")]
     pub ca: Option<PathBuf>,
+    /// `--hosts-dir`, absolute
+    #[serde(with = "crate::owner::protocol::optional_path")]
+    pub hosts_dir: Option<PathBuf>,
     /// `DOCKER_CONFIG`, absolute
     #[serde(with = "crate::owner::protocol::optional_path")]
     pub docker_config: Option<PathBuf>,
@@ -114,11 +139,12 @@ impl EngineWish {
             connections_per_layer: args.connections_per_layer,
             plain_http: args.client.plain_http,
             ca: args.client.ca.as_deref().map(absolute).transpose()?,
+            hosts_dir: hosts_dir(&args.client)?,
             docker_config: docker_config_dir()?,
         })
     }
 
-    /// The engine's settings: wishes, else defaults.
+    /// The engine's settings: wishes, else defaults; proxies are those of this process's environment.
     pub fn to_config(&self, cache_dir: PathBuf) -> EngineConfig {
         let mut config = EngineConfig::new(cache_dir);
         config.shards = self.shards.unwrap_or(config.shards);
@@ -133,6 +159,8 @@ impl EngineWish {
             config.client.plain_http = PlainHttp::Always;
         }
         config.client.ca_file.clone_from(&self.ca);
+        config.client.hosts_dir = self.hosts_dir.clone().or_else(default_hosts_dir);
+        config.client.proxies = ProxyVariables::from_environment();
         config.client.docker_config_dir.clone_from(&self.docker_config);
         limit_waits(&mut config.client, config.read_timeout);
         config
@@ -159,6 +187,7 @@ impl EngineWish {
         let plain = if config.client.plain_http == PlainHttp::Always { "yes" } else { "no" };
         compare("--plain-http", self.plain_http.then(|| "yes".to_owned()), plain.to_owned());
         compare("--ca", self.ca.as_ref().map(|_| path(&self.ca)), path(&config.client.ca_file));
+        compare("--hosts-dir", self.hosts_dir.as_ref().map(|_| path(&self.hosts_dir)), path(&config.client.hosts_dir));
         let docker = path(&config.client.docker_config_dir);
         compare("DOCKER_CONFIG", self.docker_config.as_ref().map(|_| path(&self.docker_config)), docker);
         found
@@ -344,6 +373,7 @@ fn apply_ours(args: &mut MountArgs, option: &str) -> Result<bool, String> {
     match name {
         "plain-http" => read.client.plain_http = true,
         "ca" => read.client.ca = path()?,
+        "hosts-dir" => read.client.hosts_dir = path()?,
         "cache-dir" => read.cache_dir = path()?,
         "source" => read.source = path()?,
         "store-ref" => read.store_ref = Some(value()?.parse().map_err(|error: clip_engine::EngineError| error.to_string())?),

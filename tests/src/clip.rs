@@ -63,6 +63,9 @@ pub fn target_dir() -> Result<PathBuf> {
     Ok(profile_dir()?.parent().context("target directory")?.to_owned())
 }
 
+/// What decides about proxies.
+const PROXY_VARIABLES: [&str; 7] = ["HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "NO_PROXY", "no_proxy", "REQUEST_METHOD"];
+
 /// One cache directory, a place for files, and every process that serves from it. Dropping it ends them.
 pub struct Clip {
     dir: TempDir,
@@ -116,6 +119,9 @@ impl Clip {
         command.env("CLIP_CACHE_DIR", self.cache_dir()).env("RUST_BACKTRACE", "1").envs(self.variables.iter().cloned());
         // A developer's own credentials and settings must not decide a test.
         command.env("DOCKER_CONFIG", self.dir.path()).env_remove("RUST_LOG").args(arguments);
+        for name in PROXY_VARIABLES.iter().filter(|name| !self.variables.iter().any(|(set, _)| set.to_str() == Some(name))) {
+            command.env_remove(name);
+        }
         command
     }
 

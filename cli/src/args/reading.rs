@@ -16,6 +16,10 @@ pub struct ClientArgs {
     /// More trusted certificate authorities, PEM, besides the system's
     #[arg(long, value_name = "FILE")]
     pub ca: Option<PathBuf>,
+    /// Mirrors, certificates and proxies of registries, as containerd keeps them: REGISTRY/hosts.toml
+    /// [default: /etc/containerd/certs.d, if it is there]
+    #[arg(long, value_name = "DIR")]
+    pub hosts_dir: Option<PathBuf>,
 }
 
 /// Everything about reading layers: for mount, record, cat, extract, verify, runtime-spec and doctor.

@@ -75,10 +75,22 @@ fn examine_reference(reference: &Reference, args: &ReadArgs) -> Vec<Finding> {
         client.ping(reference).await?;
         client.manifest(reference).await
     });
-    vec![match asked {
+    let mut findings = hosts(reference, args);
+    findings.push(match asked {
         Ok(manifest) => Finding::ok(NAME, format!("{reference}: manifest of {} bytes, {}", manifest.bytes.len(), manifest.media_type)),
         Err(error) => Finding::fail(NAME, chain_text(&error), mend(&error)),
-    }]
+    });
+    findings
+}
+
+/// Who is asked, where that is not the registry alone.
+fn hosts(reference: &Reference, args: &ReadArgs) -> Vec<Finding> {
+    let found = with_client(args, async |client: &Client| client.hosts(reference));
+    match found {
+        Ok(hosts) if hosts.len() < 2 => Vec::new(),
+        Ok(hosts) => vec![Finding::ok("hosts", format!("{} is asked at {}", reference.registry, hosts.join(", then ")))],
+        Err(error) => vec![Finding::fail("hosts", chain_text(&error), "mend the file, or name another directory with --hosts-dir")],
+    }
 }
 
 /// One byte of the first layer: what every read will ask for.
