@@ -4,6 +4,7 @@ use std::{
     net::{TcpListener, TcpStream},
     path::Path,
     process::{Command, Stdio},
+    sync::Arc,
     time::Duration,
 };
 
@@ -15,7 +16,7 @@ use crate::process::{Running, run_ok, wait_until};
 pub struct Registry {
     port: u16,
     _process: Running,
-    _storage: tempfile::TempDir,
+    storage: Arc<tempfile::TempDir>,
 }
 
 impl Registry {
@@ -24,9 +25,22 @@ impl Registry {
     /// # Errors
     /// When it cannot be started on any of three ports.
     pub fn start() -> Result<Self> {
+        let storage = tempfile::Builder::new().prefix("clip-registry-").tempdir()?;
+        Self::start_over(&Arc::new(storage), "")
+    }
+
+    /// Another registry over the same storage, with `http` (lines of YAML, four spaces deep at least, below `http:`) in its configuration.
+    ///
+    /// # Errors
+    /// As [`Registry::start`].
+    pub fn start_beside(&self, http: &str) -> Result<Self> {
+        Self::start_over(&self.storage, http)
+    }
+
+    fn start_over(storage: &Arc<tempfile::TempDir>, http: &str) -> Result<Self> {
         let mut last = None;
         for _ in 0..3 {
-            match Self::start_once() {
+            match Self::start_once(storage, http) {
                 Ok(registry) => return Ok(registry),
                 Err(error) => last = Some(error),
             }
@@ -34,12 +48,11 @@ impl Registry {
         Err(last.context("no attempt was made")?)
     }
 
-    fn start_once() -> Result<Self> {
-        let storage = tempfile::Builder::new().prefix("clip-registry-").tempdir()?;
+    fn start_once(storage: &Arc<tempfile::TempDir>, http: &str) -> Result<Self> {
         let port = free_port()?;
-        let config = storage.path().join("config.yml");
+        let config = storage.path().join(format!("config-{port}.yml"));
         let text = format!(
-            "version: 0.1\nlog:\n  level: error\n  accesslog:\n    disabled: true\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: 127.0.0.1:{port}\n",
+            "version: 0.1\nlog:\n  level: error\n  accesslog:\n    disabled: true\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: 127.0.0.1:{port}\n{http}",
             storage.path().join("data").display()
         );
         std::fs::write(&config, text)?;
@@ -50,7 +63,13 @@ impl Registry {
             !process.is_alive() || TcpStream::connect(("127.0.0.1", port)).is_ok()
         })?;
         anyhow::ensure!(process.is_alive(), "docker-registry ended at once");
-        Ok(Self { port, _process: process, _storage: storage })
+        Ok(Self { port, _process: process, storage: Arc::clone(storage) })
+    }
+
+    /// Its port on 127.0.0.1.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
     }
 
     /// `127.0.0.1:PORT/NAME:TAG`

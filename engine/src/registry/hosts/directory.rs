@@ -50,7 +50,8 @@ struct Known {
 }
 
 /// What changes when settings change: their directory, and for it and its file inode, time of change and length.
-type Stamp = Option<(PathBuf, [Option<(u64, i64, i64, u64)>; 2])>;
+type Stamp = Option<(PathBuf, [Option<FileStamp>; 2])>;
+type FileStamp = (u64, i64, i64, u64);
 
 impl HostsDirectory {
     /// Reads nothing yet.
@@ -214,7 +215,7 @@ fn directory_names(registry: &str) -> Vec<String> {
     names
 }
 
-fn stamp(dir: PathBuf) -> (PathBuf, [Option<(u64, i64, i64, u64)>; 2]) {
+fn stamp(dir: PathBuf) -> (PathBuf, [Option<FileStamp>; 2]) {
     let of = |path: &Path| {
         let found = std::fs::metadata(path).ok()?;
         Some((found.ino(), found.mtime(), found.mtime_nsec(), found.len()))

@@ -96,6 +96,8 @@ impl HostsFile {
 }
 
 type Value<'a> = Spanned<DeValue<'a>>;
+/// A host, and where in the file it begins.
+type Placed = (usize, (HostAddress, HostTable));
 
 fn get<'a, 'b>(table: &'a DeTable<'b>, key: &str) -> Option<&'a Value<'b>> {
     table.iter().find(|(name, _)| name.get_ref() == key).map(|(_, value)| value)
@@ -143,7 +145,7 @@ impl Reader<'_> {
         self.path.parent().unwrap_or(Path::new("/")).join(text)
     }
 
-    fn hosts(&mut self, value: &Value<'_>) -> Result<Vec<(usize, (HostAddress, HostTable))>, EngineError> {
+    fn hosts(&mut self, value: &Value<'_>) -> Result<Vec<Placed>, EngineError> {
         let table = value.get_ref().as_table().ok_or_else(|| self.wrong(value, "tables [host.\"https://HOST\"]"))?;
         let mut found = Vec::new();
         for (url, settings) in table {
