@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use rustls::AlertDescription;
 use rustls_pki_types::ServerName;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -98,12 +99,33 @@ fn tls_failure(failed: impl Fn(String) -> EngineError, error: &io::Error) -> Fai
             "TLS: {error}; if the registry has a private CA, name its certificate (--ca, SSL_CERT_FILE, or ca in its hosts.toml)"
         ))
         .into(),
-        Some(rustls::Error::AlertReceived(rustls::AlertDescription::CertificateRequired)) => {
-            failed(format!("TLS: {error}; the host wants a client certificate: name one (client in its hosts.toml)")).into()
+        Some(rustls::Error::AlertReceived(alert)) if is_of_certificate(*alert) => {
+            failed(format!("TLS: {error}; the host wants a client certificate that it knows (client in its hosts.toml)")).into()
         }
         Some(_) => failed(format!("TLS: {error}")).into(),
         None => Failure::passing(failed(format!("TLS handshake: {error}"))),
     }
+}
+
+/// Whether a connection ended since the other side wants a client certificate, or another. Source: RFC 8446 section 4.4.2.4; in TLS 1.3 it
+/// says so after the handshake, as far as the client can tell.
+pub(super) fn wants_certificate(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        let inner = error.downcast_ref::<io::Error>().and_then(|error| error.get_ref()).and_then(|inner| inner.downcast_ref());
+        if let Some(rustls::Error::AlertReceived(alert)) = inner.or_else(|| error.downcast_ref()) {
+            return is_of_certificate(*alert);
+        }
+        cause = error.source();
+    }
+    false
+}
+
+fn is_of_certificate(alert: AlertDescription) -> bool {
+    use AlertDescription::{
+        BadCertificate, CertificateExpired, CertificateRequired, CertificateUnknown, UnknownCA, UnsupportedCertificate,
+    };
+    matches!(alert, BadCertificate | CertificateExpired | CertificateRequired | CertificateUnknown | UnknownCA | UnsupportedCertificate)
 }
 
 /// Tries each address in turn, each with an equal share of the time left.

@@ -21,7 +21,7 @@ use tokio::time::timeout;
 
 use super::{
     client::{ClientConfig, Traffic},
-    connect::connect,
+    connect::{connect, wants_certificate},
     location::Location,
     pool::{Connection, Pool},
     retry::{Failure, after_status},
@@ -165,6 +165,11 @@ impl Transport {
         });
         let response = head.await.map_err(late)?.map_err(|error| {
             let reason = chain(&error);
+            if wants_certificate(&error) {
+                let found = format!("{reason}; the host wants a client certificate that it knows (client in its hosts.toml)");
+                let (method, url) = (ask.method_name(), url.to_string());
+                return Sent::Failed(EngineError::Transport { method, url, reason: found }.into());
+            }
             if error.is_parse() {
                 let found = format!("{reason}; does the server speak TLS only, or not HTTP at all?");
                 let (method, url) = (ask.method_name(), url.to_string());
