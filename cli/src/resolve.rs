@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use clap::ValueEnum as _;
 use clip_engine::{
     DiskIo, EngineConfig,
-    registry::{ClientConfig, Login, PlainHttp, Reference, Typed},
+    registry::{ClientConfig, Login, PlainHttp, ProxyVariables, Reference, Typed},
 };
 use clip_format::storage_info::Source;
 use clip_fuse::MountOptions;
@@ -28,6 +28,9 @@ use crate::{
     values::{parse_count, parse_duration, parse_memory, parse_rate, parse_size, parse_timeout, typed_time},
 };
 
+/// Source: containerd's documentation, and what its packages set.
+const HOSTS_DIR_DEFAULT: &str = "/etc/containerd/certs.d";
+
 /// No single wait of `client` is longer than `timeout`: a connection may not outwait the read that needs it.
 pub fn limit_waits(client: &mut ClientConfig, timeout: Duration) {
     for wait in [&mut client.connect_timeout, &mut client.first_byte_timeout, &mut client.progress_timeout] {
@@ -40,6 +43,8 @@ pub fn client_config(args: &ClientArgs) -> Result<ClientConfig> {
     Ok(ClientConfig {
         plain_http: if args.plain_http { PlainHttp::Always } else { PlainHttp::Loopback },
         ca_file: args.ca.as_deref().map(absolute).transpose()?,
+        hosts_dir: hosts_dir(args)?.or_else(default_hosts_dir),
+        proxies: ProxyVariables::from_environment(),
         ..ClientConfig::default()
     })
 }
@@ -95,6 +100,23 @@ pub fn registry_of(clip: &Path, whence: &Whence) -> Result<Option<String>> {
     }
 }
 
+/// `--hosts-dir`, absolute. Named and not there, it would leave out mirrors and certificates without a word.
+fn hosts_dir(args: &ClientArgs) -> Result<Option<PathBuf>> {
+    let Some(typed) = &args.hosts_dir else { return Ok(None) };
+    if !typed.is_dir() {
+        bail!("--hosts-dir {}: expected a directory with a directory for each registry, found none", typed.display());
+    }
+    absolute(typed).map(Some)
+}
+
+/// containerd's own, whether it is there already or not. Where this user may not look into it, as under some installers' `/etc/containerd`, it
+/// is as good as not there.
+fn default_hosts_dir() -> Option<PathBuf> {
+    let dir = Path::new(HOSTS_DIR_DEFAULT);
+    let is_closed = std::fs::read_dir(dir).is_err_and(|error| error.kind() == std::io::ErrorKind::PermissionDenied);
+    (!is_closed).then(|| dir.to_owned())
+}
+
 /// `path` as seen from `/`, links untouched.
 pub fn absolute(path: &Path) -> Result<PathBuf> {
     std::path::absolute(path).with_context(|| format!("{}: no absolute path", path.display()))
@@ -144,6 +166,9 @@ pub struct EngineWish {
     /// `--ca`, absolute
     #[serde(with = "crate::owner::protocol::optional_path")]
     pub ca: Option<PathBuf>,
+    /// `--hosts-dir`, absolute
+    #[serde(with = "crate::owner::protocol::optional_path")]
+    pub hosts_dir: Option<PathBuf>,
 }
 
 impl EngineWish {
@@ -160,10 +185,12 @@ impl EngineWish {
             connections_per_layer: args.connections_per_layer,
             plain_http: args.client.plain_http,
             ca: args.client.ca.as_deref().map(absolute).transpose()?,
+            hosts_dir: hosts_dir(&args.client)?,
         })
     }
 
-    /// The engine's settings: wishes, else defaults. It has no credentials of its own: an owner works for whoever mounts.
+    /// The engine's settings: wishes, else defaults; proxies are those of this process's environment. It has no credentials of its own: an
+    /// owner works for whoever mounts.
     pub fn to_config(&self, cache_dir: PathBuf) -> EngineConfig {
         let mut config = EngineConfig::new(cache_dir);
         config.shards = self.shards.unwrap_or(config.shards);
@@ -178,6 +205,8 @@ impl EngineWish {
             config.client.plain_http = PlainHttp::Always;
         }
         config.client.ca_file.clone_from(&self.ca);
+        config.client.hosts_dir = self.hosts_dir.clone().or_else(default_hosts_dir);
+        config.client.proxies = ProxyVariables::from_environment();
         config.client.login = Login::anonymous();
         limit_waits(&mut config.client, config.read_timeout);
         config
@@ -204,6 +233,7 @@ impl EngineWish {
         let plain = if config.client.plain_http == PlainHttp::Always { "yes" } else { "no" };
         compare("--plain-http", self.plain_http.then(|| "yes".to_owned()), plain.to_owned());
         compare("--ca", self.ca.as_ref().map(|_| path(&self.ca)), path(&config.client.ca_file));
+        compare("--hosts-dir", self.hosts_dir.as_ref().map(|_| path(&self.hosts_dir)), path(&config.client.hosts_dir));
         found
     }
 }
@@ -403,6 +433,7 @@ fn apply_ours(args: &mut MountArgs, option: &str) -> Result<bool, String> {
                 "an option list is no place for a password: fstab and units can be read by everybody; give authfile=FILE".to_owned()
             );
         }
+        "hosts-dir" => read.client.hosts_dir = path()?,
         "cache-dir" => read.cache_dir = path()?,
         "source" => read.source = path()?,
         "store-ref" => read.store_ref = Some(value()?.parse().map_err(|error: clip_engine::EngineError| error.to_string())?),

@@ -125,6 +125,7 @@ impl Engine {
     pub fn log_in(&self, image: &Image, login: Login) -> Option<LoggedIn> {
         let reference = image.sources().find_map(|source| match source {
             BlobSource::Registry { repository, .. } => Some(repository),
+            BlobSource::Foreign(blob) => blob.repository(),
             BlobSource::File { .. } => None,
         })?;
         Some(self.0.threads.core.client.log_in(reference, login))

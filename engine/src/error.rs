@@ -53,6 +53,14 @@ pub enum EngineError {
         /// What to do next, prefixed by "; "; or empty.
         hint: &'static str,
     },
+    /// No host of the registry had it.
+    #[error("{last}; its mirrors: {others}")]
+    EveryHost {
+        /// What the last of them said, the registry itself.
+        last: Box<EngineError>,
+        /// What the others said, joined by "; ".
+        others: String,
+    },
     /// The answer contradicts the request.
     #[error("{method} {url}: expected {expected}, found {found}")]
     Protocol {
@@ -148,6 +156,7 @@ impl EngineError {
             | EngineError::Nowhere { .. }
             | EngineError::CacheBusy { .. }
             | EngineError::Stopped => ErrorKind::Unavailable,
+            EngineError::EveryHost { last, .. } => last.kind(),
             EngineError::Status { status: 401 | 403, .. } | EngineError::Credentials { .. } => ErrorKind::Denied,
             EngineError::Status { .. } => ErrorKind::Unavailable,
             EngineError::Protocol { .. } | EngineError::Layer { .. } => ErrorKind::Corrupt,

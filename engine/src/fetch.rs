@@ -29,7 +29,7 @@ use crate::{
     priority::Priority,
     progress::{self, Progress},
     quota::{Held, Quota},
-    registry::CHUNK_BYTES_MAX,
+    registry::{CHUNK_BYTES_MAX, Sender},
     shard::{Shard, Urgent},
     source::{BlobSource, SourceReader},
 };
@@ -162,6 +162,7 @@ async fn request(target: &Target, feed: &mut Feed, range: Range<u64>, progress: 
             let found = format!("{} bytes", position - range.start);
             return Err(EngineError::Layer { layer: layer.store.digest, place, expected, found });
         };
+        feed.sender = reader.sender().cloned();
         [progress, &layer.store.progress, &shard.core.progress].iter().for_each(|progress| progress.touch());
         let end = position + chunk.len() as u64;
         if feed.give(position, &chunk).await? == Fed::All {
@@ -204,6 +205,8 @@ struct Feed {
     /// A reader waits for what it brings.
     urgent: Option<Urgent>,
     shard: Rc<Shard>,
+    /// Who sent the latest bytes, where others could be asked instead.
+    sender: Option<Arc<Sender>>,
 }
 
 /// The group that is being fed.
@@ -236,7 +239,7 @@ impl Feed {
     fn new(flow: &Flow, said: Arc<AtomicBool>, shard: Rc<Shard>) -> Self {
         let turns = Arc::new(Semaphore::new(JOBS_MAX));
         let urgent = (flow.priority == Priority::Demand).then(|| shard.urgent_flow());
-        Self { course: flow.course.clone(), open: None, used: 0, turns, said, ticket: flow.ticket.clone(), urgent, shard }
+        Self { course: flow.course.clone(), open: None, used: 0, turns, said, ticket: flow.ticket.clone(), urgent, shard, sender: None }
     }
 
     /// Hands out `chunk`, the blob's bytes at `position`. A byte that two groups share goes to both, one of a gap to none.
@@ -304,7 +307,7 @@ impl Feed {
         let (sender, input) = mpsc::channel(chunks_waiting);
         let open = Open { compressed, sender, claims: Arc::downgrade(&work.claims) };
         let (course, said, ticket) = (self.course.clone(), self.said.clone(), self.ticket.clone());
-        Job::start(core, DecodeJob { course, work, input, turn, room, said, ticket });
+        Job::start(core, DecodeJob { course, work, input, turn, room, said, ticket, host: self.sender.clone() });
         Ok(open)
     }
 

@@ -24,13 +24,14 @@ use crate::{
     claims::{Claims, Delivered, Reached},
     core::Core,
     decode::{DecodeError, Decoder},
-    error::EngineError,
+    error::{EngineError, ErrorKind},
     image_layer::{ImageLayer, Work},
     jobs::Jobs,
     metrics::{Gauge, Weight, count},
     priority::{Priority, Urgency},
     progress::{self, Progress},
     quota::Held,
+    registry::Sender,
     span::{SPAN_LEN_MAX, VerifiedSpan},
 };
 
@@ -52,6 +53,8 @@ pub(crate) struct DecodeJob {
     pub(crate) said: Arc<AtomicBool>,
     /// What counts its spans as done with, if somebody counts.
     pub(crate) ticket: Option<Arc<Ticket>>,
+    /// Who sends its bytes, where others could be asked instead.
+    pub(crate) host: Option<Arc<Sender>>,
 }
 
 /// Compressed bytes that wait for a decoder.
@@ -247,9 +250,13 @@ async fn pause() {
 
 /// Decodes `job` to its last wanted span. What fails, fails the spans that are left, with one log line here unless the fetch said it.
 async fn run(job: DecodeJob, core: Arc<Core>, outbox: Arc<Outbox>) {
-    let (claims, layer, said) = (job.work.claims.clone(), job.course.layer.store.digest, job.said.clone());
+    let (claims, layer, said, host) = (job.work.claims.clone(), job.course.layer.store.digest, job.said.clone(), job.host.clone());
     if let Err(error) = decode(job, &core, &outbox).await {
         if claims.error().is_none() {
+            // Before those who wait are told: they ask again.
+            if let Some(host) = host.filter(|_| error.kind() == ErrorKind::Corrupt) {
+                host.distrust();
+            }
             core.say_fetch_failed(&said, &layer, &error);
         }
         drop(claims.fail(error));
@@ -257,7 +264,7 @@ async fn run(job: DecodeJob, core: Arc<Core>, outbox: Arc<Outbox>) {
 }
 
 async fn decode(job: DecodeJob, core: &Core, outbox: &Outbox) -> Result<(), EngineError> {
-    let DecodeJob { course, work, input, turn: _turn, room: _room, said: _, ticket: _ticket } = job;
+    let DecodeJob { course, work, input, turn: _turn, room: _room, said: _, ticket: _ticket, host: _ } = job;
     let (layer, claims) = (&course.layer, work.claims.clone());
     let not_cached = core.counters.spans_not_cached.load(Ordering::Relaxed);
     let mut source = Source::start(work, input, layer, core).await?;

@@ -206,9 +206,11 @@ impl PendingRead {
     pub(crate) fn part_failed(self: &Arc<Self>, span: SpanIndex, error: &EngineError, failed: &Arc<ImageLayer>) {
         let same_source =
             Arc::ptr_eq(&self.layer, failed) || error.kind() != ErrorKind::Corrupt && self.layer.source.is_same(&failed.source);
+        // Of several hosts one sent wrong bytes: another may have the right ones.
+        let elsewhere = error.kind() == ErrorKind::Corrupt && self.layer.source.has_untried_host(&self.core.client);
         let in_time = self.started.elapsed() < self.core.config.read_timeout.saturating_mul(TIMEOUTS_MAX);
         let mut progress = self.lock();
-        let again = !same_source && in_time && progress.retries > 0 && progress.done.is_some();
+        let again = (elsewhere || !same_source) && in_time && progress.retries > 0 && progress.done.is_some();
         progress.retries = progress.retries.saturating_sub(1);
         drop(progress);
         if again && !self.core.is_stopping() {

@@ -1,7 +1,9 @@
 //! Talking to registries: references, credentials, requests, retries. Nothing here knows spans or files.
 //!
-//! From the outside in: [`client`] has the requests that clip makes and [`blob`] resumes a body; `fetch` is one try of one of them with
-//! credentials (`auth`) and redirects (`redirect`); `foreign` asks URLs outside for what a registry has not; `pace` measures bodies and finds stragglers; `exchange` is one request and answer over a connection of `pool`; `connect` opens those.
+//! From the outside in: [`client`] has the requests that clip makes and [`blob`] resumes a body; `hosts` says which hosts are asked for
+//! them; `fetch` is one try of one of them at one host with credentials (`auth`) and redirects (`redirect`); `foreign` asks URLs outside
+//! for what a registry has not; `pace` measures bodies and finds stragglers; `exchange` is one request and answer over a connection of
+//! `pool`; `connect` opens those along a `route`: TLS (`tls`) and proxies (`proxy`).
 
 mod auth;
 pub mod blob;
@@ -10,16 +12,22 @@ mod connect;
 mod exchange;
 mod fetch;
 pub mod foreign;
+mod hosts;
 mod location;
 mod pace;
 mod pool;
+mod proxy;
 mod redirect;
 pub mod reference;
 mod retry;
+mod route;
+mod tls;
 
 pub use auth::{Environment, LoggedIn, Login, Secret, Typed};
 pub use blob::BlobReader;
 pub use client::{Client, ClientConfig, Manifest, PlainHttp, Traffic};
 pub(crate) use exchange::CHUNK_BYTES_MAX;
 pub use foreign::{ForeignBlob, FoundBlob};
+pub use hosts::Sender;
+pub use proxy::ProxyVariables;
 pub use reference::Reference;

@@ -7,7 +7,7 @@ use clip_format::digest::Digest;
 
 use crate::{
     error::EngineError,
-    registry::{BlobReader, CHUNK_BYTES_MAX, Client, ForeignBlob, FoundBlob, Reference},
+    registry::{BlobReader, CHUNK_BYTES_MAX, Client, ForeignBlob, FoundBlob, Reference, Sender},
 };
 
 /// What one pread asks for. Source: the kernel's read-ahead for a sequential reader is 128 KiB; two of them per call; so are a
@@ -61,6 +61,15 @@ impl BlobSource {
             }
             (Foreign(blob), Foreign(other)) => blob == other,
             _ => false,
+        }
+    }
+
+    /// Whether a registry's other host can be asked, after wrong bytes.
+    #[must_use]
+    pub fn has_untried_host(&self, client: &Client) -> bool {
+        match self {
+            BlobSource::Registry { repository, digest, .. } => client.has_untried_host(repository, digest),
+            BlobSource::Foreign(_) | BlobSource::File { .. } => false,
         }
     }
 
@@ -119,6 +128,16 @@ pub enum SourceReader {
 }
 
 impl SourceReader {
+    /// Who sent the latest bytes, where others could be asked instead.
+    #[must_use]
+    pub fn sender(&self) -> Option<&Arc<Sender>> {
+        match self {
+            SourceReader::Registry(reader) => reader.sender(),
+            SourceReader::Foreign(found) => found.sender(),
+            SourceReader::File { .. } => None,
+        }
+    }
+
     /// The next bytes (at most 256 KiB from a file), or `None` at the end of the range.
     ///
     /// # Errors

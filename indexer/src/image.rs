@@ -12,6 +12,7 @@ use clip_engine::{error::EngineError, registry::Client};
 use clip_format::{
     checkpoints::{Span, SpanStart},
     clip_file::{ClipParts, with_profile},
+    digest::Digest,
     erofs::{Device, InodeSpec, write_image},
     profile::Profile,
     storage_info::StorageInfo,
@@ -30,6 +31,9 @@ use crate::{
     source::{self, ResolvedImage},
     tree::Tree,
 };
+
+/// Hosts that may send one layer wrong before that is the image's own error. Source: judgement: more mirrors than anybody lists.
+const HOSTS_MAX: usize = 8;
 
 /// What the layers came to, in manifest order.
 struct Merged {
@@ -59,7 +63,7 @@ pub(crate) fn index(options: &IndexOptions, progress: &dyn Progress) -> Result<I
         profile.useful_fit(&image.manifest_digest, &digests)?;
     }
     progress.layers(&listed);
-    let merged = index_layers(&image, options, &client, progress)?;
+    let merged = index_right_layers(&image, options, &client, progress)?;
     let cpu = summed(&merged);
     let mut indexed = written(image, merged, options.profile.as_ref())?;
     indexed.summary.cpu_seconds = (cpu.all + thread_cpu().saturating_sub(cpu_before)).as_secs_f64();
@@ -72,17 +76,42 @@ pub(crate) fn index(options: &IndexOptions, progress: &dyn Progress) -> Result<I
     Ok(indexed)
 }
 
+/// As [`index_layers`]; again where a layer was not what its digest says and another host has not been asked for it.
+fn index_right_layers(
+    image: &ResolvedImage,
+    options: &IndexOptions,
+    client: &Client,
+    progress: &dyn Progress,
+) -> Result<Merged, IndexError> {
+    let mut wrong_before = Vec::new();
+    loop {
+        let cancel = Cancel::new();
+        match index_layers(image, options, client, &cancel, progress) {
+            Err(IndexError::Layer { layer, .. }) if may_ask_another(&layer, image, client, &cancel, &mut wrong_before) => {}
+            indexed => return indexed,
+        }
+    }
+}
+
+/// Whether `layer`, which was wrong, can be had of another host than those that sent it. Each layer has as many chances as [`HOSTS_MAX`].
+fn may_ask_another(layer: &Digest, image: &ResolvedImage, client: &Client, cancel: &Cancel, wrong_before: &mut Vec<Digest>) -> bool {
+    let again = wrong_before.iter().filter(|before| *before == layer).count() < HOSTS_MAX
+        && cancel.distrust_host_of(layer)
+        && image.layers.iter().any(|input| input.digest == *layer && input.blob.has_untried_host(client));
+    wrong_before.push(*layer);
+    again
+}
+
 /// All layers, `jobs` at a time, the largest first; merged in manifest order as soon as they can be.
-fn index_layers(image: &ResolvedImage, options: &IndexOptions, client: &Client, progress: &dyn Progress) -> Result<Merged, IndexError> {
-    let cancel = Cancel::new();
-    let settings = LayerSettings {
-        span_bytes: options.span_bytes,
-        windows: options.windows,
-        diff_ids: options.diff_ids,
-        client,
-        cancel: &cancel,
-        progress,
-    };
+fn index_layers(
+    image: &ResolvedImage,
+    options: &IndexOptions,
+    client: &Client,
+    cancel: &Cancel,
+    progress: &dyn Progress,
+) -> Result<Merged, IndexError> {
+    let settings =
+        LayerSettings { span_bytes: options.span_bytes, windows: options.windows, diff_ids: options.diff_ids, client, cancel, progress };
     let repeats = Repeats::new(&image.layers);
     let mut order: Vec<&LayerInput> = repeats.firsts(&image.layers).collect();
     order.sort_by_key(|layer| std::cmp::Reverse(layer.blob.size()));

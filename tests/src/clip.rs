@@ -63,6 +63,9 @@ pub fn target_dir() -> Result<PathBuf> {
     Ok(profile_dir()?.parent().context("target directory")?.to_owned())
 }
 
+/// What decides about proxies.
+const PROXY_VARIABLES: [&str; 7] = ["HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "NO_PROXY", "no_proxy", "REQUEST_METHOD"];
+
 /// One cache directory, a place for files, and every process that serves from it. Dropping it ends them.
 pub struct Clip {
     dir: TempDir,
@@ -117,7 +120,9 @@ impl Clip {
         for place in ["DOCKER_CONFIG", "XDG_RUNTIME_DIR", "XDG_CONFIG_HOME"] {
             command.env(place, self.dir.path());
         }
-        command.env_remove("RUST_LOG").env_remove("REGISTRY_AUTH_FILE").env_remove("CLIP_OCI_AUTH");
+        for name in ["RUST_LOG", "REGISTRY_AUTH_FILE", "CLIP_OCI_AUTH"].into_iter().chain(PROXY_VARIABLES) {
+            command.env_remove(name);
+        }
         command.env("CLIP_CACHE_DIR", self.cache_dir()).env("RUST_BACKTRACE", "1").envs(self.variables.iter().cloned()).args(arguments);
         command
     }

@@ -45,7 +45,7 @@ impl Guarded {
         for name in ["private/sample", "public/sample"] {
             open.push(sample.layout.dir(), sample::TAG, name)?;
         }
-        let registry = open.restart(&Demands { auth: tokens.registry_auth(), tls: None })?;
+        let registry = open.restart(&Demands { auth: tokens.registry_auth(), ..Demands::default() })?;
         Ok(Self { sample, tokens, registry, account, clip: Clip::new() })
     }
 

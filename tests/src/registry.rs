@@ -4,6 +4,7 @@ use std::{
     net::{TcpListener, TcpStream},
     path::Path,
     process::{Command, Stdio},
+    sync::Arc,
     time::Duration,
 };
 
@@ -15,7 +16,7 @@ use crate::process::{Running, run_ok, wait_until};
 pub struct Registry {
     port: u16,
     _process: Running,
-    storage: tempfile::TempDir,
+    storage: Arc<tempfile::TempDir>,
 }
 
 /// What a registry demands of those who ask it.
@@ -25,6 +26,8 @@ pub struct Demands {
     pub auth: String,
     /// A directory with `server.pem` and `server.key`: it speaks TLS.
     pub tls: Option<std::path::PathBuf>,
+    /// Whoever asks must have a certificate that this authority signed; only with `tls`.
+    pub client_authority: Option<std::path::PathBuf>,
 }
 
 impl Registry {
@@ -33,10 +36,32 @@ impl Registry {
     /// # Errors
     /// When it cannot be started on any of three ports.
     pub fn start() -> Result<Self> {
+        let storage = tempfile::Builder::new().prefix("clip-registry-").tempdir()?;
+        Self::start_over(&Arc::new(storage), &Demands::default())
+    }
+
+    /// Another registry over the same storage.
+    ///
+    /// # Errors
+    /// As [`Registry::start`].
+    pub fn start_beside(&self, demands: &Demands) -> Result<Self> {
+        Self::start_over(&self.storage, demands)
+    }
+
+    /// Ends it and starts another with the same contents, on another port.
+    ///
+    /// # Errors
+    /// As [`Registry::start`].
+    pub fn restart(self, demands: &Demands) -> Result<Self> {
+        let Self { _process: process, storage, .. } = self;
+        drop(process);
+        Self::start_over(&storage, demands)
+    }
+
+    fn start_over(storage: &Arc<tempfile::TempDir>, demands: &Demands) -> Result<Self> {
         let mut last = None;
         for _ in 0..3 {
-            let storage = tempfile::Builder::new().prefix("clip-registry-").tempdir()?;
-            match Self::start_once(storage, &Demands::default()) {
+            match Self::start_once(storage, demands) {
                 Ok(registry) => return Ok(registry),
                 Err(error) => last = Some(error),
             }
@@ -44,21 +69,16 @@ impl Registry {
         Err(last.context("no attempt was made")?)
     }
 
-    /// Ends it and starts another with the same contents, on another port.
-    ///
-    /// # Errors
-    /// When that cannot be started.
-    pub fn restart(self, demands: &Demands) -> Result<Self> {
-        let Self { _process: process, storage, .. } = self;
-        drop(process);
-        Self::start_once(storage, demands)
-    }
-
-    fn start_once(storage: tempfile::TempDir, demands: &Demands) -> Result<Self> {
+    fn start_once(storage: &Arc<tempfile::TempDir>, demands: &Demands) -> Result<Self> {
         let port = free_port()?;
-        let config = storage.path().join("config.yml");
-        let tls = demands.tls.as_deref().map(Path::display);
-        let tls = tls.map_or(String::new(), |dir| format!("  tls:\n    certificate: {dir}/server.pem\n    key: {dir}/server.key\n"));
+        let config = storage.path().join(format!("config-{port}.yml"));
+        let mut tls = String::new();
+        if let Some(dir) = demands.tls.as_deref().map(Path::display) {
+            tls.push_str(&format!("  tls:\n    certificate: {dir}/server.pem\n    key: {dir}/server.key\n"));
+        }
+        if let Some(authority) = demands.client_authority.as_deref().map(Path::display) {
+            tls.push_str(&format!("    clientcas:\n      - {authority}\n"));
+        }
         let text = format!(
             "version: 0.1\nlog:\n  level: error\n  accesslog:\n    disabled: true\nstorage:\n  filesystem:\n    rootdirectory: {}\n{}http:\n  addr: 127.0.0.1:{port}\n{tls}\
              validation:\n  manifests:\n    urls:\n      allow: ['.*']\n",
@@ -73,10 +93,10 @@ impl Registry {
             !process.is_alive() || TcpStream::connect(("127.0.0.1", port)).is_ok()
         })?;
         anyhow::ensure!(process.is_alive(), "docker-registry ended at once");
-        Ok(Self { port, _process: process, storage })
+        Ok(Self { port, _process: process, storage: Arc::clone(storage) })
     }
 
-    /// Where it listens, on 127.0.0.1.
+    /// Its port on 127.0.0.1.
     #[must_use]
     pub fn port(&self) -> u16 {
         self.port

@@ -35,7 +35,7 @@ impl Private {
         let htpasswd = certificates.path().join("htpasswd");
         std::fs::write(&htpasswd, HTPASSWD).unwrap();
         let auth = format!("auth:\n  htpasswd:\n    realm: clip test\n    path: {}\n", htpasswd.display());
-        let registry = open.restart(&Demands { auth, tls: Some(certificates.path().to_owned()) }).unwrap();
+        let registry = open.restart(&Demands { auth, tls: Some(certificates.path().to_owned()), ..Demands::default() }).unwrap();
         Self { sample, registry, certificates, clip }
     }
 

@@ -19,6 +19,10 @@ pub struct ClientArgs {
     /// More trusted certificate authorities, PEM, besides the system's
     #[arg(long, value_name = "FILE")]
     pub ca: Option<PathBuf>,
+    /// Mirrors, certificates and proxies of registries, as containerd keeps them: REGISTRY/hosts.toml
+    /// [default: /etc/containerd/certs.d, if it is there]
+    #[arg(long, value_name = "DIR")]
+    pub hosts_dir: Option<PathBuf>,
     /// Who asks the registry of this image. Without :PASSWORD it is asked for on the terminal, or read with --password-stdin: with it, everybody
     /// on this machine can read it in the list of processes
     #[arg(long, value_name = "USER[:PASSWORD]", value_parser = parse_creds, conflicts_with_all = ["authfile", "no_creds"])]

@@ -138,7 +138,7 @@ impl Auth {
 
     /// What was granted in the repositories named `repository` is forgotten.
     pub(super) fn forget(&self, repository: &str) {
-        self.slots.lock().unwrap_or_else(PoisonError::into_inner).retain(|(_, known), _| known != repository);
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner).retain(|(_, known), _| !logins::is_repository(known, repository));
     }
 
     /// What to send with a first request: the grant there is, renewed if it is about to end.

@@ -1,6 +1,6 @@
 //! The bytes of a range of a blob, resumed where they stop.
 
-use std::{ops::Range, pin::pin, time::Instant};
+use std::{ops::Range, pin::pin, sync::Arc, time::Instant};
 
 use bytes::Bytes;
 use clip_format::digest::Digest;
@@ -10,6 +10,7 @@ use super::{
     client::{Client, blob_path, not_encoded},
     exchange::Exchange,
     fetch::Get,
+    hosts::{Endpoint, Need, Sender, Site},
     pace::Transfer,
     reference::Reference,
     retry::{Failure, Tries},
@@ -34,11 +35,19 @@ pub struct BlobReader {
     tries: Tries,
     resumes_left: u32,
     stragglers_left: u32,
+    /// Who sent the latest bytes, where there are several hosts.
+    sender: Option<Arc<Sender>>,
+    /// Hosts whose latest body here brought nothing; they are asked last.
+    avoided: Vec<Arc<Endpoint>>,
 }
 
 /// An answer under way.
 struct Body {
     exchange: Exchange,
+    from: Arc<Endpoint>,
+    is_alone: bool,
+    /// It has brought bytes.
+    has_moved: bool,
     transfer: Transfer,
     /// Bytes before the range, from a registry that ignored it.
     skip: u64,
@@ -87,10 +96,12 @@ impl BlobReader {
             tries,
             resumes_left: RESUMES_MAX,
             stragglers_left: STRAGGLERS_MAX,
+            sender: None,
+            avoided: Vec::new(),
         };
         while reader.body.is_none() && !reader.rest.is_empty() {
             match reader.request().await {
-                Ok(body) => reader.body = Some(body),
+                Ok(body) => reader.body = Some(reader.of_sender(body)),
                 Err(failure) => reader.tries.after(failure).await?,
             }
         }
@@ -127,22 +138,38 @@ impl BlobReader {
         Ok(None)
     }
 
+    /// Who sent the latest bytes; `None` where the registry has one host only, so that nobody else can be asked.
+    #[must_use]
+    pub fn sender(&self) -> Option<&Arc<Sender>> {
+        self.sender.as_ref()
+    }
+
+    fn of_sender(&mut self, body: Body) -> Body {
+        self.sender = (!body.is_alone).then(|| Arc::new(Sender::new(&self.reference, self.digest, &body.from)));
+        body
+    }
+
     /// At least one byte of the rest, none past it.
     async fn try_chunk(&mut self) -> Result<Bytes, Failure> {
         let mut body = match self.body.take() {
             Some(body) => body,
-            None => self.request().await?,
+            None => {
+                let body = self.request().await?;
+                self.of_sender(body)
+            }
         };
         loop {
-            let watched = watched(&mut body, self.rest.end - self.rest.start, self.stragglers_left > 0).await?;
-            let Watched::Chunk(chunk) = watched else {
+            let watched = watched(&mut body, self.rest.end - self.rest.start, self.stragglers_left > 0).await;
+            let Watched::Chunk(chunk) = watched.inspect_err(|_| self.note_failed(&body))? else {
                 self.stragglers_left -= 1;
                 self.client.transport.counters.note_straggler();
                 tracing::debug!(url = %body.exchange.url, at = self.rest.start, "the connection is far behind its peers; another brings the rest");
-                body = self.request().await?;
+                let other = self.request().await?;
+                body = self.of_sender(other);
                 continue;
             };
             let Some(mut bytes) = chunk else {
+                self.note_failed(&body);
                 let (method, url) = (body.exchange.method, body.exchange.url.to_string());
                 let reason = format!("the body ended before byte {} of the blob, at {}", self.rest.end, self.rest.start);
                 return Err(Failure::passing(EngineError::Transport { method, url, reason }));
@@ -153,21 +180,44 @@ impl BlobReader {
             drop(bytes.split_to(skipped as usize));
             bytes.truncate((self.rest.end - self.rest.start).min(bytes.len() as u64) as usize);
             if !bytes.is_empty() {
+                body.has_moved = true;
                 self.body = Some(body);
                 return Ok(bytes);
             }
         }
     }
 
+    /// A host whose bodies bring nothing is asked last from now on.
+    fn note_failed(&mut self, body: &Body) {
+        if !body.has_moved && !self.avoided.iter().any(|avoided| Arc::ptr_eq(avoided, &body.from)) {
+            self.avoided.push(Arc::clone(&body.from));
+        }
+    }
+
+    /// The rest, from the first host that begins to give it.
     async fn request(&self) -> Result<Body, Failure> {
-        let whole = self.rest == (0..self.blob_size);
-        let mut get = Get::new(&self.reference, blob_path(&self.reference, &self.digest));
+        let mut get = Get::new(blob_path(&self.reference, &self.digest));
         get.blob = Some(self.digest);
-        get.range = (!whole).then(|| self.rest.clone());
+        get.range = (self.rest != (0..self.blob_size)).then(|| self.rest.clone());
+        let mut round = self.client.round(&self.reference, Need::Pull, Some(self.digest), &self.avoided)?;
+        while let Some(site) = round.next() {
+            match self.request_at(&site, &get).await {
+                Ok(body) => {
+                    round.answered(&site);
+                    return Ok(Body { is_alone: round.is_alone(), ..body });
+                }
+                Err(failure) => round.failed(&site, failure),
+            }
+        }
+        Err(round.into_failure())
+    }
+
+    async fn request_at(&self, site: &Site, get: &Get) -> Result<Body, Failure> {
+        let whole = get.range.is_none();
         let asked = Instant::now();
-        let exchange = self.client.try_get(&get).await?;
+        let exchange = self.client.try_get(site, get).await?;
         not_encoded(&exchange)?;
-        let pace = self.client.pace(&self.reference);
+        let pace = self.client.pace(&site.endpoint);
         pace.note_first_byte(asked.elapsed());
         let skip = match (exchange.status(), whole) {
             (StatusCode::PARTIAL_CONTENT, false) => {
@@ -183,7 +233,8 @@ impl BlobReader {
             }
             (status, _) => return Err(exchange.contradiction("the whole blob (status 200)", status.as_u16().to_string()).into()),
         };
-        Ok(Body { exchange, transfer: pace.begin(), skip, may_be_left: skip == 0 })
+        let from = Arc::clone(&site.endpoint);
+        Ok(Body { exchange, from, is_alone: true, has_moved: false, transfer: pace.begin(), skip, may_be_left: skip == 0 })
     }
 
     /// The answer holds exactly the range asked for. Source: RFC 9110 section 14.4.

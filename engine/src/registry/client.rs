@@ -10,11 +10,12 @@ use sha2::{Digest as _, Sha256, Sha512};
 use super::{
     auth::{self, Auth, LoggedIn, Login},
     blob::BlobReader,
-    connect::Tls,
     exchange::{Counters, Exchange, Transport},
     fetch::Get,
+    hosts::{Endpoint, Need, Site, directory::HostsDirectory},
     pace::{Pace, Paces},
     pool::Pool,
+    proxy::ProxyVariables,
     redirect::Targets,
     reference::Reference,
     retry::{Failure, Tries},
@@ -49,6 +50,10 @@ pub struct ClientConfig {
     pub ca_file: Option<PathBuf>,
     /// Where credentials are looked for; default: where whoever started this process keeps them.
     pub login: Login,
+    /// containerd's directory of registries' settings (`hosts.toml`); none by default. It need not exist.
+    pub hosts_dir: Option<PathBuf>,
+    /// The environment's proxies; none by default.
+    pub proxies: ProxyVariables,
     /// TCP and TLS. Default 10 s.
     pub connect_timeout: Duration,
     /// From the request sent to the response head. Default 30 s.
@@ -67,6 +72,8 @@ impl Default for ClientConfig {
             plain_http: PlainHttp::Loopback,
             ca_file: None,
             login: Login::of_process(),
+            hosts_dir: None,
+            proxies: ProxyVariables::default(),
             connect_timeout: Duration::from_secs(10),
             first_byte_timeout: Duration::from_secs(30),
             progress_timeout: Duration::from_secs(30),
@@ -100,6 +107,7 @@ pub struct Client {
 /// What all clones and pools share.
 pub(super) struct Shared {
     pub auth: Auth,
+    pub hosts: HostsDirectory,
     pub targets: Targets,
     pub paces: Paces,
     /// Registries already reported for answering a ranged request with the whole blob.
@@ -118,11 +126,13 @@ impl Client {
     /// # Errors
     /// `Unavailable` or `Corrupt` when `ca_file` cannot be used. Missing system roots are an error at the first TLS connection only.
     pub fn new(config: ClientConfig) -> Result<Self, EngineError> {
-        let tls = Arc::new(Tls::new(config.ca_file.as_deref())?);
         let auth = Auth::new(config.login.clone());
-        let shared = Shared { auth, targets: Targets::default(), paces: Paces::default(), rangeless: std::sync::Mutex::default() };
+        let config = Arc::new(config);
+        let hosts = HostsDirectory::new(Arc::clone(&config))?;
+        let route = hosts.common_route();
+        let shared = Shared { auth, hosts, targets: Targets::default(), paces: Paces::default(), rangeless: std::sync::Mutex::default() };
         let pool = Arc::new(Pool::new(config.idle_per_host_max));
-        let transport = Transport { config: Arc::new(config), tls, pool, counters: Arc::new(Counters::default()) };
+        let transport = Transport { config, route, pool, counters: Arc::new(Counters::default()) };
         Ok(Self { shared: Arc::new(shared), transport })
     }
 
@@ -151,26 +161,34 @@ impl Client {
     /// # Errors
     /// Every kind; `Corrupt` when the bytes do not hash to the digest asked for.
     pub async fn manifest(&self, reference: &Reference) -> Result<Manifest, EngineError> {
-        let mut get = Get::new(reference, format!("/v2/{}/manifests/{}", reference.repository, reference.manifest_name()));
+        let mut get = Get::new(format!("/{}/manifests/{}", reference.repository, reference.manifest_name()));
         get.accept = Some(HeaderValue::from_static(MANIFEST_TYPES));
+        let need = if reference.digest.is_some() { Need::Pull } else { Need::Resolve };
         let mut tries = self.tries();
         loop {
-            match self.try_manifest(&get).await {
-                Ok(manifest) => return Ok(manifest),
-                Err(failure) => tries.after(failure).await?,
+            let mut round = self.round(reference, need, reference.digest, &[])?;
+            while let Some(site) = round.next() {
+                match self.try_manifest(&site, &get).await {
+                    Ok(manifest) => {
+                        round.answered(&site);
+                        return Ok(manifest);
+                    }
+                    Err(failure) => round.failed(&site, failure),
+                }
             }
+            tries.after(round.into_failure()).await?;
         }
     }
 
-    async fn try_manifest(&self, get: &Get<'_>) -> Result<Manifest, Failure> {
-        let exchange = self.try_get(get).await?;
+    async fn try_manifest(&self, site: &Site, get: &Get) -> Result<Manifest, Failure> {
+        let exchange = self.try_get(site, get).await?;
         not_encoded(&exchange)?;
         let (method, url) = (exchange.method, exchange.url.to_string());
         let content_type = exchange.header(CONTENT_TYPE).map(bare_media_type);
         let bytes = exchange.bytes(MANIFEST_BYTES_MAX).await?;
         let contradiction = |expected: String, found: String| EngineError::Protocol { method, url: url.clone(), expected, found };
-        let digest = digest_of(&bytes, get.reference.digest.as_ref());
-        if let Some(asked) = get.reference.digest.filter(|asked| *asked != digest) {
+        let digest = digest_of(&bytes, site.reference.digest.as_ref());
+        if let Some(asked) = site.reference.digest.filter(|asked| *asked != digest) {
             return Err(contradiction(asked.to_string(), format!("{} bytes with {digest}", bytes.len())).into());
         }
         let media_type = media_type(content_type.as_deref(), &bytes).map_err(|(expected, found)| contradiction(expected, found))?;
@@ -182,19 +200,26 @@ impl Client {
     /// # Errors
     /// Every kind.
     pub async fn blob_bytes(&self, reference: &Reference, digest: &Digest, len_max: u64) -> Result<Bytes, EngineError> {
-        let mut get = Get::new(reference, blob_path(reference, digest));
+        let mut get = Get::new(blob_path(reference, digest));
         get.blob = Some(*digest);
         let mut tries = self.tries();
         loop {
-            match self.try_blob_bytes(&get, digest, len_max).await {
-                Ok(bytes) => return Ok(bytes),
-                Err(failure) => tries.after(failure).await?,
+            let mut round = self.round(reference, Need::Pull, Some(*digest), &[])?;
+            while let Some(site) = round.next() {
+                match self.try_blob_bytes(&site, &get, digest, len_max).await {
+                    Ok(bytes) => {
+                        round.answered(&site);
+                        return Ok(bytes);
+                    }
+                    Err(failure) => round.failed(&site, failure),
+                }
             }
+            tries.after(round.into_failure()).await?;
         }
     }
 
-    async fn try_blob_bytes(&self, get: &Get<'_>, digest: &Digest, len_max: u64) -> Result<Bytes, Failure> {
-        let exchange = self.try_get(get).await?;
+    async fn try_blob_bytes(&self, site: &Site, get: &Get, digest: &Digest, len_max: u64) -> Result<Bytes, Failure> {
+        let exchange = self.try_get(site, get).await?;
         not_encoded(&exchange)?;
         let (method, url) = (exchange.method, exchange.url.to_string());
         let bytes = exchange.bytes(len_max).await?;
@@ -215,23 +240,38 @@ impl Client {
         BlobReader::open(self.clone(), reference.clone(), *digest, blob_size, range).await
     }
 
-    /// Whether `GET /v2/` answers, for `clip doctor`.
+    /// The hosts that are asked for images of `reference`'s registry, in order, in words: for `clip doctor`.
+    ///
+    /// # Errors
+    /// `Invalid`, with file and line: its settings cannot be used.
+    pub fn hosts(&self, reference: &Reference) -> Result<Vec<String>, EngineError> {
+        Ok(self.shared.hosts.of(&reference.registry)?.shown())
+    }
+
+    /// Whether `GET /v2/` answers at one of the hosts, for `clip doctor`.
     ///
     /// # Errors
     /// Every kind.
     pub async fn ping(&self, reference: &Reference) -> Result<(), EngineError> {
-        let get = Get::new(reference, "/v2/".to_owned());
+        let get = Get::new("/".to_owned());
         let mut tries = self.tries();
         loop {
-            match self.try_ping(&get).await {
-                Ok(()) => return Ok(()),
-                Err(failure) => tries.after(failure).await?,
+            let mut round = self.round(reference, Need::Pull, None, &[])?;
+            while let Some(site) = round.next() {
+                match self.try_ping(&site, &get).await {
+                    Ok(()) => {
+                        round.answered(&site);
+                        return Ok(());
+                    }
+                    Err(failure) => round.failed(&site, failure),
+                }
             }
+            tries.after(round.into_failure()).await?;
         }
     }
 
-    async fn try_ping(&self, get: &Get<'_>) -> Result<(), Failure> {
-        let (exchange, _) = self.ask_registry(get).await?;
+    async fn try_ping(&self, site: &Site, get: &Get) -> Result<(), Failure> {
+        let (exchange, _) = self.ask_registry(site, get).await?;
         match exchange.status().as_u16() {
             200 => {
                 exchange.drain().await;
@@ -249,11 +289,13 @@ impl Client {
 
     /// The widest gap that costs less to receive from the registry of `reference` than another request does; 0 before it was measured.
     pub(crate) fn bridge_bytes_max(&self, reference: &Reference) -> u64 {
-        self.pace(reference).bridge_bytes_max()
+        let Ok(hosts) = self.shared.hosts.of(&reference.registry) else { return 0 };
+        hosts.first().map_or(0, |endpoint| self.pace(endpoint).bridge_bytes_max())
     }
 
-    pub(super) fn pace(&self, reference: &Reference) -> Arc<Pace> {
-        self.shared.paces.of(reference.endpoint())
+    /// Of one host.
+    pub(super) fn pace(&self, endpoint: &Endpoint) -> Arc<Pace> {
+        self.shared.paces.of(&endpoint.origin().to_string())
     }
 
     pub(super) fn tries(&self) -> Tries {
@@ -262,7 +304,7 @@ impl Client {
 }
 
 pub(super) fn blob_path(reference: &Reference, digest: &Digest) -> String {
-    format!("/v2/{}/blobs/{digest}", reference.repository)
+    format!("/{}/blobs/{digest}", reference.repository)
 }
 
 /// The digests of the image are of the bytes as stored; a server that encodes them on the way serves others.

@@ -1,104 +1,92 @@
-//! A connection to an origin: addresses, TCP, TLS. Nothing of HTTP.
+//! A connection to an origin: addresses, TCP, a proxy's tunnel, TLS. Nothing of HTTP but that tunnel.
 
 use std::{
     io,
     net::{IpAddr, SocketAddr, ToSocketAddrs},
-    path::Path,
     pin::Pin,
-    sync::{Arc, OnceLock},
     task::{Context, Poll},
     time::Duration,
 };
 
-use rustls::{RootCertStore, crypto::ring};
-use rustls_pki_types::{CertificateDer, ServerName, pem::PemObject};
+use rustls::AlertDescription;
+use rustls_pki_types::ServerName;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
     time::{Instant, timeout_at},
 };
-use tokio_rustls::{TlsConnector, client::TlsStream};
+use tokio_rustls::client::TlsStream;
 
 use super::{
-    location::{Location, Scheme},
+    location::{Location, Origin, Scheme},
+    proxy::Proxy,
     retry::Failure,
+    route::{NoTunnel, Route, open_tunnel},
+    tls::Tls,
 };
 use crate::error::EngineError;
-
-/// TLS roots: the extra ones at once, the system's at the first TLS connection.
-pub(super) struct Tls {
-    extra: Vec<CertificateDer<'static>>,
-    connector: OnceLock<Result<TlsConnector, String>>,
-}
-
-impl Tls {
-    /// With the roots of `ca_file` (PEM) beside the system's.
-    pub fn new(ca_file: Option<&Path>) -> Result<Self, EngineError> {
-        let extra = ca_file.map_or_else(|| Ok(Vec::new()), read_roots)?;
-        Ok(Self { extra, connector: OnceLock::new() })
-    }
-
-    fn connector(&self) -> Result<&TlsConnector, &str> {
-        self.connector.get_or_init(|| build_connector(&self.extra)).as_ref().map_err(String::as_str)
-    }
-}
-
-fn read_roots(path: &Path) -> Result<Vec<CertificateDer<'static>>, EngineError> {
-    let pem = std::fs::read(path).map_err(|error| EngineError::io("read", path, error))?;
-    let bad = |why: String| EngineError::io("read certificates of", path, io::Error::new(io::ErrorKind::InvalidData, why));
-    let roots = CertificateDer::pem_slice_iter(&pem).collect::<Result<Vec<_>, _>>().map_err(|error| bad(error.to_string()))?;
-    if roots.is_empty() {
-        return Err(bad("expected certificates in PEM form, found none".to_owned()));
-    }
-    RootCertStore::empty().add(roots[0].clone()).map_err(|error| bad(error.to_string()))?;
-    Ok(roots)
-}
-
-fn build_connector(extra: &[CertificateDer<'static>]) -> Result<TlsConnector, String> {
-    let native = rustls_native_certs::load_native_certs();
-    let mut roots = RootCertStore::empty();
-    roots.add_parsable_certificates(native.certs);
-    roots.add_parsable_certificates(extra.iter().cloned());
-    if roots.is_empty() {
-        let why = native.errors.first().map_or_else(String::new, |error| format!(" ({error})"));
-        return Err(format!("no trusted root certificates were found{why}; install ca-certificates, or set SSL_CERT_FILE or a CA file"));
-    }
-    let mut config = rustls::ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .map_err(|error| error.to_string())?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(TlsConnector::from(Arc::new(config)))
-}
 
 /// An open byte stream to an origin.
 pub(super) enum Stream {
     Plain(TcpStream),
-    Tls(Box<TlsStream<TcpStream>>),
+    /// Over a plain stream, or over that to a proxy.
+    Tls(Box<TlsStream<Stream>>),
 }
 
-/// Connects to `url`'s origin, TLS included, within `timeout`.
+/// Connects to `url`'s origin by `route`, proxy and TLS included, within `timeout`.
 ///
 /// # Errors
-/// Passing: `Deadline`, `Transport` of the network. Final: a certificate or TLS fault.
-pub(super) async fn connect(tls: &Tls, method: &'static str, url: &Location, timeout: Duration) -> Result<Stream, Failure> {
+/// Passing: `Deadline`, `Transport` of the network. Final: a certificate or TLS fault, a proxy that refuses or cannot be used.
+pub(super) async fn connect(route: &Route, method: &'static str, url: &Location, timeout: Duration) -> Result<Stream, Failure> {
+    let failed = |reason: String| EngineError::Transport { method, url: url.to_string(), reason };
+    let proxy = route.proxy(&url.origin).map_err(failed)?;
+    let through = proxy.as_ref().map_or_else(String::new, |proxy| format!(" through {proxy}"));
+    let late = |_| Failure::passing(EngineError::Deadline { what: format!("connect to {}{through}", url.origin), waited: timeout });
     let deadline = Instant::now() + timeout;
-    let late = |_| Failure::passing(EngineError::Deadline { what: format!("connect to {}", url.origin), waited: timeout });
-    let stream = timeout_at(deadline, connect_tcp(url, deadline)).await.map_err(late)?.map_err(|error| {
-        let reason = format!("cannot connect: {error}; is the registry running and reachable from here?");
-        Failure::passing(EngineError::Transport { method, url: url.to_string(), reason })
-    })?;
-    match url.origin.scheme {
-        Scheme::Http => Ok(Stream::Plain(stream)),
-        Scheme::Https => {
-            let failed = |reason: String| EngineError::Transport { method, url: url.to_string(), reason };
-            let connector = tls.connector().map_err(|reason| failed(reason.to_owned()))?;
-            let name = ServerName::try_from(url.origin.bare_host().to_owned()).map_err(|error| failed(error.to_string()))?;
-            let stream = timeout_at(deadline, connector.connect(name, stream)).await.map_err(late)?;
-            stream.map(|stream| Stream::Tls(Box::new(stream))).map_err(|error| tls_failure(failed, &error))
+    let connected = timeout_at(deadline, async {
+        let stream = match &proxy {
+            Some(proxy) => connect_proxy(route, proxy, &url.origin, deadline, &failed).await?,
+            None => Stream::Plain(connect_tcp(&url.origin, deadline).await.map_err(|error| {
+                Failure::passing(failed(format!("cannot connect: {error}; is the registry running and reachable from here?")))
+            })?),
+        };
+        match url.origin.scheme {
+            Scheme::Http => Ok(stream),
+            Scheme::Https => connect_tls(&route.tls, stream, &url.origin, &failed).await,
         }
+    });
+    connected.await.map_err(late)?
+}
+
+/// A stream to `proxy`; to `target` behind it when that speaks TLS.
+async fn connect_proxy(
+    route: &Route,
+    proxy: &Proxy,
+    target: &Origin,
+    deadline: Instant,
+    failed: &impl Fn(String) -> EngineError,
+) -> Result<Stream, Failure> {
+    let stream = connect_tcp(&proxy.origin, deadline).await;
+    let stream = stream.map_err(|error| Failure::passing(failed(format!("cannot connect to {proxy}: {error}; is it running?"))))?;
+    let mut stream = Stream::Plain(stream);
+    if proxy.origin.scheme == Scheme::Https {
+        stream = connect_tls(&route.tls, stream, &proxy.origin, &|reason| failed(format!("{proxy}: {reason}"))).await?;
     }
+    if target.scheme == Scheme::Https {
+        open_tunnel(&mut stream, proxy, target).await.map_err(|no| match no {
+            NoTunnel::Broken(error) => Failure::passing(failed(format!("{proxy} opened no tunnel: {error}"))),
+            NoTunnel::Refused(502..=504 | 429, why) => Failure::passing(failed(format!("{proxy} {why}"))),
+            NoTunnel::Refused(_, why) => failed(format!("{proxy} {why}")).into(),
+        })?;
+    }
+    Ok(stream)
+}
+
+async fn connect_tls(tls: &Tls, stream: Stream, origin: &Origin, failed: &impl Fn(String) -> EngineError) -> Result<Stream, Failure> {
+    let connector = tls.connector().map_err(|reason| failed(reason.to_owned()))?;
+    let name = ServerName::try_from(origin.bare_host().to_owned()).map_err(|error| failed(error.to_string()))?;
+    let stream = connector.connect(name, stream).await;
+    stream.map(|stream| Stream::Tls(Box::new(stream))).map_err(|error| tls_failure(failed, &error))
 }
 
 /// A handshake that TLS itself refused fails the same way again; one that the network cut may not.
@@ -107,17 +95,42 @@ fn tls_failure(failed: impl Fn(String) -> EngineError, error: &io::Error) -> Fai
         Some(rustls::Error::InvalidMessage(_)) => {
             failed(format!("TLS: {error}; does the registry speak plain HTTP (--plain-http)?")).into()
         }
-        Some(rustls::Error::InvalidCertificate(_)) => {
-            failed(format!("TLS: {error}; if the registry has a private CA, name its certificate (--ca or SSL_CERT_FILE)")).into()
+        Some(rustls::Error::InvalidCertificate(_)) => failed(format!(
+            "TLS: {error}; if the registry has a private CA, name its certificate (--ca, SSL_CERT_FILE, or ca in its hosts.toml)"
+        ))
+        .into(),
+        Some(rustls::Error::AlertReceived(alert)) if is_of_certificate(*alert) => {
+            failed(format!("TLS: {error}; the host wants a client certificate that it knows (client in its hosts.toml)")).into()
         }
         Some(_) => failed(format!("TLS: {error}")).into(),
         None => Failure::passing(failed(format!("TLS handshake: {error}"))),
     }
 }
 
+/// Whether a connection ended since the other side wants a client certificate, or another. Source: RFC 8446 section 4.4.2.4; in TLS 1.3 it
+/// says so after the handshake, as far as the client can tell.
+pub(super) fn wants_certificate(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        let inner = error.downcast_ref::<io::Error>().and_then(|error| error.get_ref()).and_then(|inner| inner.downcast_ref());
+        if let Some(rustls::Error::AlertReceived(alert)) = inner.or_else(|| error.downcast_ref()) {
+            return is_of_certificate(*alert);
+        }
+        cause = error.source();
+    }
+    false
+}
+
+fn is_of_certificate(alert: AlertDescription) -> bool {
+    use AlertDescription::{
+        BadCertificate, CertificateExpired, CertificateRequired, CertificateUnknown, UnknownCA, UnsupportedCertificate,
+    };
+    matches!(alert, BadCertificate | CertificateExpired | CertificateRequired | CertificateUnknown | UnknownCA | UnsupportedCertificate)
+}
+
 /// Tries each address in turn, each with an equal share of the time left.
-async fn connect_tcp(url: &Location, deadline: Instant) -> io::Result<TcpStream> {
-    let addresses = addresses(url.origin.bare_host(), url.origin.port).await?;
+async fn connect_tcp(origin: &Origin, deadline: Instant) -> io::Result<TcpStream> {
+    let addresses = addresses(origin.bare_host(), origin.port).await?;
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
     for (at, address) in addresses.iter().enumerate() {
         let left = deadline.saturating_duration_since(Instant::now());

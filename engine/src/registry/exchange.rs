@@ -14,17 +14,18 @@ use hyper::{
     HeaderMap, Method, Request, Response, StatusCode,
     body::{Body as _, Incoming},
     client::conn::http1,
-    header::{ACCEPT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderValue, USER_AGENT},
+    header::{ACCEPT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderValue, PROXY_AUTHORIZATION, USER_AGENT},
 };
 use hyper_util::rt::TokioIo;
 use tokio::time::timeout;
 
 use super::{
     client::{ClientConfig, Traffic},
-    connect::{Tls, connect},
+    connect::{connect, wants_certificate},
     location::Location,
     pool::{Connection, Pool},
     retry::{Failure, after_status},
+    route::Route,
 };
 use crate::error::EngineError;
 
@@ -68,7 +69,7 @@ impl Counters {
 #[derive(Clone)]
 pub(super) struct Transport {
     pub config: Arc<ClientConfig>,
-    pub tls: Arc<Tls>,
+    pub route: Arc<Route>,
     pub pool: Arc<Pool>,
     pub counters: Arc<Counters>,
 }
@@ -90,7 +91,7 @@ impl Ask {
         if self.method == Method::POST { "POST" } else { "GET" }
     }
 
-    fn request(&self, url: &Location) -> Result<Request<Full<Bytes>>, EngineError> {
+    fn request(&self, url: &Location, route: &Route) -> Result<Request<Full<Bytes>>, EngineError> {
         let failed = |reason: String| EngineError::Transport { method: self.method_name(), url: url.to_string(), reason };
         let host = HeaderValue::from_str(&url.origin.authority()).map_err(|error| failed(error.to_string()))?;
         let mut request = Request::new(Full::new(self.body.clone()));
@@ -100,6 +101,12 @@ impl Ask {
         request.headers_mut().insert(HOST, host);
         request.headers_mut().insert(USER_AGENT, AGENT);
         request.headers_mut().insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        if let Some(proxy) = route.forwarder(url) {
+            *request.uri_mut() = url.absolute().map_err(|error| failed(error.to_string()))?;
+            if let Some(authorization) = &proxy.authorization {
+                request.headers_mut().insert(PROXY_AUTHORIZATION, authorization.clone());
+            }
+        }
         Ok(request)
     }
 }
@@ -113,7 +120,7 @@ impl Transport {
     pub async fn send(&self, url: &Location, ask: &Ask) -> Result<Exchange, Failure> {
         let begun = Instant::now();
         let method = ask.method_name();
-        let sent = match self.pool.take(&url.origin) {
+        let sent = match self.pool.take(&self.route.line(&url.origin)) {
             Some(idle) => match self.send_on(idle, url, ask).await {
                 Err(Sent::Closed(reason)) => {
                     tracing::debug!(method, url = %url, reason, "the idle connection was closed; opening another");
@@ -133,7 +140,7 @@ impl Transport {
     }
 
     async fn open(&self, method: &'static str, url: &Location) -> Result<Connection, Failure> {
-        let stream = connect(&self.tls, method, url, self.config.connect_timeout).await?;
+        let stream = connect(&self.route, method, url, self.config.connect_timeout).await?;
         self.counters.connections.fetch_add(1, Relaxed);
         let (sender, connection) = http1::Builder::new()
             .max_buf_size(CHUNK_BYTES_MAX as usize)
@@ -142,7 +149,7 @@ impl Transport {
             .map_err(|error| Failure::passing(EngineError::Transport { method, url: url.to_string(), reason: chain(&error) }))?;
         // Its errors reach whoever holds the sender or the body.
         let driver = tokio::spawn(async move { drop(connection.await) }).abort_handle();
-        Ok(Connection { origin: url.origin.clone(), sender, driver })
+        Ok(Connection { line: self.route.line(&url.origin), sender, driver })
     }
 
     async fn send_on(&self, mut connection: Connection, url: &Location, ask: &Ask) -> Result<Exchange, Sent> {
@@ -150,7 +157,7 @@ impl Transport {
             let what = format!("{} {url}", ask.method_name());
             Sent::Failed(Failure::passing(EngineError::Deadline { what, waited: self.config.first_byte_timeout }))
         };
-        let request = ask.request(url).map_err(|error| Sent::Failed(error.into()))?;
+        let request = ask.request(url, &self.route).map_err(|error| Sent::Failed(error.into()))?;
         self.counters.requests.fetch_add(1, Relaxed);
         let head = timeout(self.config.first_byte_timeout, async {
             connection.sender.ready().await?;
@@ -158,6 +165,11 @@ impl Transport {
         });
         let response = head.await.map_err(late)?.map_err(|error| {
             let reason = chain(&error);
+            if wants_certificate(&error) {
+                let found = format!("{reason}; the host wants a client certificate that it knows (client in its hosts.toml)");
+                let (method, url) = (ask.method_name(), url.to_string());
+                return Sent::Failed(EngineError::Transport { method, url, reason: found }.into());
+            }
             if error.is_parse() {
                 let found = format!("{reason}; does the server speak TLS only, or not HTTP at all?");
                 let (method, url) = (ask.method_name(), url.to_string());
@@ -363,6 +375,7 @@ fn hint(status: StatusCode) -> &'static str {
         401 => "; credentials for this repository are missing or refused: check the name, or log in (docker login)",
         403 => "; these credentials may not read this repository: check the name, or log in (docker login)",
         404 => "; check the name, tag or digest",
+        407 => "; the proxy wants a user and password: give them in the variable (HTTP_PROXY=http://USER:PASSWORD@HOST:PORT)",
         416 => "; the blob at the registry is shorter than its manifest says",
         429 => "; the registry limits how often it is asked: wait, or log in (docker login)",
         _ => "",

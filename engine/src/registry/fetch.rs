@@ -1,4 +1,4 @@
-//! One try of one GET at a registry: credentials, redirects and what the final status means.
+//! One try of one GET at one host of a registry: credentials, redirects and what the final status means.
 
 use std::ops::Range;
 
@@ -12,17 +12,16 @@ use super::{
     auth,
     client::Client,
     exchange::{Ask, Exchange},
-    location::Location,
+    hosts::Site,
+    location::{Location, Origin},
     redirect::{self, REDIRECTS_MAX, is_redirect, is_stale},
-    reference::Reference,
     retry::Failure,
 };
 use crate::error::EngineError;
 
 /// What is wanted from a registry.
-pub(super) struct Get<'a> {
-    pub reference: &'a Reference,
-    /// Escaped, absolute.
+pub(super) struct Get {
+    /// Escaped, from the repository on.
     pub path: String,
     pub accept: Option<HeaderValue>,
     /// Half-open, not empty.
@@ -31,13 +30,15 @@ pub(super) struct Get<'a> {
     pub blob: Option<Digest>,
 }
 
-impl<'a> Get<'a> {
-    pub fn new(reference: &'a Reference, path: String) -> Self {
-        Self { reference, path, accept: None, range: None, blob: None }
+impl Get {
+    pub fn new(path: String) -> Self {
+        Self { path, accept: None, range: None, blob: None }
     }
 
-    fn ask(&self, authorization: Option<&HeaderValue>) -> Result<Ask, EngineError> {
-        let mut headers = HeaderMap::new();
+    /// The request as it goes to `origin`; what the host's settings add goes to nobody else.
+    fn ask(&self, site: &Site, origin: &Origin, authorization: Option<&HeaderValue>) -> Result<Ask, EngineError> {
+        let own = origin == site.endpoint.origin();
+        let mut headers = if own { site.endpoint.headers.clone() } else { HeaderMap::new() };
         if let Some(accept) = &self.accept {
             headers.insert(ACCEPT, accept.clone());
         }
@@ -53,66 +54,66 @@ impl<'a> Get<'a> {
 }
 
 impl Client {
-    /// An answer with status 200 or 206.
-    pub(super) async fn try_get(&self, get: &Get<'_>) -> Result<Exchange, Failure> {
-        if let Some(exchange) = self.try_remembered(get).await? {
+    /// An answer of `site` with status 200 or 206.
+    pub(super) async fn try_get(&self, site: &Site, get: &Get) -> Result<Exchange, Failure> {
+        if let Some(exchange) = self.try_remembered(site, get).await? {
             return settled(exchange).await;
         }
         let mut asked_again = false;
         loop {
-            let (exchange, authorization) = self.ask_registry(get).await?;
+            let (exchange, authorization) = self.ask_registry(site, get).await?;
             if !is_redirect(exchange.status()) {
                 return settled(exchange).await;
             }
             let registry = exchange.url.clone();
-            let exchange = self.follow(get, exchange, authorization.as_ref()).await?;
+            let exchange = follow(site, get, exchange, authorization.as_ref()).await?;
             if is_stale(exchange.status()) && !asked_again {
                 asked_again = true;
                 exchange.drain().await;
                 continue;
             }
             if let Some(blob) = get.blob.filter(|_| exchange.status().is_success() && exchange.url.origin != registry.origin) {
-                self.shared.targets.remember(get.reference, &blob, exchange.url.clone());
+                self.shared.targets.remember(&site.reference, &blob, exchange.url.clone());
             }
             return settled(exchange).await;
         }
     }
 
     /// The answer of the remembered redirect target, unless there is none or it has run out.
-    async fn try_remembered(&self, get: &Get<'_>) -> Result<Option<Exchange>, Failure> {
+    async fn try_remembered(&self, site: &Site, get: &Get) -> Result<Option<Exchange>, Failure> {
         let Some(blob) = get.blob else { return Ok(None) };
-        let Some(target) = self.shared.targets.get(get.reference, &blob) else { return Ok(None) };
-        let sent = self.transport.send(&target, &get.ask(None)?).await;
+        let Some(target) = self.shared.targets.get(&site.reference, &blob) else { return Ok(None) };
+        let sent = site.transport.send(&target, &get.ask(site, &target.origin, None)?).await;
         match sent {
             Ok(exchange) if exchange.status().is_success() => Ok(Some(exchange)),
             Ok(exchange) => {
                 // Whatever it says instead of the blob, the registry has the last word.
-                self.shared.targets.forget(get.reference, &blob);
+                self.shared.targets.forget(&site.reference, &blob);
                 exchange.drain().await;
                 Ok(None)
             }
             Err(failure) => {
-                self.shared.targets.forget(get.reference, &blob);
+                self.shared.targets.forget(&site.reference, &blob);
                 Err(failure)
             }
         }
     }
 
     /// The registry's own answer, and the credentials it accepted: first what was granted before, then what each login can get.
-    pub(super) async fn ask_registry(&self, get: &Get<'_>) -> Result<(Exchange, Option<HeaderValue>), Failure> {
-        let auth = &self.shared.auth;
-        let url = Location::at_registry(self.transport.config.plain_http, get.reference.endpoint(), &get.path)?;
-        let mut authorization = auth.authorization(&self.transport, get.reference).await?;
+    pub(super) async fn ask_registry(&self, site: &Site, get: &Get) -> Result<(Exchange, Option<HeaderValue>), Failure> {
+        let (auth, transport) = (&self.shared.auth, &site.transport);
+        let url = site.endpoint.location(&get.path)?;
+        let mut authorization = auth.authorization(transport, &site.reference).await?;
         let mut tried = 0;
         loop {
-            let mut exchange = self.transport.send(&url, &get.ask(authorization.as_ref())?).await?;
+            let mut exchange = transport.send(&url, &get.ask(site, &url.origin, authorization.as_ref())?).await?;
             if !auth::wants_others(&exchange) {
-                match self.hidden_challenge(get, &exchange, authorization.as_ref()).await? {
+                match self.hidden_challenge(site, &exchange, authorization.as_ref()).await? {
                     Some(challenged) => exchange = challenged,
                     None => return Ok((exchange, authorization)),
                 }
             }
-            let renewed = auth.answer(&self.transport, get.reference, &exchange, authorization.as_ref(), tried).await?;
+            let renewed = auth.answer(transport, &site.reference, &exchange, authorization.as_ref(), tried).await?;
             let Some(renewed) = renewed else { return Err(auth::refused(exchange).await) };
             exchange.drain().await;
             authorization = Some(renewed);
@@ -126,35 +127,35 @@ impl Client {
     /// Source: every docker client begins with `GET /v2/` and so never meets this.
     async fn hidden_challenge(
         &self,
-        get: &Get<'_>,
+        site: &Site,
         exchange: &Exchange,
         authorization: Option<&HeaderValue>,
     ) -> Result<Option<Exchange>, Failure> {
         let may_be_hidden = authorization.is_none() && matches!(exchange.status(), StatusCode::FORBIDDEN | StatusCode::NOT_FOUND);
-        if !may_be_hidden || !self.shared.auth.has_credentials(get.reference).await {
+        if !may_be_hidden || !self.shared.auth.has_credentials(&site.reference).await {
             return Ok(None);
         }
-        let url = Location::at_registry(self.transport.config.plain_http, get.reference.endpoint(), "/v2/")?;
+        let url = site.endpoint.location("/")?;
         // Where that fails, the answer that is there stays.
-        let root = self.transport.send(&url, &Ask::get(HeaderMap::new())).await.ok();
+        let root = site.transport.send(&url, &Ask::get(site.endpoint.headers.clone())).await.ok();
         Ok(root.filter(auth::wants_others))
     }
+}
 
-    /// Goes where `exchange`, a redirect, points; credentials go only to where they were given to.
-    async fn follow(&self, get: &Get<'_>, exchange: Exchange, authorization: Option<&HeaderValue>) -> Result<Exchange, Failure> {
-        let home = exchange.url.origin.clone();
-        let mut exchange = exchange;
-        for _ in 0..REDIRECTS_MAX {
-            let target = redirect::target(&exchange, self.transport.config.plain_http)?;
-            exchange.drain().await;
-            let authorization = authorization.filter(|_| target.origin == home);
-            exchange = self.transport.send(&target, &get.ask(authorization)?).await?;
-            if !is_redirect(exchange.status()) {
-                return Ok(exchange);
-            }
+/// Goes where `exchange`, a redirect, points; credentials go only to where they were given to.
+async fn follow(site: &Site, get: &Get, exchange: Exchange, authorization: Option<&HeaderValue>) -> Result<Exchange, Failure> {
+    let home = exchange.url.origin.clone();
+    let mut exchange = exchange;
+    for _ in 0..REDIRECTS_MAX {
+        let target: Location = redirect::target(&exchange, &site.transport)?;
+        exchange.drain().await;
+        let authorization = authorization.filter(|_| target.origin == home);
+        exchange = site.transport.send(&target, &get.ask(site, &target.origin, authorization)?).await?;
+        if !is_redirect(exchange.status()) {
+            return Ok(exchange);
         }
-        Err(exchange.contradiction(format!("at most {REDIRECTS_MAX} redirects"), "another").into())
     }
+    Err(exchange.contradiction(format!("at most {REDIRECTS_MAX} redirects"), "another").into())
 }
 
 /// The answer if it is one, else the failure that its status means.

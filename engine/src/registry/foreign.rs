@@ -24,6 +24,7 @@ use super::{
     blob::BlobReader,
     client::{Client, not_encoded},
     exchange::{Ask, Exchange},
+    hosts::Sender,
     location::{Location, Scheme, is_loopback},
     redirect::{REDIRECTS_MAX, is_redirect},
     reference::Reference,
@@ -60,6 +61,12 @@ impl ForeignBlob {
     #[must_use]
     pub fn new(repository: Option<Arc<Reference>>, digest: Digest, size: u64, urls: Vec<BlobUrl>) -> Self {
         Self { repository, digest, size, urls, found_at: AtomicUsize::new(0) }
+    }
+
+    /// The repository that is asked first.
+    #[must_use]
+    pub fn repository(&self) -> Option<&Arc<Reference>> {
+        self.repository.as_ref()
     }
 
     /// Its length.
@@ -109,6 +116,17 @@ impl FoundBlob {
         match self {
             FoundBlob::Registry(reader) => reader.chunk().await,
             FoundBlob::Url(reader) => reader.chunk().await,
+        }
+    }
+}
+
+impl FoundBlob {
+    /// Who sent the latest bytes, where others could be asked instead.
+    #[must_use]
+    pub fn sender(&self) -> Option<&Arc<Sender>> {
+        match self {
+            FoundBlob::Registry(reader) => reader.sender(),
+            FoundBlob::Url(_) => None,
         }
     }
 }
@@ -174,7 +192,11 @@ impl Client {
 
 /// Whether a registry says that it has no such blob.
 fn is_missing(error: &EngineError) -> bool {
-    matches!(error, EngineError::Status { status: 404, .. })
+    match error {
+        EngineError::Status { status, .. } => *status == 404,
+        EngineError::EveryHost { last, .. } => is_missing(last),
+        _ => false,
+    }
 }
 
 /// Where `exchange` points.

@@ -139,6 +139,11 @@ impl Location {
         Self::parse(&format!("{base}{folder}{text}"))
     }
 
+    /// In absolute form, as proxies want it. Source: RFC 9112 section 3.2.2.
+    pub fn absolute(&self) -> Result<Uri, hyper::http::uri::InvalidUri> {
+        format!("{}{}", self.origin, self.target).parse()
+    }
+
     /// The same place with `query` (already escaped) added.
     pub fn with_query(&self, query: &str) -> Result<Self, EngineError> {
         let joint = if self.target.query().is_some() { '&' } else { '?' };

@@ -1,4 +1,4 @@
-//! Idle connections of one runtime, by origin. A connection comes here only after its last body was read to the end.
+//! Idle connections of one runtime, by whom they speak to and how they were made. A connection comes here only after its last body was read to the end.
 
 use std::{
     collections::HashMap,
@@ -11,14 +11,14 @@ use http_body_util::Full;
 use hyper::client::conn::http1::SendRequest;
 use tokio::task::AbortHandle;
 
-use super::location::Origin;
+use super::route::Line;
 
 /// Idle connections older than this are closed rather than used. Source: load balancers close theirs after 60 s (AWS ELB's default).
 const IDLE_MAX: Duration = Duration::from_secs(45);
 
 /// One HTTP/1.1 connection. Dropping it closes its socket, whatever it was doing.
 pub(super) struct Connection {
-    pub origin: Origin,
+    pub line: Line,
     pub sender: SendRequest<Full<Bytes>>,
     /// The task that moves its bytes.
     pub driver: AbortHandle,
@@ -33,7 +33,7 @@ impl Drop for Connection {
 /// Idle connections, the latest used last.
 pub(super) struct Pool {
     idle_per_host_max: usize,
-    idle: Mutex<HashMap<Origin, Vec<(Instant, Connection)>>>,
+    idle: Mutex<HashMap<Line, Vec<(Instant, Connection)>>>,
 }
 
 impl Pool {
@@ -41,10 +41,10 @@ impl Pool {
         Self { idle_per_host_max, idle: Mutex::default() }
     }
 
-    /// The latest used connection to `origin` that is not known to be closed.
-    pub fn take(&self, origin: &Origin) -> Option<Connection> {
+    /// The latest used connection of `line` that is not known to be closed.
+    pub fn take(&self, line: &Line) -> Option<Connection> {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        let stack = idle.get_mut(origin)?;
+        let stack = idle.get_mut(line)?;
         let mut found = None;
         while let Some((since, connection)) = stack.pop() {
             if since.elapsed() < IDLE_MAX && !connection.sender.is_closed() {
@@ -53,7 +53,7 @@ impl Pool {
             }
         }
         if stack.is_empty() {
-            idle.remove(origin);
+            idle.remove(line);
         }
         found
     }
@@ -68,7 +68,7 @@ impl Pool {
             stack.retain(|(since, _)| since.elapsed() < IDLE_MAX);
             !stack.is_empty()
         });
-        let stack = idle.entry(connection.origin.clone()).or_default();
+        let stack = idle.entry(connection.line.clone()).or_default();
         if stack.len() >= self.idle_per_host_max {
             stack.remove(0);
         }

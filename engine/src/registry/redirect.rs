@@ -10,9 +10,8 @@ use clip_format::digest::Digest;
 use hyper::{StatusCode, header::LOCATION};
 
 use super::{
-    client::PlainHttp,
-    exchange::Exchange,
-    location::{Location, Scheme, plain_allowed},
+    exchange::{Exchange, Transport},
+    location::{Location, Scheme},
     reference::Reference,
 };
 use crate::error::EngineError;
@@ -34,10 +33,10 @@ pub(super) fn is_stale(status: StatusCode) -> bool {
 }
 
 /// Where `exchange` points, if we may go there.
-pub(super) fn target(exchange: &Exchange, plain_http: PlainHttp) -> Result<Location, EngineError> {
+pub(super) fn target(exchange: &Exchange, transport: &Transport) -> Result<Location, EngineError> {
     let text = exchange.header(LOCATION).ok_or_else(|| exchange.contradiction("a redirect with a Location", "none"))?;
     let target = exchange.url.join(text).map_err(|error| exchange.contradiction("a redirect to a URL", error.to_string()))?;
-    if target.origin.scheme == Scheme::Http && !plain_allowed(plain_http, &target.origin.host) {
+    if target.origin.scheme == Scheme::Http && !transport.allows_plain(&target.origin) {
         let expected = "a redirect to https (--plain-http would allow others)";
         return Err(exchange.contradiction(expected, target.to_string()));
     }

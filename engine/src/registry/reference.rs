@@ -4,12 +4,9 @@ use std::{fmt, net::Ipv6Addr, str::FromStr};
 
 use clip_format::digest::Digest;
 
+use super::hosts::{DOCKER_HUB, DOCKER_HUB_ENDPOINT};
 use crate::error::EngineError;
 
-/// Docker Hub's name in references.
-const DOCKER_HUB: &str = "docker.io";
-/// Where Docker Hub's registry answers.
-const DOCKER_HUB_ENDPOINT: &str = "registry-1.docker.io";
 /// Source: distribution/reference `RepositoryNameTotalLengthMax`.
 const REPOSITORY_BYTES_MAX: usize = 255;
 /// Source: distribution spec, `<reference>` as a tag: one word character and at most 127 more.

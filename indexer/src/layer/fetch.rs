@@ -1,24 +1,43 @@
 //! A blob's bytes, from wherever it is, into two bounded channels.
 
 use bytes::Bytes;
-use clip_engine::{error::EngineError, registry::Client, source::BlobSource};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use clip_engine::{
+    error::EngineError,
+    registry::{Client, Sender as Host},
+    source::{BlobSource, SourceReader},
+};
+use clip_format::digest::Digest;
 use crossbeam::channel::Sender;
 use tokio::{runtime, sync::watch};
 
-/// Tells every fetch of an image to stop, wherever it waits.
+/// Tells every fetch of an image to stop, wherever it waits; and remembers who sent which blob, where others could be asked instead.
 pub(crate) struct Cancel {
     stopped: watch::Sender<bool>,
+    hosts: Mutex<Vec<Arc<Host>>>,
 }
 
 impl Cancel {
     /// Nothing is stopped yet.
     pub(crate) fn new() -> Self {
-        Self { stopped: watch::Sender::new(false) }
+        Self { stopped: watch::Sender::new(false), hosts: Mutex::default() }
     }
 
     /// Every fetch under way ends, and none begins.
     pub(crate) fn stop(&self) {
         self.stopped.send_replace(true);
+    }
+
+    fn note_host(&self, host: &Arc<Host>) {
+        self.hosts.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(host));
+    }
+
+    /// The bytes of `blob` were wrong: who sent them is asked last from now on. False when there was nobody else to ask.
+    pub(crate) fn distrust_host_of(&self, blob: &Digest) -> bool {
+        let hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_blob = hosts.iter().filter(|host| host.blob() == blob).inspect(|host| host.distrust());
+        of_blob.count() > 0
     }
 
     /// True once `stop` was called.
@@ -52,17 +71,25 @@ pub(super) fn fetch(
         tokio::select! {
             biased;
             _ = stopped.wait_for(|stopped| *stopped) => Ok(()),
-            end = copy(blob, &client, &decoder, &hash) => end,
+            end = copy(blob, &client, cancel, &decoder, &hash) => end,
         }
     })
 }
 
-async fn copy(blob: &BlobSource, client: &Client, decoder: &Sender<Message>, hash: &Sender<Bytes>) -> Result<(), EngineError> {
+async fn copy(
+    blob: &BlobSource,
+    client: &Client,
+    cancel: &Cancel,
+    decoder: &Sender<Message>,
+    hash: &Sender<Bytes>,
+) -> Result<(), EngineError> {
     let size = blob.size();
     if size > 0 {
         let mut reader = blob.open(client, 0..size).await?;
+        let mut host = None;
         let mut left = size;
         while let Some(chunk) = reader.chunk().await? {
+            note_new_host(&reader, &mut host, cancel);
             left = left.saturating_sub(chunk.len() as u64);
             // Blocking here is what bounds memory: the connection waits with us. The hash job takes all it is given until we end.
             if hash.send(chunk.clone()).is_err() || decoder.send(Message::Chunk(chunk)).is_err() {
@@ -79,4 +106,12 @@ async fn copy(blob: &BlobSource, client: &Client, decoder: &Sender<Message>, has
     // A decoder that is gone has failed, and says why itself.
     let _ = decoder.send(Message::End);
     Ok(())
+}
+
+/// Remembers who sends the blob, when that is another than `host`, the one before.
+fn note_new_host(reader: &SourceReader, host: &mut Option<Arc<Host>>, cancel: &Cancel) {
+    if let Some(now) = reader.sender().filter(|now| !host.as_ref().is_some_and(|before| Arc::ptr_eq(before, now))) {
+        cancel.note_host(now);
+        *host = Some(Arc::clone(now));
+    }
 }

@@ -60,7 +60,7 @@ fn examine_clip(path: &Path, args: &ReadArgs) -> Vec<Finding> {
             let reference = Reference { registry: registry.clone(), repository: repository.clone(), tag: None, digest };
             match client_config(&reference, args) {
                 Ok(config) => {
-                    findings.push(examine_manifest(&reference, &config));
+                    findings.extend(examine_manifest(&reference, &config));
                     findings.extend(first_blob(&reference, &info, &config));
                 }
                 Err(finding) => findings.push(finding),
@@ -76,7 +76,7 @@ fn read_info(path: &Path) -> Result<StorageInfo> {
 }
 
 fn examine_reference(reference: &Reference, args: &ReadArgs) -> Vec<Finding> {
-    vec![client_config(reference, args).map_or_else(|finding| finding, |config| examine_manifest(reference, &config))]
+    client_config(reference, args).map_or_else(|finding| vec![finding], |config| examine_manifest(reference, &config))
 }
 
 /// How the registry of `reference` is spoken to. A password is asked for here, once.
@@ -88,14 +88,26 @@ fn client_config(reference: &Reference, args: &ReadArgs) -> Result<ClientConfig,
     config.map_err(|error| Finding::fail(NAME, chain_text(&error), "mend what was typed, or leave it out"))
 }
 
-fn examine_manifest(reference: &Reference, config: &ClientConfig) -> Finding {
+fn examine_manifest(reference: &Reference, config: &ClientConfig) -> Vec<Finding> {
     let asked = with_client(config, async |client: &Client| {
         client.ping(reference).await?;
         client.manifest(reference).await
     });
-    match asked {
+    let mut findings = hosts(reference, config);
+    findings.push(match asked {
         Ok(manifest) => Finding::ok(NAME, format!("{reference}: manifest of {} bytes, {}", manifest.bytes.len(), manifest.media_type)),
         Err(error) => Finding::fail(NAME, chain_text(&error), mend(&error)),
+    });
+    findings
+}
+
+/// Who is asked, where that is not the registry alone.
+fn hosts(reference: &Reference, config: &ClientConfig) -> Vec<Finding> {
+    let found = with_client(config, async |client: &Client| client.hosts(reference));
+    match found {
+        Ok(hosts) if hosts.len() < 2 => Vec::new(),
+        Ok(hosts) => vec![Finding::ok("hosts", format!("{} is asked at {}", reference.registry, hosts.join(", then ")))],
+        Err(error) => vec![Finding::fail("hosts", chain_text(&error), "mend the file, or name another directory with --hosts-dir")],
     }
 }
 

@@ -75,7 +75,7 @@ impl Logins {
     /// Whom to ask about `reference`, after `refused` of those who knew credentials were refused.
     pub(super) fn candidates(&self, reference: &Reference, refused: usize) -> Candidates {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let newest_first = known.by_id.values().rev().filter(|entry| entry.repository == reference.repository);
+        let newest_first = known.by_id.values().rev().filter(|entry| is_repository(&reference.repository, &entry.repository));
         let mut entries: Vec<_> = newest_first.collect();
         // A stable sort: the newest stays first among equals. A mirror is asked about under the repository's name.
         entries.sort_by_key(|entry| (entry.registry != reference.registry, !is_explicit(&entry.login)));
@@ -88,6 +88,11 @@ impl Logins {
         logins.reverse();
         Candidates { logins, refused: 0, refused_already: refused }
     }
+}
+
+/// Whether `asked` is the repository `known`, or the same at a mirror that keeps it under a prefix.
+pub(super) fn is_repository(asked: &str, known: &str) -> bool {
+    asked.strip_suffix(known).is_some_and(|prefix| prefix.is_empty() || prefix.ends_with('/'))
 }
 
 /// Whether somebody typed where credentials are.

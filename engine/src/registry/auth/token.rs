@@ -17,7 +17,7 @@ use crate::{
     error::EngineError,
     registry::{
         exchange::{Ask, Exchange, Transport},
-        location::{Location, Scheme, percent_encoded, plain_allowed},
+        location::{Location, Scheme, percent_encoded},
         redirect::{self, REDIRECTS_MAX, is_redirect},
         retry::Failure,
     },
@@ -60,7 +60,7 @@ impl Wanted<'_> {
     /// a password.
     pub async fn fetch(&self, transport: &Transport, credentials: Option<&Credentials>) -> Result<Token, Failure> {
         let realm = Location::parse(self.realm)?;
-        if realm.origin.scheme == Scheme::Http && !plain_allowed(transport.config.plain_http, &realm.origin.host) {
+        if realm.origin.scheme == Scheme::Http && !transport.allows_plain(&realm.origin) {
             let expected = "a token server behind https (or --plain-http)".to_owned();
             return Err(EngineError::Invalid { what: "realm of the registry".to_owned(), expected, found: realm.to_string() }.into());
         }
@@ -108,7 +108,7 @@ impl Wanted<'_> {
             if !is_redirect(exchange.status()) {
                 return token_of(exchange).await;
             }
-            url = redirect::target(&exchange, transport.config.plain_http)?;
+            url = redirect::target(&exchange, transport)?;
             exchange.drain().await;
         }
         let expected = format!("at most {REDIRECTS_MAX} redirects");

@@ -1,0 +1,378 @@
+//! Mirrors and settings of containerd's `hosts.toml`: who is asked, in which order, with what, and what happens when one fails.
+#![allow(clippy::unwrap_used)]
+
+mod registry_script;
+
+use std::{
+    ops::Range,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use clip_engine::{
+    EngineError, ErrorKind,
+    registry::{Client, ClientConfig, PlainHttp, Reference},
+};
+use clip_format::digest::Digest;
+use registry_script::*;
+
+const MANIFEST: &str = r#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","layers":[]}"#;
+
+/// A registry that has the blob and the manifest, under every name.
+async fn registry(blob: &[u8]) -> Server {
+    let own = blob.to_owned();
+    Server::start(move |seen| answer(seen, &own)).await
+}
+
+fn answer(seen: &Seen, blob: &[u8]) -> Reply {
+    if seen.path.contains("/blobs/") {
+        serve_blob(seen, blob)
+    } else {
+        reply(200, MANIFEST).header("content-type", "application/vnd.oci.image.manifest.v1+json")
+    }
+}
+
+/// A hosts directory in which `registry` has `hosts.toml`.
+struct Settings {
+    dir: tempfile::TempDir,
+}
+
+impl Settings {
+    fn new(registry: &str, text: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join(registry)).unwrap();
+        std::fs::write(dir.path().join(registry).join("hosts.toml"), text).unwrap();
+        Self { dir }
+    }
+
+    fn config(&self) -> ClientConfig {
+        ClientConfig { hosts_dir: Some(self.dir.path().to_owned()), tries_max: 1, ..config(Path::new("/nonexistent")) }
+    }
+
+    fn client(&self) -> Client {
+        Client::new(self.config()).unwrap()
+    }
+}
+
+fn mirror(server: &Server) -> String {
+    format!("[host.\"{}\"]\n", server.url(""))
+}
+
+fn origin(server: &Server) -> String {
+    format!("server = \"{}\"\n", server.url(""))
+}
+
+fn image(text: &str) -> Reference {
+    text.parse().unwrap()
+}
+
+/// The bytes of a range of `blob` in `reference`'s repository.
+async fn read_of(client: &Client, reference: &Reference, blob: &[u8], range: Range<u64>) -> Result<Vec<u8>, EngineError> {
+    let mut reader = client.blob(reference, &sha256(blob), blob.len() as u64, range).await?;
+    let mut all = Vec::new();
+    while let Some(bytes) = reader.chunk().await? {
+        all.extend_from_slice(&bytes);
+    }
+    Ok(all)
+}
+
+/// A port that refuses connections.
+fn dead_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// Claim: behind a mirror that refuses connections the next host serves manifests and blobs, is told for whom it is asked, and the dead one
+/// is not asked again.
+#[tokio::test]
+async fn the_next_host_serves_behind_a_dead_mirror() {
+    let blob = pattern(5000);
+    let (second, origin_server) = (registry(&blob).await, registry(&blob).await);
+    let dead = format!("[host.\"http://127.0.0.1:{}\"]\n", dead_port());
+    let settings = Settings::new("h.x", &format!("{}{dead}{}", origin(&origin_server), mirror(&second)));
+    let client = settings.client();
+    let reference = image("h.x/a/b:t");
+    let manifest = client.manifest(&reference).await.unwrap();
+    client.manifest(&reference.at_digest(manifest.digest)).await.unwrap();
+    client.ping(&reference).await.unwrap();
+    for start in [0, 100, 200] {
+        assert_eq!(read_of(&client, &reference, &blob, start..start + 10).await.unwrap(), blob[start as usize..start as usize + 10]);
+    }
+    let seen = second.seen();
+    assert_eq!(seen.len(), 6);
+    assert!(seen.iter().all(|seen| seen.query == "ns=h.x"), "{seen:?}");
+    assert_eq!((seen[0].path.as_str(), seen[2].path.as_str()), ("/v2/a/b/manifests/t", "/v2/"));
+    assert!(origin_server.seen().is_empty());
+    assert_eq!(client.hosts(&reference).unwrap().len(), 3);
+}
+
+/// Claim: a mirror that takes connections and never answers costs its wait once, half of the first-byte deadline, and requests that come
+/// meanwhile do not queue behind it. The figures are the source of `DEAD_MIN`.
+#[tokio::test]
+async fn a_mirror_that_hangs_costs_one_wait() {
+    let blob = pattern(5000);
+    let hung = Server::start(|_| reply(200, "").then(Then::Silence)).await;
+    let origin_server = registry(&blob).await;
+    let settings = Settings::new("h.x", &format!("{}{}", origin(&origin_server), mirror(&hung)));
+    let client = Client::new(ClientConfig { first_byte_timeout: Duration::from_millis(800), ..settings.config() }).unwrap();
+    let reference = image("h.x/a/b");
+    let begun = Instant::now();
+    read_of(&client, &reference, &blob, 0..10).await.unwrap();
+    let first = begun.elapsed();
+    assert!(first >= Duration::from_millis(400) && first < Duration::from_millis(750), "{first:?}");
+    let begun = Instant::now();
+    for _ in 0..20 {
+        read_of(&client, &reference, &blob, 10..20).await.unwrap();
+    }
+    let later = begun.elapsed() / 20;
+    println!("first request {first:?}, each later one {later:?}");
+    assert!(later < Duration::from_millis(20), "{later:?}");
+    assert_eq!(hung.seen().len(), 1);
+}
+
+/// Claim: a host without the blob, one that refuses, one that is broken and one that lies about the range are passed over, for this blob
+/// only; whoever has it is asked at once the next time.
+#[tokio::test]
+async fn a_host_that_lacks_a_blob_is_passed_over_for_it() {
+    let blob = pattern(5000);
+    let missing = sha256(&blob).to_string();
+    let own = blob.clone();
+    for status in [404, 401, 403, 416, 501, 206] {
+        let (own, missing) = (own.clone(), missing.clone());
+        let poor = Server::start(move |seen| match (seen.path.ends_with(&missing), status) {
+            (true, 206) => reply(206, "0123456789").header("content-range", "bytes 5-14/5000"),
+            (true, _) => reply(status, "").header("www-authenticate", "Basic realm=x"),
+            (false, _) => answer(seen, &own),
+        })
+        .await;
+        let rich = registry(&blob).await;
+        let settings = Settings::new("h.x", &format!("{}{}", origin(&rich), mirror(&poor)));
+        let client = settings.client();
+        let reference = image("h.x/a/b:t");
+        client.manifest(&reference).await.unwrap();
+        for _ in 0..3 {
+            assert_eq!(read_of(&client, &reference, &blob, 20..30).await.unwrap(), blob[20..30], "{status}");
+        }
+        let blobs = |server: &Server| server.seen().iter().filter(|seen| seen.path.contains("/blobs/")).count();
+        assert_eq!((blobs(&poor), blobs(&rich)), (1, 3), "{status}");
+        assert_eq!(poor.seen().len(), 2, "{status}: it still serves manifests");
+    }
+}
+
+/// Claim: statuses that may pass send a request on at once, without a wait and without holding them against the host.
+#[tokio::test]
+async fn a_busy_host_is_asked_again_the_next_time() {
+    let blob = pattern(5000);
+    for status in [429, 500, 503] {
+        let busy = Server::start(move |_| reply(status, "").header("retry-after", "20")).await;
+        let rich = registry(&blob).await;
+        let settings = Settings::new("h.x", &format!("{}{}", origin(&rich), mirror(&busy)));
+        let (client, begun) = (settings.client(), Instant::now());
+        for _ in 0..2 {
+            read_of(&client, &image("h.x/a/b"), &blob, 20..30).await.unwrap();
+        }
+        assert!(begun.elapsed() < Duration::from_secs(2), "{status}");
+        assert_eq!((busy.seen().len(), rich.seen().len()), (2, 2), "{status}");
+    }
+}
+
+/// Claim: what a mirror serves under a digest is believed only when it hashes to it; otherwise the next host is asked.
+#[tokio::test]
+async fn wrong_bytes_of_a_mirror_are_never_given() {
+    let liar = Server::start(|seen| {
+        let body = if seen.path.contains("/blobs/") { "other" } else { r#"{"mediaType":"application/vnd.oci.image.manifest.v1+json"}"# };
+        reply(200, body).header("content-type", "application/vnd.oci.image.manifest.v1+json")
+    })
+    .await;
+    let honest = registry(b"right").await;
+    let settings = Settings::new("h.x", &format!("{}{}", origin(&honest), mirror(&liar)));
+    let client = settings.client();
+    let reference = image("h.x/a/b:t");
+    for _ in 0..2 {
+        let manifest = client.manifest(&reference.at_digest(sha256(MANIFEST.as_bytes()))).await.unwrap();
+        assert_eq!(manifest.bytes, MANIFEST);
+        assert_eq!(client.blob_bytes(&reference, &sha256(b"right"), 100).await.unwrap(), "right".as_bytes());
+    }
+    assert_eq!((liar.seen().len(), honest.seen().len()), (2, 4));
+    let error = client.blob_bytes(&reference, &sha256(b"neither"), 100).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Corrupt);
+    assert!(matches!(error, EngineError::EveryHost { .. }), "{error}");
+}
+
+/// Claim: a host that may only pull is not asked what a tag names, but for everything that has a digest.
+#[tokio::test]
+async fn tags_are_resolved_by_hosts_that_may() {
+    let blob = pattern(100);
+    let (puller, origin_server) = (registry(&blob).await, registry(&blob).await);
+    let text = format!("{}{}capabilities = [\"pull\"]\n", origin(&origin_server), mirror(&puller));
+    let settings = Settings::new("h.x", &text);
+    let client = settings.client();
+    let manifest = client.manifest(&image("h.x/a/b:t")).await.unwrap();
+    client.manifest(&image("h.x/a/b:t").at_digest(manifest.digest)).await.unwrap();
+    read_of(&client, &image("h.x/a/b"), &blob, 0..100).await.unwrap();
+    assert_eq!((puller.seen().len(), origin_server.seen().len()), (2, 1));
+    let only = Settings::new("h.x", &format!("server = \"{}\"\ncapabilities = [\"pull\"]\n", puller.url("")));
+    let error = only.client().manifest(&image("h.x/a/b:t")).await.unwrap_err().to_string();
+    assert!(error.contains("hosts of h.x") && error.contains("resolve") && error.contains("digest"), "{error}");
+}
+
+/// Claim: when nobody has it the error says what each host said, and is of the registry's own kind.
+#[tokio::test]
+async fn an_error_names_every_host() {
+    let (mirror_server, origin_server) = (Server::start(|_| reply(404, "")).await, Server::start(|_| reply(403, "")).await);
+    let dead = dead_port();
+    let text = format!("{}{}[host.\"http://127.0.0.1:{dead}\"]", origin(&origin_server), mirror(&mirror_server));
+    let settings = Settings::new("h.x", &text);
+    let error = settings.client().manifest(&image("h.x/a/b:t")).await.unwrap_err();
+    let text = error.to_string();
+    let parts = [format!(":{}/v2/a/b/manifests/t: status 403", origin_server.port), format!(":{}", mirror_server.port), format!(":{dead}")];
+    assert!(parts.iter().all(|part| text.contains(part)), "{text}");
+    assert_eq!(error.kind(), ErrorKind::Denied);
+}
+
+/// Claim: each host gets its own credentials and headers, and what it redirects to gets neither, nor the namespace.
+#[tokio::test]
+async fn credentials_and_headers_stay_with_their_host() {
+    let blob = pattern(1000);
+    let own = blob.clone();
+    let store = Server::start(move |seen| serve_blob(seen, &own)).await;
+    let target = format!("http://localhost:{}/store?signature=s3cret", store.port);
+    let wants = |target: Option<String>| {
+        move |seen: &Seen| match (seen.header("authorization"), &target) {
+            (None, _) => reply(401, "").header("www-authenticate", "Basic realm=x"),
+            (Some(_), Some(target)) => reply(307, "").header("location", target),
+            (Some(_), None) => reply(503, ""),
+        }
+    };
+    let (first, second) = (Server::start(wants(None)).await, Server::start(wants(Some(target))).await);
+    let docker = tempfile::tempdir().unwrap();
+    // u:first, u:second and u:hub in base64.
+    let auths = format!(
+        r#"{{"auths":{{"127.0.0.1:{}":{{"auth":"dTpmaXJzdA=="}},"127.0.0.1:{}":{{"auth":"dTpzZWNvbmQ="}},"h.x":{{"auth":"dTpodWI="}}}}}}"#,
+        first.port, second.port
+    );
+    std::fs::write(docker.path().join("config.json"), auths).unwrap();
+    let header = |server: &Server| format!("{}[host.\"{}\".header]\nx-own = \"of {}\"\n", mirror(server), server.url(""), server.port);
+    let settings = Settings::new("h.x", &format!("{}{}", header(&first), header(&second)));
+    let client = Client::new(ClientConfig { login: config(docker.path()).login, ..settings.config() }).unwrap();
+    assert_eq!(read_of(&client, &image("h.x/a/b"), &blob, 5..25).await.unwrap(), blob[5..25]);
+    for (server, credentials) in [(&first, "Basic dTpmaXJzdA=="), (&second, "Basic dTpzZWNvbmQ=")] {
+        let seen = server.seen();
+        assert_eq!(seen.iter().map(|seen| seen.header("authorization")).collect::<Vec<_>>(), [None, Some(credentials)]);
+        assert!(seen.iter().all(|seen| seen.header("x-own") == Some(&format!("of {}", server.port))));
+    }
+    let seen = store.seen();
+    assert_eq!((seen.len(), seen[0].query.as_str()), (1, "signature=s3cret"));
+    assert_eq!((seen[0].header("authorization"), seen[0].header("x-own")), (None, None));
+}
+
+/// Claim: a path in a host's URL comes before `/v2`, or stands alone with override_path.
+#[tokio::test]
+async fn the_api_is_where_the_url_says() {
+    let server = registry(b"x").await;
+    for (settings, expected) in [
+        (format!("[host.\"{}\"]\n", server.url("/base")), "/base/v2/a/b/manifests/t"),
+        (format!("[host.\"{}\"]\n", server.url("/base/v2/")), "/base/v2/a/b/manifests/t"),
+        (format!("[host.\"{}\"]\noverride_path = true\n", server.url("/v2/proxy")), "/v2/proxy/a/b/manifests/t"),
+        (format!("[host.\"{}\"]\noverride_path = true\n", server.url("")), "/a/b/manifests/t"),
+    ] {
+        Settings::new("h.x", &settings).client().manifest(&image("h.x/a/b:t")).await.unwrap();
+        assert_eq!(server.seen().last().unwrap().path, expected);
+    }
+}
+
+/// Claim: a body that a mirror breaks off is resumed, at the next host when the mirror brings nothing more.
+#[tokio::test]
+async fn a_body_that_breaks_off_is_resumed_elsewhere() {
+    let blob = pattern(300_000);
+    let own = blob.clone();
+    let flaky = Server::start(move |seen| {
+        let mut reply = serve_blob(seen, &own);
+        reply.promised = Some(reply.body.len());
+        reply.body.truncate(if seen.number == 0 { 100_000 } else { 0 });
+        reply.then(Then::Close)
+    })
+    .await;
+    let good = registry(&blob).await;
+    let settings = Settings::new("h.x", &format!("{}{}", origin(&good), mirror(&flaky)));
+    let client = Client::new(ClientConfig { tries_max: 4, ..settings.config() }).unwrap();
+    assert!(read_of(&client, &image("h.x/a/b"), &blob, 0..300_000).await.unwrap() == blob);
+    assert_eq!((flaky.seen().len(), good.seen().len()), (2, 1));
+    assert_eq!(good.seen()[0].header("range"), Some("bytes=100000-299999"));
+}
+
+/// Claim: `ca` and `skip_verify` are of their host: without them its certificate is refused, and what an unverified host redirects to is
+/// verified.
+#[tokio::test]
+async fn trust_is_of_one_host() {
+    let certificates = Certificates::make();
+    let blob = pattern(100);
+    let own = blob.clone();
+    let target = Server::start_tls(&certificates, move |seen| serve_blob(seen, &own)).await;
+    let elsewhere = format!("https://127.0.0.1:{}/x", target.port);
+    let server = Server::start_tls(&certificates, move |seen| match seen.path.contains("/blobs/") {
+        true => reply(302, "").header("location", &elsewhere),
+        false => answer(seen, b""),
+    })
+    .await;
+    let ca = certificates.ca();
+    let at = format!("server = \"https://localhost:{}\"\n", server.port);
+    let reference = image("h.x/a/b:t");
+    let plain = Settings::new("h.x", &at).client().manifest(&reference).await.unwrap_err().to_string();
+    assert!(plain.contains("certificate") && plain.contains("ca in its hosts.toml"), "{plain}");
+    let lenient = Settings::new("h.x", &format!("{at}skip_verify = true\n"));
+    let client = lenient.client();
+    client.manifest(&reference).await.unwrap();
+    let error = read_of(&client, &reference, &blob, 0..10).await.unwrap_err().to_string();
+    assert!(error.contains("127.0.0.1") && error.contains("certificate"), "{error}");
+    let trusting = Settings::new("h.x", &format!("{at}ca = {ca:?}\n"));
+    assert_eq!(read_of(&trusting.client(), &reference, &blob, 0..10).await.unwrap(), blob[..10]);
+    let other = image(&format!("localhost:{}/a/b:t", server.port));
+    let strict = Client::new(ClientConfig { plain_http: PlainHttp::Never, ..trusting.config() }).unwrap();
+    strict.manifest(&reference).await.unwrap();
+    strict.manifest(&other).await.unwrap_err();
+}
+
+/// Claim: without a hosts.toml docker's layout names the authority of the registry itself.
+#[tokio::test]
+async fn dockers_certificates_are_trusted() {
+    let certificates = Certificates::make();
+    let server = Server::start_tls(&certificates, |seen| answer(seen, b"")).await;
+    let reference = server.reference();
+    let dir = tempfile::tempdir().unwrap();
+    let own = dir.path().join(&reference.registry);
+    std::fs::create_dir(&own).unwrap();
+    std::fs::copy(certificates.ca(), own.join("ca.crt")).unwrap();
+    let base = ClientConfig { plain_http: PlainHttp::Never, tries_max: 1, ..config(Path::new("/nonexistent")) };
+    let with = ClientConfig { hosts_dir: Some(dir.path().to_owned()), ..base.clone() };
+    Client::new(with).unwrap().manifest(&reference).await.unwrap();
+    Client::new(base).unwrap().manifest(&reference).await.unwrap_err();
+}
+
+/// Claim: settings that cannot be used end each request to their registry with file and line, and no other's.
+#[tokio::test]
+async fn settings_that_cannot_be_used_are_an_error_with_their_line() {
+    let settings = Settings::new("h.x", "server = \"https://h.x\"\ncapabilities = 5\n");
+    let error = settings.client().manifest(&image("h.x/a/b:t")).await.unwrap_err();
+    let text = error.to_string();
+    assert!(text.contains("h.x/hosts.toml line 2") && text.contains("integer"), "{text}");
+    let server = registry(b"").await;
+    settings.client().manifest(&server.reference()).await.unwrap();
+}
+
+/// Claim: of two hosts the wrong bytes of a layer are told on once, and the blob is then asked for at the other.
+#[tokio::test]
+async fn a_sender_of_wrong_bytes_is_asked_last() {
+    let blob = pattern(1000);
+    let (first, second) = (registry(&[0; 1000]).await, registry(&blob).await);
+    let settings = Settings::new("h.x", &format!("{}{}", origin(&second), mirror(&first)));
+    let client = settings.client();
+    let (reference, digest): (_, Digest) = (image("h.x/a/b"), sha256(&blob));
+    let mut reader = client.blob(&reference, &digest, 1000, 0..10).await.unwrap();
+    assert_eq!(reader.chunk().await.unwrap().unwrap(), [0; 10].as_slice());
+    let sender = reader.sender().unwrap();
+    assert_eq!(*sender.blob(), digest);
+    sender.distrust();
+    assert_eq!(read_of(&client, &reference, &blob, 0..10).await.unwrap(), blob[..10]);
+    let alone = client.blob(&second.reference(), &digest, 1000, 0..10).await.unwrap();
+    assert!(alone.sender().is_none(), "there is nobody else to ask");
+}
