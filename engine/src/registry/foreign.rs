@@ -149,7 +149,7 @@ impl Client {
                 (Err(error), 0) if is_missing(&error) => {}
                 // An outage or missing credentials are not to be hidden by a URL.
                 (Err(error), 0) => return Err(error),
-                (Err(error), _) => failures.push(error.to_string()),
+                (Err(error), _) => failures.push(said(&error)),
             }
         }
         Err(blob.nowhere(&failures))
@@ -196,6 +196,14 @@ fn is_missing(error: &EngineError) -> bool {
         EngineError::Status { status, .. } => *status == 404,
         EngineError::EveryHost { last, .. } => is_missing(last),
         _ => false,
+    }
+}
+
+/// What a URL said, without what there is to do about a registry that says so.
+fn said(error: &EngineError) -> String {
+    match error {
+        EngineError::Status { method, url, status, detail, .. } => format!("{method} {url}: status {status}{detail}"),
+        other => other.to_string(),
     }
 }
 
