@@ -19,8 +19,8 @@ pub struct ClientArgs {
     /// More trusted certificate authorities, PEM, besides the system's
     #[arg(long, value_name = "FILE")]
     pub ca: Option<PathBuf>,
-    /// Who asks the registry of this image. Without :PASSWORD it is asked for on the terminal, or read with --password-stdin: with it, everybody
-    /// on this machine can read it in the list of processes
+    /// Who asks the registry of this image. A password that is not here is asked for on the terminal, or read with --password-stdin; one that
+    /// is here can be read by everybody in the list of processes
     #[arg(long, value_name = "USER[:PASSWORD]", value_parser = parse_creds, conflicts_with_all = ["authfile", "no_creds"])]
     pub creds: Option<Creds>,
     /// The password of --creds USER is on standard input
