@@ -52,7 +52,8 @@ Environment:
   CLIP_CACHE_DIR   as --cache-dir
 
 Credentials are looked for in this order when a registry wants some: --no-creds, --creds or --authfile; then in
-  CLIP_REGISTRY_USER_<HOST>, CLIP_REGISTRY_PASS_<HOST>   HOST in upper case, _ for every other character
+  CLIP_REGISTRY_USER_<HOST>, CLIP_REGISTRY_PASS_<HOST>
+                       HOST in upper case, with _ for every character but letters and digits
   CLIP_OCI_AUTH        {\"HOST\": {\"username\": ..., \"password\": ...}}, or {\"HOST\": {\"token\": ...}}
   REGISTRY_AUTH_FILE   as --authfile, but it may be missing; without it
                        $XDG_RUNTIME_DIR/containers/auth.json or /run/containers/UID/auth.json,

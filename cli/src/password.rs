@@ -34,9 +34,10 @@ pub fn from_terminal(prompt: &str) -> Result<Secret> {
     let no_terminal = "--creds USER: there is no terminal to ask for the password on; give --password-stdin, or --authfile FILE";
     let opened = OpenOptions::new().read(true).write(true).open("/dev/tty");
     let mut terminal = opened.map_err(|_| UsageError(no_terminal.to_owned()))?;
-    write!(terminal, "{prompt}")?;
     let typed = {
         let _unseen = Unseen::on(&terminal)?;
+        // What is typed after the question is neither shown nor thrown away.
+        write!(&terminal, "{prompt}")?;
         typed(BufReader::new(&terminal).bytes()).context("the terminal")?
     };
     writeln!(terminal)?;

@@ -135,11 +135,50 @@ fn a_password_is_asked_for_on_the_terminal() {
         output.display(),
         guarded.account.user
     );
-    // What is typed before the question is thrown away, as by every program that asks for a password.
-    let script = r#"{ sleep 1; printf 'nonsense\025%sx\177\n' "$1"; sleep 3; } | script -qec "$2" /dev/null"#;
-    let shown = shell(script, &[guarded.account.password.as_ref(), command.as_ref()]).unwrap();
+    let script = r#"
+: > "$3"
+{
+    for _ in {1..300}; do grep -q 'password of' "$3" && break; sleep 0.1; done
+    printf 'nonsense\025%sx\177\n' "$1"
+    sleep 2
+} | script -qefc "$2" "$3"
+"#;
+    let terminal = guarded.clip.path("terminal");
+    let shown = shell(script, &[guarded.account.password.as_ref(), command.as_ref(), terminal.as_os_str()]).unwrap();
     assert!(shown.contains("password of puller at 127.0.0.1:") && !shown.contains("s3cret"), "{shown}");
     assert!(output.exists(), "{shown}");
+}
+
+/// Claim: every command that reads layers takes credentials, and without them fails and says that the registry refused.
+#[test]
+fn every_reading_command_takes_credentials() {
+    if lacks(NEEDS) {
+        return;
+    }
+    let guarded = Guarded::new(LONG).unwrap();
+    let file = guarded.auth_file("auth.json", &guarded.host(), &guarded.password_entry(&guarded.account.password)).unwrap();
+    let clip = guarded.clip.index(&guarded.reference("private/sample"), "a", &["--authfile", &file]).unwrap();
+    let clip = text(&clip).unwrap();
+    let commands: [&[&str]; 5] = [
+        &["cat", clip, SHORT],
+        &["extract", clip, "out"],
+        &["verify", "--remote", clip],
+        &["runtime-spec", clip, "--user", "0"],
+        &["doctor", clip],
+    ];
+    for (number, command) in commands.into_iter().enumerate() {
+        let run_with = |more: &[&str]| {
+            let cache = guarded.clip.path(&format!("cache-{number}-{}", more.len()));
+            let _ = std::fs::remove_dir_all(guarded.clip.path("out"));
+            let arguments = [command, &["--cache-dir", text(&cache).unwrap()], more].concat();
+            run(guarded.clip.command(&arguments).current_dir(cache.parent().unwrap())).unwrap()
+        };
+        let with = run_with(&["--authfile", &file]);
+        assert!(with.status.success(), "{command:?}: {}{}", with.text(), with.stderr);
+        let without = run_with(&[]);
+        let said = without.text() + &without.stderr;
+        assert!(said.contains("status 401") || command[0] == "runtime-spec", "{command:?}: {said}");
+    }
 }
 
 /// Claim: one owner, started by a mount without credentials, serves mounts with a password, a file, and a helper of the caller's PATH that

@@ -23,8 +23,8 @@ pub struct ClientArgs {
     /// [default: /etc/containerd/certs.d, if it is there]
     #[arg(long, value_name = "DIR")]
     pub hosts_dir: Option<PathBuf>,
-    /// Who asks the registry of this image. Without :PASSWORD it is asked for on the terminal, or read with --password-stdin: with it, everybody
-    /// on this machine can read it in the list of processes
+    /// Who asks the registry of this image. A password that is not here is asked for on the terminal, or read with --password-stdin; one that
+    /// is here can be read by everybody in the list of processes
     #[arg(long, value_name = "USER[:PASSWORD]", value_parser = parse_creds, conflicts_with_all = ["authfile", "no_creds"])]
     pub creds: Option<Creds>,
     /// The password of --creds USER is on standard input
