@@ -56,12 +56,12 @@ fn seeds(corpus: &Path, name: &str, clip: &[u8]) -> Result<(), Box<dyn std::erro
         put(corpus, "erofs", name, &index)?;
     }
     put(corpus, "storage_info", name, &file.storage_info()?.to_bytes()?)?;
-    put(corpus, "checkpoints", name, &two_layers()?)?;
+    put(corpus, "checkpoints", name, &three_layers()?)?;
     Ok(())
 }
 
-/// Checkpoints for the two layers that the target opens them with.
-fn two_layers() -> Result<Vec<u8>, Box<dyn std::error::Error>> {
+/// Checkpoints for the layers that the target opens them with.
+fn three_layers() -> Result<Vec<u8>, Box<dyn std::error::Error>> {
     let span = |start, compressed, stream| Span {
         start,
         compressed: CompressedOffset(compressed),
@@ -76,7 +76,9 @@ fn two_layers() -> Result<Vec<u8>, Box<dyn std::error::Error>> {
         span(deflate(0, 900, 800), 260_000, 2 << 20),
     ];
     let plain = vec![span(SpanStart::Plain, 0, 0), span(SpanStart::Plain, 1 << 20, 1 << 20)];
-    Ok(Checkpoints::encode(&[gzip, plain])?)
+    let frame = |window_log| SpanStart::Frame { window_log };
+    let zstd = vec![span(frame(23), 0, 0), span(SpanStart::Chained, 40_000, 1 << 19), span(frame(17), 150_000, 1 << 20)];
+    Ok(Checkpoints::encode(&[gzip, plain, zstd])?)
 }
 
 /// An index with inodes of every kind, attributes that are shared and not, a hard link, a sparse file over two layers, and a directory
