@@ -25,6 +25,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for (name, deflated) in [("fixed-codes", FIXED), ("stored", STORED)] {
         put(Path::new(corpus), "token_walk", name, &[&[0, 3], deflated].concat())?;
     }
+    put(Path::new(corpus), "zstd_spans", "frames", &frames()?)?;
     put(Path::new(corpus), "erofs", "small-of-every-kind", &index()?)?;
     for entry in fs::read_dir(golden)? {
         let path = entry?.path();
@@ -58,6 +59,20 @@ fn seeds(corpus: &Path, name: &str, clip: &[u8]) -> Result<(), Box<dyn std::erro
     put(corpus, "storage_info", name, &file.storage_info()?.to_bytes()?)?;
     put(corpus, "checkpoints", name, &three_layers()?)?;
     Ok(())
+}
+
+/// Frames of several kinds with skippable ones between, behind the lengths of the pieces they come in.
+fn frames() -> Result<Vec<u8>, Box<dyn std::error::Error>> {
+    let mut bytes = vec![9, 30];
+    for (number, len) in [300, 0, 40, 1000].into_iter().enumerate() {
+        let mut encoder = zstd::stream::Encoder::new(Vec::new(), 1)?;
+        encoder.include_checksum(number % 2 == 0)?;
+        let data: Vec<u8> = (0..len).map(|at: u32| (at * at >> 3) as u8).collect();
+        std::io::Write::write_all(&mut encoder, &data)?;
+        bytes.extend(encoder.finish()?);
+        bytes.extend([&[0x50, 0x2a, 0x4d, 0x18, 3, 0, 0, 0][..], b"abc"].concat());
+    }
+    Ok(bytes)
 }
 
 /// Checkpoints for the layers that the target opens them with.
