@@ -29,13 +29,16 @@ pub fn inflate(codec: Codec, blob: &[u8]) -> Result<u64> {
     Ok(made)
 }
 
-/// Decodes a blob in memory and hands what came out to `take`, piece by piece. Each gzip member's CRC-32 and length are checked by zlib-rs.
+/// Decodes a blob in memory and hands what came out to `take`, piece by piece. Each gzip member's CRC-32 and length are checked by zlib-rs,
+/// each zstd frame's checksum by libzstd.
 ///
 /// # Errors
-/// When the blob is no whole gzip members, and those of `take`.
+/// When the blob is no whole gzip members or zstd frames, and those of `take`.
 pub fn decode(codec: Codec, blob: &[u8], mut take: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
-    if codec == Codec::Plain {
-        return blob.chunks(PIECE_BYTES).try_for_each(take);
+    match codec {
+        Codec::Plain => return blob.chunks(PIECE_BYTES).try_for_each(take),
+        Codec::Zstd => return decode_frames(blob, take),
+        Codec::Gzip => {}
     }
     let (mut used, mut buffer) = (0, vec![0; PIECE_BYTES]);
     while used < blob.len() {
@@ -61,6 +64,17 @@ pub fn decode(codec: Codec, blob: &[u8], mut take: impl FnMut(&[u8]) -> Result<(
         }
     }
     Ok(())
+}
+
+/// As [`decode`], of zstd frames, whose checksums are checked by libzstd.
+fn decode_frames(blob: &[u8], mut take: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
+    let (mut frames, mut buffer) = (zstd::stream::read::Decoder::with_buffer(blob)?, vec![0; PIECE_BYTES]);
+    loop {
+        match frames.read(&mut buffer)? {
+            0 => return Ok(()),
+            len => take(&buffer[..len])?,
+        }
+    }
 }
 
 /// Reads the whole of `path` into `buffer`, a piece at a time.

@@ -1,4 +1,4 @@
-//! Chains of one layer of one image: the jobs that decode them, and the decoders that stand still in them.
+//! Chains of one layer: the jobs that decode them, and the decoders that stand still in them.
 //!
 //! A chain is an entry and the chained spans behind it: what is far in it can only be had by decoding all before. So whoever wants a span
 //! of a chain goes along with a job that has not passed it, or goes on where a decoder stands, or begins at the entry, in that order. What
@@ -16,9 +16,10 @@ use crate::{
     claims::{Claims, Reached},
     decode::Decoder,
     quota::Held,
+    source::BlobSource,
 };
 
-/// Suspended decoders kept for one layer of one image, 48 KiB each and what [`Suspended::memory`] says. Source: judgement, not measured: as
+/// Suspended decoders kept for one layer, 48 KiB each and what [`Suspended::memory`] says. Source: judgement, not measured: as
 /// many as the sequential readers that are told apart in one inode (`readahead.rs`); a fifth decodes from its entry again.
 const SUSPENDED_MAX: usize = 4;
 /// Shorter chains are left where their last reader got what it wanted: to decode one of them again takes 16 ms. Source: what a request that
@@ -39,6 +40,8 @@ pub(crate) struct Suspended {
     pub(crate) decoder: Decoder,
     /// The decoder's part of the memory for decoders, where it needs much.
     pub(crate) memory: Option<Held>,
+    /// Where its bytes came from: another image's source may have given it wrong ones.
+    pub(crate) source: BlobSource,
 }
 
 /// The first bytes of a span.
@@ -57,7 +60,7 @@ pub(crate) enum Found {
     Standing(Arc<Claims>, Option<Suspended>),
 }
 
-/// Every chain of one layer of one image.
+/// Every chain of one layer, as one index has it.
 #[derive(Default)]
 pub(crate) struct Chains(Mutex<State>);
 
@@ -70,9 +73,15 @@ struct State {
 }
 
 impl Chains {
-    /// Who wants `wanted` (ascending, claimed by the caller, behind `entry`): goes along with a job, or is given a decoder, of which
+    /// Who wants `wanted` (ascending, claimed by the caller, behind `entry`) from `source`: goes along with a job, or is given a decoder, of which
     /// `start` makes a job.
-    pub(crate) fn find(&self, entry: SpanIndex, wanted: &[SpanIndex], start: impl FnOnce(Option<&Suspended>) -> Arc<Claims>) -> Found {
+    pub(crate) fn find(
+        &self,
+        entry: SpanIndex,
+        wanted: &[SpanIndex],
+        source: &BlobSource,
+        start: impl FnOnce(Option<&Suspended>) -> Arc<Claims>,
+    ) -> Found {
         // Dropped after the lock: the last holder of claims may call back.
         let jobs: Vec<Arc<Claims>>;
         let mut state = self.lock();
@@ -81,7 +90,7 @@ impl Chains {
         if let Some(claims) = jobs.iter().find(|claims| claims.extend(wanted)) {
             return Found::Job(claims.clone());
         }
-        let suspended = state.resume(entry, wanted[0]);
+        let suspended = state.resume(entry, wanted[0], source);
         let claims = start(suspended.as_ref());
         state.running.push((entry, Arc::downgrade(&claims)));
         Found::Standing(claims, suspended)
@@ -137,8 +146,9 @@ impl State {
     }
 
     /// The kept decoder that stands nearest before `first` in the chain of `entry`.
-    fn resume(&mut self, entry: SpanIndex, first: SpanIndex) -> Option<Suspended> {
-        let fits = self.suspended.iter().enumerate().filter(|(_, suspended)| suspended.entry == entry && suspended.next <= first);
+    fn resume(&mut self, entry: SpanIndex, first: SpanIndex, source: &BlobSource) -> Option<Suspended> {
+        let fits = |suspended: &Suspended| suspended.entry == entry && suspended.next <= first && suspended.source.is_same(source);
+        let fits = self.suspended.iter().enumerate().filter(|(_, suspended)| fits(suspended));
         let (place, _) = fits.max_by_key(|(_, suspended)| suspended.next)?;
         Some(self.suspended.remove(place))
     }

@@ -6,8 +6,8 @@ use std::{
 };
 
 use crate::{
+    chain::Chains,
     error::EngineError,
-    image_layer::ImageLayer,
     priority::{Priority, Urgency},
     quota::{Held, Quota},
 };
@@ -15,8 +15,8 @@ use crate::{
 /// A limit on what all decoders hold, those that stand still among them. They give way to who is about to decode.
 pub(crate) struct DecoderMemory {
     quota: Arc<Quota>,
-    /// The layers that have decoders which stand still and hold memory, the oldest first.
-    standing: Mutex<VecDeque<Weak<ImageLayer>>>,
+    /// The chains of layers that have decoders which stand still and hold memory, the oldest first.
+    standing: Mutex<VecDeque<Weak<Chains>>>,
 }
 
 impl DecoderMemory {
@@ -46,11 +46,11 @@ impl DecoderMemory {
         self.quota.try_acquire(bytes)
     }
 
-    /// A decoder of `layer` that holds memory stands still. It is let go of at once if somebody waits.
-    pub(crate) fn note_standing(&self, layer: &Arc<ImageLayer>) {
+    /// A decoder in `chains` that holds memory stands still. It is let go of at once if somebody waits.
+    pub(crate) fn note_standing(&self, chains: &Arc<Chains>) {
         let mut standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
-        standing.retain(|other| other.strong_count() > 0 && !std::ptr::eq(other.as_ptr(), Arc::as_ptr(layer)));
-        standing.push_back(Arc::downgrade(layer));
+        standing.retain(|other| other.strong_count() > 0 && !std::ptr::eq(other.as_ptr(), Arc::as_ptr(chains)));
+        standing.push_back(Arc::downgrade(chains));
         drop(standing);
         self.free();
     }
@@ -70,9 +70,9 @@ impl DecoderMemory {
         let is_waited_for =
             || [Priority::Demand, Priority::Ahead, Priority::Fill].iter().any(|&priority| self.quota.is_waited_for(priority));
         while is_waited_for() {
-            let Some(layer) = self.standing.lock().unwrap_or_else(PoisonError::into_inner).pop_front() else { return };
-            if let Some(layer) = layer.upgrade() {
-                layer.chains.forget();
+            let Some(chains) = self.standing.lock().unwrap_or_else(PoisonError::into_inner).pop_front() else { return };
+            if let Some(chains) = chains.upgrade() {
+                chains.forget();
             }
         }
     }

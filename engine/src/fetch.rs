@@ -331,7 +331,7 @@ impl Feed {
             work.claims.fail(error.clone())
         });
         let failed: Vec<Failed> = failed.collect();
-        self.shard.core.decoders.note_standing(layer);
+        self.shard.core.decoders.note_standing(&layer.chains);
         drop(failed);
     }
 }

@@ -28,8 +28,8 @@ pub(crate) struct ImageLayer {
     pub(crate) table: SpanTable,
     pub(crate) source: BlobSource,
     windows: SharedBytes,
-    /// What is under way in its chains.
-    pub(crate) chains: Chains,
+    /// What is under way in its chains; shared with other images where their indexes say the same of the layer.
+    pub(crate) chains: Arc<Chains>,
 }
 
 /// A group to decode, the spans of it that are claimed for that, and where a decoder stands already, if one does.
@@ -42,7 +42,8 @@ pub(crate) struct Work {
 
 impl ImageLayer {
     pub(crate) fn new(store: Arc<LayerStore>, table: SpanTable, source: BlobSource, windows: SharedBytes) -> Self {
-        Self { store, table, source, windows, chains: Chains::default() }
+        let chains = store.chains_of(&table);
+        Self { store, table, source, windows, chains }
     }
 
     /// How `wanted`, whose spans are claimed, is decoded; `None` when a job that is under way takes them along. Absent spans on the way
@@ -54,7 +55,7 @@ impl ImageLayer {
             Arc::new(Claims::new(self.clone(), from, wanted.wanted.clone(), priority))
         };
         let (claims, resumed) = if self.is_chain(entry) {
-            match self.chains.find(entry, &wanted.wanted, start) {
+            match self.chains.find(entry, &wanted.wanted, &self.source, start) {
                 Found::Job(claims) => {
                     if priority == Priority::Demand {
                         claims.urgency().raise();

@@ -307,12 +307,12 @@ fn go_on(course: &Arc<Course>, claims: &Claims, source: &mut Source, keeps: bool
     let end = layer.chain_end(entry);
     let mut holds_memory = false;
     let reached = layer.chains.after_last(claims, ahead, |next| {
-        let suspended = if next.get() < end { source.suspended(next, None) } else { None };
+        let suspended = if next.get() < end { source.suspended(next, None, layer) } else { None };
         holds_memory = suspended.as_ref().is_some_and(|suspended| suspended.memory.is_some());
         suspended
     });
     if holds_memory {
-        core.decoders.note_standing(layer);
+        core.decoders.note_standing(&layer.chains);
     }
     if reached == Reached::More && ahead.is_some() {
         // Perhaps a reader's, who made this job urgent before it was lowered.
@@ -339,9 +339,9 @@ fn break_off(
     // What has come out of the span is kept if there is room for it: without it the decoder is of no use.
     let begun = core.decoders.try_acquire(bytes.len() as u64).map(|_memory| Begun { bytes, filled, _memory });
     let is_of_use = begun.is_some() || filled == 0;
-    let suspended = if is_of_use { source.suspended(span, begun) } else { None };
+    let suspended = if is_of_use { source.suspended(span, begun, layer) } else { None };
     layer.chains.break_off(claims, suspended);
-    core.decoders.note_standing(layer);
+    core.decoders.note_standing(&layer.chains);
     error
 }
 
@@ -377,9 +377,9 @@ impl Source {
     }
 
     /// The decoder as it stands before `next`, to be put away.
-    fn suspended(&mut self, next: SpanIndex, begun: Option<Begun>) -> Option<Suspended> {
-        let (entry, position, memory) = (self.entry, self.position, self.memory.take());
-        self.decoder.take().map(|decoder| Suspended { entry, next, begun, position, decoder, memory })
+    fn suspended(&mut self, next: SpanIndex, begun: Option<Begun>, layer: &ImageLayer) -> Option<Suspended> {
+        let (entry, position, memory, source) = (self.entry, self.position, self.memory.take(), layer.source.clone());
+        self.decoder.take().map(|decoder| Suspended { entry, next, begun, position, decoder, memory, source })
     }
 
     /// Decodes what is there, at most a step of it: bytes written.

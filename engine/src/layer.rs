@@ -6,16 +6,21 @@ use std::{
     collections::HashMap,
     ops::Range,
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicU64},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, atomic::AtomicU64},
 };
 
-use clip_format::{checkpoints::SpanTable, digest::Digest, units::SpanIndex};
+use clip_format::{
+    checkpoints::{SpanStart, SpanTable},
+    digest::Digest,
+    units::SpanIndex,
+};
 use crossbeam::utils::CachePadded;
 
 use crate::{
     backlog::Backlog,
     buffers::Buffers,
     cache::{layer_file::LayerFile, lease::Standing},
+    chain::Chains,
     core::connections,
     error::EngineError,
     line_limit::LineLimit,
@@ -60,6 +65,8 @@ pub(crate) struct LayerStore {
     /// Requests that failed, of whatever image: what was to be read ahead before that is left to readers.
     pub(crate) failed_fetches: AtomicU64,
     in_flight: Mutex<HashMap<SpanIndex, InFlight>>,
+    /// The chains of zstd layers, by the digest of the table that says where they are.
+    chains: Mutex<Vec<([u8; 32], Weak<Chains>)>>,
     verifying: [Mutex<()>; VERIFY_LOCKS],
     mending: Mutex<()>,
     /// Rises by one when the file is found changed by somebody else, and again when that is mended: odd meanwhile. Read by every read.
@@ -108,12 +115,30 @@ impl LayerStore {
             progress: Progress::default(),
             failed_fetches: AtomicU64::new(0),
             in_flight: Mutex::default(),
+            chains: Mutex::default(),
             verifying: Default::default(),
             mending: Mutex::default(),
             doubts: CachePadded::new(AtomicU64::new(0)),
             lines: LineLimit::default(),
             counters,
         })
+    }
+
+    /// The chains of an image whose index is `table`. Images share them where they cannot mislead each other: a zstd layer needs nothing but
+    /// its table to be decoded, while another image's windows may be wrong.
+    pub(crate) fn chains_of(&self, table: &SpanTable) -> Arc<Chains> {
+        if table.is_empty() || !matches!(table.span(SpanIndex(0)).start, SpanStart::Frame { .. }) {
+            return Arc::default();
+        }
+        let digest = table.records_digest();
+        let mut known = self.chains.lock().unwrap_or_else(PoisonError::into_inner);
+        known.retain(|(_, chains)| chains.strong_count() > 0);
+        if let Some(chains) = known.iter().find(|(of, _)| *of == digest).and_then(|(_, chains)| chains.upgrade()) {
+            return chains;
+        }
+        let chains = Arc::<Chains>::default();
+        known.push((digest, Arc::downgrade(&chains)));
+        chains
     }
 
     /// Gives `read` its part of `span`, now or later.

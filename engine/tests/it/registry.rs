@@ -49,9 +49,14 @@ impl Registry {
 
     /// The node's image, read from here.
     pub fn open(&self, engine: &Engine, node: &Node) -> Arc<Image> {
+        self.open_clip(engine, &node.clip())
+    }
+
+    /// Another image over the same blobs.
+    pub fn open_clip(&self, engine: &Engine, clip: &std::path::Path) -> Arc<Image> {
         let registry = format!("127.0.0.1:{}", self.port);
         let store_ref = Some(Reference { registry, repository: "some/image".to_owned(), tag: None, digest: None });
-        engine.open_image(&node.clip(), &ImageOptions { store_ref, ..ImageOptions::default() }).unwrap()
+        engine.open_image(clip, &ImageOptions { store_ref, ..ImageOptions::default() }).unwrap()
     }
 }
 

@@ -11,7 +11,7 @@ use zstd::zstd_safe::CParameter;
 
 use crate::{
     registry::{Answer, Registry, start},
-    sample::{BASE, Layer, Node, draws, each_disk_io, read, text, wait_finished, wait_present},
+    sample::{BASE, Layer, Node, clip_bytes, draws, each_disk_io, read, text, wait_finished, wait_present},
 };
 
 const MIB: usize = 1 << 20;
@@ -273,5 +273,25 @@ fn a_fill_streams_one_frame() {
         let stats = engine.stats();
         assert_eq!((stats.source_bytes, stats.bytes_decoded), (node.layers[0].blob.len() as u64, 40 * MIB as u64));
         assert!(stats.bytes_in_flight_peak <= 13 << 20, "{stats:?}");
+    });
+}
+
+/// Claim: two images that share a layer of one frame share the job that streams it, wherever in it their readers are.
+#[test]
+fn images_share_one_stream() {
+    each_disk_io(|disk_io| {
+        let node = one_frame(20, disk_io);
+        let (engine, registry) = slow(&node, node.layers[0].blob.len() / 100);
+        let path = node.dir.path().join("second.clip");
+        std::fs::write(&path, clip_bytes(&node.layers, WindowsWriter::default(), "second")).unwrap();
+        let (first, second) = (registry.open(&engine, &node), registry.open_clip(&engine, &path));
+        assert!(first.id() != second.id());
+        let ours = answers(&first, &[MIB]);
+        std::thread::sleep(Duration::from_millis(200));
+        for mib in [10, 3, 19] {
+            assert!(read(&second, BASE, mib * MIB, 10).unwrap() == node.layers[0].stream[mib * MIB..mib * MIB + 10]);
+        }
+        assert_eq!(ours.iter().count(), 1);
+        assert_eq!((registry.asked.lock().unwrap().len(), engine.stats().bytes_decoded), (1, 20 << 20));
     });
 }

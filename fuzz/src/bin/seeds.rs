@@ -25,6 +25,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for (name, deflated) in [("fixed-codes", FIXED), ("stored", STORED)] {
         put(Path::new(corpus), "token_walk", name, &[&[0, 3], deflated].concat())?;
     }
+    put(Path::new(corpus), "zstd_spans", "frames", &frames()?)?;
     put(Path::new(corpus), "erofs", "small-of-every-kind", &index()?)?;
     for entry in fs::read_dir(golden)? {
         let path = entry?.path();
@@ -56,12 +57,26 @@ fn seeds(corpus: &Path, name: &str, clip: &[u8]) -> Result<(), Box<dyn std::erro
         put(corpus, "erofs", name, &index)?;
     }
     put(corpus, "storage_info", name, &file.storage_info()?.to_bytes()?)?;
-    put(corpus, "checkpoints", name, &two_layers()?)?;
+    put(corpus, "checkpoints", name, &three_layers()?)?;
     Ok(())
 }
 
-/// Checkpoints for the two layers that the target opens them with.
-fn two_layers() -> Result<Vec<u8>, Box<dyn std::error::Error>> {
+/// Frames of several kinds with skippable ones between, behind the lengths of the pieces they come in.
+fn frames() -> Result<Vec<u8>, Box<dyn std::error::Error>> {
+    let mut bytes = vec![9, 30];
+    for (number, len) in [300, 0, 40, 1000].into_iter().enumerate() {
+        let mut encoder = zstd::stream::Encoder::new(Vec::new(), 1)?;
+        encoder.include_checksum(number % 2 == 0)?;
+        let data: Vec<u8> = (0..len).map(|at: u32| (at * at >> 3) as u8).collect();
+        std::io::Write::write_all(&mut encoder, &data)?;
+        bytes.extend(encoder.finish()?);
+        bytes.extend([&[0x50, 0x2a, 0x4d, 0x18, 3, 0, 0, 0][..], b"abc"].concat());
+    }
+    Ok(bytes)
+}
+
+/// Checkpoints for the layers that the target opens them with.
+fn three_layers() -> Result<Vec<u8>, Box<dyn std::error::Error>> {
     let span = |start, compressed, stream| Span {
         start,
         compressed: CompressedOffset(compressed),
@@ -76,7 +91,9 @@ fn two_layers() -> Result<Vec<u8>, Box<dyn std::error::Error>> {
         span(deflate(0, 900, 800), 260_000, 2 << 20),
     ];
     let plain = vec![span(SpanStart::Plain, 0, 0), span(SpanStart::Plain, 1 << 20, 1 << 20)];
-    Ok(Checkpoints::encode(&[gzip, plain])?)
+    let frame = |window_log| SpanStart::Frame { window_log };
+    let zstd = vec![span(frame(23), 0, 0), span(SpanStart::Chained, 40_000, 1 << 19), span(frame(17), 150_000, 1 << 20)];
+    Ok(Checkpoints::encode(&[gzip, plain, zstd])?)
 }
 
 /// An index with inodes of every kind, attributes that are shared and not, a hard link, a sparse file over two layers, and a directory
