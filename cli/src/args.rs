@@ -143,6 +143,8 @@ impl Command {
             Command::Cat(_) | Command::Extract(_) | Command::Verify(_) | Command::RuntimeSpec(_) => {
                 "warn,clip_engine::job=error,clip_engine::fetch=error"
             }
+            // Whoever watches is told why nothing moves.
+            Command::Index(args) if !args.quiet => "warn,clip_engine::registry::retry=debug",
             _ => "warn",
         }
     }

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     args::{ClientArgs, MountArgs, ReadArgs, parse_disk_io},
+    deadlines::Deadlines,
     exit::UsageError,
     owner::{
         background::{BackgroundWish, Fill},
@@ -25,21 +26,18 @@ use crate::{
     values::{parse_count, parse_duration, parse_memory, parse_rate, parse_size, parse_timeout, typed_time},
 };
 
-/// No single wait of `client` is longer than `timeout`: a connection may not outwait the read that needs it.
-pub fn limit_waits(client: &mut ClientConfig, timeout: Duration) {
-    for wait in [&mut client.connect_timeout, &mut client.first_byte_timeout, &mut client.progress_timeout] {
-        *wait = timeout.min(*wait);
-    }
-}
-
-/// How registries are spoken to. Relative paths become absolute, since an owner works in `/`.
-pub fn client_config(args: &ClientArgs) -> Result<ClientConfig> {
-    Ok(ClientConfig {
+/// How registries are spoken to, and given up after `read_timeout` without progress. Relative paths become absolute, since an owner works
+/// in `/`.
+pub fn client_config(args: &ClientArgs, read_timeout: Option<Duration>) -> Result<ClientConfig> {
+    let mut config = ClientConfig {
         plain_http: if args.plain_http { PlainHttp::Always } else { PlainHttp::Loopback },
         ca_file: args.ca.as_deref().map(absolute).transpose()?,
         docker_config_dir: docker_config_dir()?,
         ..ClientConfig::default()
-    })
+    };
+    let read_timeout = read_timeout.unwrap_or(config.patience);
+    args.deadlines.apply(&mut config, read_timeout);
+    Ok(config)
 }
 
 fn docker_config_dir() -> Result<Option<PathBuf>> {
@@ -82,6 +80,8 @@ pub struct EngineWish {
     pub read_timeout: Option<Duration>,
     /// `--read-deadline`
     pub read_deadline: Option<Duration>,
+    /// `--retries`, `--connect-timeout` ...
+    pub deadlines: Deadlines,
     /// `--read-ahead`
     pub read_ahead: Option<u64>,
     /// `--memory-max`
@@ -108,6 +108,7 @@ impl EngineWish {
             disk_io: args.disk_io,
             read_timeout: args.read_timeout,
             read_deadline: args.read_deadline,
+            deadlines: args.client.deadlines.clone(),
             read_ahead: args.read_ahead,
             memory_max: args.memory_max,
             connections: args.connections,
@@ -134,7 +135,7 @@ impl EngineWish {
         }
         config.client.ca_file.clone_from(&self.ca);
         config.client.docker_config_dir.clone_from(&self.docker_config);
-        limit_waits(&mut config.client, config.read_timeout);
+        self.deadlines.apply(&mut config.client, config.read_timeout);
         config
     }
 
@@ -151,6 +152,9 @@ impl EngineWish {
         compare("--disk-io", self.disk_io.map(disk_io_text), disk_io_text(config.disk_io));
         compare("--read-timeout", self.read_timeout.map(typed_time), typed_time(config.read_timeout));
         compare("--read-deadline", self.read_deadline.map(typed_time), config.read_deadline.map_or("never".to_owned(), typed_time));
+        for (option, asked, owner) in self.deadlines.compared(&config.client) {
+            compare(option, asked, owner);
+        }
         compare("--read-ahead", self.read_ahead.map(|bytes| bytes.to_string()), config.read_ahead_bytes_max.to_string());
         compare("--memory-max", self.memory_max.map(|bytes| bytes.to_string()), config.memory_max().to_string());
         compare("--connections", self.connections.map(|count| count.to_string()), config.connections_max.to_string());
@@ -369,7 +373,7 @@ fn apply_ours(args: &mut MountArgs, option: &str) -> Result<bool, String> {
         "kernel-read-ahead" => args.kernel_read_ahead = Some(parse_size(value()?)?),
         "allow-other" => args.allow_other = true,
         "foreground" => args.foreground = true,
-        _ => return Ok(false),
+        _ => return read.client.deadlines.take(name, value),
     }
     Ok(true)
 }

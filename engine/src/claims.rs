@@ -104,6 +104,15 @@ impl Claims {
         Failed { layer: self.layer.clone(), error, waiters }
     }
 
+    /// Ends the job for what is open, which is the caller's claim from now on: those who wait for it wait on.
+    pub(crate) fn hand_over(&self) -> Vec<SpanIndex> {
+        let mut course = self.lock();
+        course.ended = true;
+        let mut open = std::mem::take(&mut course.open);
+        open.sort_unstable();
+        open
+    }
+
     pub(crate) fn has_failed(&self) -> bool {
         self.error.get().is_some()
     }

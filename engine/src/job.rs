@@ -20,15 +20,16 @@ use crate::{
     background::Ticket,
     buffers::Buffer,
     claims::Delivered,
-    core::Core,
+    core::{Core, Wrong},
     decode::Decoder,
-    error::EngineError,
+    error::{EngineError, ErrorKind},
     image_layer::{ImageLayer, Suspended, Work},
     jobs::Jobs,
     metrics::{Gauge, Weight, count},
     priority::{Priority, Urgency},
     progress::{self, Progress},
     quota::Held,
+    source::BlobSource,
     span::{SPAN_LEN_MAX, VerifiedSpan},
 };
 
@@ -49,6 +50,8 @@ pub(crate) struct DecodeJob {
     pub(crate) said: Arc<AtomicBool>,
     /// What counts its spans as done with, if somebody counts.
     pub(crate) ticket: Option<Arc<Ticket>>,
+    /// Wrong bytes are final: they have been fetched before.
+    pub(crate) is_repeated: bool,
 }
 
 /// Compressed bytes that wait for a decoder.
@@ -242,19 +245,26 @@ async fn pause() {
     .await;
 }
 
-/// Decodes `job` to its last wanted span. What fails, fails the spans that are left, with one log line here unless the fetch said it.
+/// Decodes `job` to its last wanted span. Wrong bytes of a registry are fetched once more. What fails otherwise, or again, fails the spans that
+/// are left, with one log line here unless the fetch said it.
 async fn run(job: DecodeJob, core: Arc<Core>, outbox: Arc<Outbox>) {
-    let (claims, layer, said) = (job.work.claims.clone(), job.layer.store.digest, job.said.clone());
-    if let Err(error) = decode(job, &core, &outbox).await
-        && !claims.has_failed()
-    {
-        core.say_fetch_failed(&said, &layer, &error);
-        drop(claims.fail(error));
+    let (claims, layer, said) = (job.work.claims.clone(), job.layer.clone(), job.said.clone());
+    let (ticket, is_remote) = (job.ticket.clone(), matches!(layer.source, BlobSource::Registry { .. }));
+    let may_repeat = is_remote && !job.is_repeated;
+    let Err(error) = decode(job, &core, &outbox).await else { return };
+    if claims.has_failed() {
+        return;
     }
+    if may_repeat && error.kind() == ErrorKind::Corrupt {
+        let (claimed, priority) = (claims.hand_over(), claims.urgency().get());
+        return core.fetch_again(&layer, Wrong { claimed, priority, ticket, said }, &error);
+    }
+    core.say_fetch_failed(&said, &layer.store.digest, &error);
+    drop(claims.fail(error));
 }
 
 async fn decode(job: DecodeJob, core: &Core, outbox: &Outbox) -> Result<(), EngineError> {
-    let DecodeJob { layer, work, input, turn: _turn, room: _room, said: _, ticket: _ticket } = job;
+    let DecodeJob { layer, work, input, turn: _turn, room: _room, said: _, ticket: _ticket, is_repeated: _ } = job;
     let decoder = match work.decoder {
         Some(decoder) => decoder,
         None => layer.enter(work.entry)?,

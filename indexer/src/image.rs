@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use clip_engine::{error::EngineError, registry::Client};
+use clip_engine::{error::EngineError, registry::Client, source::BlobSource};
 use clip_format::{
     checkpoints::{Span, SpanStart},
     clip_file::{ClipParts, with_profile},
@@ -113,7 +113,7 @@ fn work(order: &[&LayerInput], next: &AtomicUsize, settings: &LayerSettings<'_>,
     while !settings.cancel.is_stopped() {
         let Some(input) = order.get(next.fetch_add(1, Ordering::Relaxed)) else { return };
         let place = usize::from(input.index.get());
-        let result = match index_layer(input, settings) {
+        let result = match index_twice(input, settings) {
             Ok(Some(output)) => Ok(output),
             Ok(None) => return,
             Err(error) => Err(error),
@@ -125,6 +125,19 @@ fn work(order: &[&LayerInput], next: &AtomicUsize, settings: &LayerSettings<'_>,
             return;
         }
     }
+}
+
+/// As [`index_layer`]; a layer of a registry whose bytes are wrong is fetched once more over new connections, for that may have been their
+/// fault.
+fn index_twice(input: &LayerInput, settings: &LayerSettings<'_>) -> Result<Option<LayerOutput>, IndexError> {
+    let first = LayerSettings { cancel: &settings.cancel.within(), ..*settings };
+    let result = index_layer(input, &first);
+    let Err(error @ IndexError::Layer { .. }) = &result else { return result };
+    if settings.cancel.is_stopped() || !matches!(input.blob, BlobSource::Registry { .. }) {
+        return result;
+    }
+    tracing::warn!(%error, "wrong bytes came; the layer is fetched once more");
+    index_layer(input, settings)
 }
 
 /// Takes layers as they finish. The error of the lowest layer that failed is the one that counts, so that it does not depend on timing

@@ -5,7 +5,10 @@ use std::{path::PathBuf, time::Duration};
 use clap::Args;
 use clip_engine::{DiskIo, registry::Reference};
 
-use crate::values::{parse_count, parse_memory, parse_size, parse_timeout};
+use crate::{
+    deadlines::Deadlines,
+    values::{parse_count, parse_memory, parse_size, parse_timeout},
+};
 
 /// How registries are spoken to.
 #[derive(Clone, Debug, Default, Args)]
@@ -16,6 +19,9 @@ pub struct ClientArgs {
     /// More trusted certificate authorities, PEM, besides the system's
     #[arg(long, value_name = "FILE")]
     pub ca: Option<PathBuf>,
+    /// How long they are waited for.
+    #[command(flatten)]
+    pub deadlines: Deadlines,
 }
 
 /// Everything about reading layers: for mount, record, cat, extract, verify, runtime-spec and doctor.
@@ -37,7 +43,7 @@ pub struct ReadArgs {
     /// Engine threads [default: number of cores, at most 8]
     #[arg(long, value_name = "N", value_parser = parse_count)]
     pub shards: Option<usize>,
-    /// A read fails after this long without progress towards it [default: 30s]
+    /// A read fails after this long without progress towards it; until then what may pass is tried again [default: 30s]
     #[arg(long, value_name = "TIME", value_parser = parse_timeout)]
     pub read_timeout: Option<Duration>,
     /// A read fails after this long, progress or not [default: never]

@@ -15,7 +15,7 @@ use crate::{
     args::{IndexArgs, WindowsArg},
     exit::Outcome,
     interrupt, profile_input,
-    resolve::{client_config, limit_waits},
+    resolve::client_config,
     values::size,
 };
 
@@ -62,11 +62,7 @@ fn to_options(args: &IndexArgs) -> Result<IndexOptions> {
     options.store_ref.clone_from(&args.store_ref);
     options.profile = args.profile.as_deref().map(profile_input::read_profile).transpose()?;
     options.jobs = args.jobs.unwrap_or(options.jobs);
-    options.client = client_config(&args.client)?;
-    if let Some(timeout) = args.read_timeout {
-        (options.client.first_byte_timeout, options.client.progress_timeout) = (timeout, timeout);
-        limit_waits(&mut options.client, timeout);
-    }
+    options.client = client_config(&args.client, args.read_timeout)?;
     Ok(options)
 }
 

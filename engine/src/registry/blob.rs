@@ -12,12 +12,14 @@ use super::{
     fetch::Get,
     pace::Transfer,
     reference::Reference,
-    retry::{Failure, Tries},
+    retry::{Again, Failure, Tries},
 };
 use crate::error::EngineError;
 
-/// Bodies of one reader that may break off after progress. Source: a 10 GB layer through a proxy that cuts each body at 16 MiB.
-const RESUMES_MAX: u32 = 1024;
+/// Bodies of one reader that may break off. Source: judgement: more than any network breaks in the time that a MiB takes.
+const RESUMES_MAX: u64 = 1024;
+/// ... and one more for so many bytes of the range. Source: a proxy that cuts each body at 16 MiB, of a layer of any length.
+const RESUME_BYTES: u64 = 1 << 20;
 
 /// Connections of one reader that are given up for being far behind their peers. Source: the third is as likely to be slow as the network.
 const STRAGGLERS_MAX: u32 = 2;
@@ -32,7 +34,7 @@ pub struct BlobReader {
     rest: Range<u64>,
     body: Option<Body>,
     tries: Tries,
-    resumes_left: u32,
+    resumes_left: u64,
     stragglers_left: u32,
 }
 
@@ -76,24 +78,16 @@ impl BlobReader {
                 found: "one that is not".to_owned(),
             });
         }
-        let tries = client.tries();
-        let mut reader = Self {
-            client,
-            reference,
-            digest,
-            blob_size,
-            rest: range,
-            body: None,
-            tries,
-            resumes_left: RESUMES_MAX,
-            stragglers_left: STRAGGLERS_MAX,
-        };
+        let (tries, resumes_left) = (client.tries(), RESUMES_MAX + (range.end - range.start) / RESUME_BYTES);
+        let mut reader =
+            Self { client, reference, digest, blob_size, rest: range, body: None, tries, resumes_left, stragglers_left: STRAGGLERS_MAX };
         while reader.body.is_none() && !reader.rest.is_empty() {
-            match reader.request().await {
+            match reader.tries.in_time(|| reader.what(), reader.request()).await {
                 Ok(body) => reader.body = Some(body),
                 Err(failure) => reader.tries.after(failure).await?,
             }
         }
+        reader.tries.pause();
         Ok(reader)
     }
 
@@ -102,11 +96,13 @@ impl BlobReader {
     /// # Errors
     /// Every kind, after resuming failed.
     pub async fn chunk(&mut self) -> Result<Option<Bytes>, EngineError> {
+        self.tries.resume();
         while !self.rest.is_empty() {
             match self.try_chunk().await {
                 Ok(bytes) => {
                     self.rest.start += bytes.len() as u64;
-                    self.tries.progressed();
+                    self.tries.brought(bytes.len() as u64);
+                    self.tries.pause();
                     return Ok(Some(bytes));
                 }
                 Err(failure) => {
@@ -131,15 +127,17 @@ impl BlobReader {
     async fn try_chunk(&mut self) -> Result<Bytes, Failure> {
         let mut body = match self.body.take() {
             Some(body) => body,
-            None => self.request().await?,
+            None => self.tries.in_time(|| self.what(), self.request()).await?,
         };
         loop {
-            let watched = watched(&mut body, self.rest.end - self.rest.start, self.stragglers_left > 0).await?;
+            let asked = Instant::now();
+            let watched = watched(&mut body, self.rest.end - self.rest.start, self.stragglers_left > 0);
+            let watched = self.tries.in_time(|| self.what(), watched).await?;
             let Watched::Chunk(chunk) = watched else {
                 self.stragglers_left -= 1;
                 self.client.transport.counters.note_straggler();
                 tracing::debug!(url = %body.exchange.url, at = self.rest.start, "the connection is far behind its peers; another brings the rest");
-                body = self.request().await?;
+                body = self.tries.in_time(|| self.what(), self.request()).await?;
                 continue;
             };
             let Some(mut bytes) = chunk else {
@@ -156,32 +154,50 @@ impl BlobReader {
                 self.body = Some(body);
                 return Ok(bytes);
             }
+            // A body that stands still is given up by its own deadline.
+            self.tries.excuse(asked.elapsed());
         }
     }
 
+    fn what(&self) -> String {
+        format!("GET {} at {}", blob_path(&self.reference, &self.digest), self.reference.registry)
+    }
+
+    /// As [`Self::answer`]; after an answer that contradicts the request the registry is asked where the blob is.
     async fn request(&self) -> Result<Body, Failure> {
+        let answered = self.answer().await;
+        if answered.as_ref().is_err_and(|failure| failure.again == Again::Once) {
+            self.client.forget_target(&self.reference, &self.digest);
+        }
+        answered
+    }
+
+    async fn answer(&self) -> Result<Body, Failure> {
         let whole = self.rest == (0..self.blob_size);
         let mut get = Get::new(&self.reference, blob_path(&self.reference, &self.digest));
         get.blob = Some(self.digest);
         get.range = (!whole).then(|| self.rest.clone());
         let asked = Instant::now();
         let exchange = self.client.try_get(&get).await?;
-        not_encoded(&exchange)?;
+        not_encoded(&exchange).map_err(Failure::contradiction)?;
         let pace = self.client.pace(&self.reference);
         pace.note_first_byte(asked.elapsed());
         let skip = match (exchange.status(), whole) {
             (StatusCode::PARTIAL_CONTENT, false) => {
-                self.check_partial(&exchange)?;
+                self.check_partial(&exchange).map_err(Failure::contradiction)?;
                 0
             }
             (StatusCode::OK, _) => {
-                check_length(&exchange, self.blob_size)?;
+                check_length(&exchange, self.blob_size).map_err(Failure::contradiction)?;
                 if !whole {
                     self.warn_rangeless(&exchange);
                 }
                 self.rest.start
             }
-            (status, _) => return Err(exchange.contradiction("the whole blob (status 200)", status.as_u16().to_string()).into()),
+            (status, _) => {
+                let found = status.as_u16().to_string();
+                return Err(Failure::contradiction(exchange.contradiction("the whole blob (status 200)", found)));
+            }
         };
         Ok(Body { exchange, transfer: pace.begin(), skip, may_be_left: skip == 0 })
     }

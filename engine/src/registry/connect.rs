@@ -20,6 +20,7 @@ use tokio::{
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use super::{
+    client::ClientConfig,
     location::{Location, Scheme},
     retry::Failure,
 };
@@ -78,24 +79,27 @@ pub(super) enum Stream {
     Tls(Box<TlsStream<TcpStream>>),
 }
 
-/// Connects to `url`'s origin, TLS included, within `timeout`.
+/// Connects to `url`'s origin, within the deadlines of `config` for TCP and TLS.
 ///
 /// # Errors
 /// Passing: `Deadline`, `Transport` of the network. Final: a certificate or TLS fault.
-pub(super) async fn connect(tls: &Tls, method: &'static str, url: &Location, timeout: Duration) -> Result<Stream, Failure> {
+pub(super) async fn connect(tls: &Tls, method: &'static str, url: &Location, config: &ClientConfig) -> Result<Stream, Failure> {
+    let late = |what: &str, waited: Duration| {
+        let what = format!("{what} {}", url.origin);
+        Failure::passing(EngineError::Deadline { what, waited })
+    };
+    let timeout = config.connect_timeout;
     let deadline = Instant::now() + timeout;
-    let late = |_| Failure::passing(EngineError::Deadline { what: format!("connect to {}", url.origin), waited: timeout });
-    let stream = timeout_at(deadline, connect_tcp(url, deadline)).await.map_err(late)?.map_err(|error| {
-        let reason = format!("cannot connect: {error}; is the registry running and reachable from here?");
-        Failure::passing(EngineError::Transport { method, url: url.to_string(), reason })
-    })?;
+    let connected = timeout_at(deadline, connect_tcp(url, deadline)).await.map_err(|_| late("connect to", timeout))?;
+    let stream = connected.map_err(|reason| Failure::passing(EngineError::Transport { method, url: url.to_string(), reason }))?;
     match url.origin.scheme {
         Scheme::Http => Ok(Stream::Plain(stream)),
         Scheme::Https => {
             let failed = |reason: String| EngineError::Transport { method, url: url.to_string(), reason };
             let connector = tls.connector().map_err(|reason| failed(reason.to_owned()))?;
             let name = ServerName::try_from(url.origin.bare_host().to_owned()).map_err(|error| failed(error.to_string()))?;
-            let stream = timeout_at(deadline, connector.connect(name, stream)).await.map_err(late)?;
+            let shaken = tokio::time::timeout(config.tls_timeout, connector.connect(name, stream)).await;
+            let stream = shaken.map_err(|_| late("TLS handshake with", config.tls_timeout))?;
             stream.map(|stream| Stream::Tls(Box::new(stream))).map_err(|error| tls_failure(failed, &error))
         }
     }
@@ -115,9 +119,16 @@ fn tls_failure(failed: impl Fn(String) -> EngineError, error: &io::Error) -> Fai
     }
 }
 
-/// Tries each address in turn, each with an equal share of the time left.
-async fn connect_tcp(url: &Location, deadline: Instant) -> io::Result<TcpStream> {
-    let addresses = addresses(url.origin.bare_host(), url.origin.port).await?;
+/// Tries each address in turn, each with an equal share of the time left. A failure is in words.
+async fn connect_tcp(url: &Location, deadline: Instant) -> Result<TcpStream, String> {
+    let host = url.origin.bare_host();
+    let unknown = |error| format!("cannot look up {host:?}: {error}; is the name right, and does DNS work here?");
+    let addresses = addresses(host, url.origin.port).await.map_err(unknown)?;
+    let refused = |error| format!("cannot connect: {error}; is the registry running and reachable from here?");
+    connect_to_one(&addresses, deadline).await.map_err(refused)
+}
+
+async fn connect_to_one(addresses: &[SocketAddr], deadline: Instant) -> io::Result<TcpStream> {
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
     for (at, address) in addresses.iter().enumerate() {
         let left = deadline.saturating_duration_since(Instant::now());

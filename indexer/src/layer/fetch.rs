@@ -8,12 +8,19 @@ use tokio::{runtime, sync::watch};
 /// Tells every fetch of an image to stop, wherever it waits.
 pub(crate) struct Cancel {
     stopped: watch::Sender<bool>,
+    /// What stops it, too.
+    outer: Option<watch::Sender<bool>>,
 }
 
 impl Cancel {
     /// Nothing is stopped yet.
     pub(crate) fn new() -> Self {
-        Self { stopped: watch::Sender::new(false) }
+        Self { stopped: watch::Sender::new(false), outer: None }
+    }
+
+    /// One that can be stopped alone, and is when this one is.
+    pub(crate) fn within(&self) -> Self {
+        Self { stopped: watch::Sender::new(false), outer: Some(self.stopped.clone()) }
     }
 
     /// Every fetch under way ends, and none begins.
@@ -23,7 +30,19 @@ impl Cancel {
 
     /// True once `stop` was called.
     pub(crate) fn is_stopped(&self) -> bool {
-        *self.stopped.borrow()
+        *self.stopped.borrow() || self.outer.as_ref().is_some_and(|outer| *outer.borrow())
+    }
+
+    /// Waits until it is.
+    async fn wait(&self) {
+        let wait = async |stopped: &watch::Sender<bool>| drop(stopped.subscribe().wait_for(|stopped| *stopped).await);
+        match &self.outer {
+            None => wait(&self.stopped).await,
+            Some(outer) => tokio::select! {
+                () = wait(&self.stopped) => {}
+                () = wait(outer) => {}
+            },
+        }
     }
 }
 
@@ -47,11 +66,10 @@ pub(super) fn fetch(
     let runtime = runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| EngineError::io("start a runtime for", "a layer fetch", error))?;
     let client = client.with_own_pool();
-    let mut stopped = cancel.stopped.subscribe();
     runtime.block_on(async {
         tokio::select! {
             biased;
-            _ = stopped.wait_for(|stopped| *stopped) => Ok(()),
+            () = cancel.wait() => Ok(()),
             end = copy(blob, &client, &decoder, &hash) => end,
         }
     })

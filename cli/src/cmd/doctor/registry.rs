@@ -1,6 +1,6 @@
 //! The registry of a `.clip` or reference: reachable, and does it give us the image?
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 use anyhow::{Context, Result};
 use clip_engine::{
@@ -14,6 +14,8 @@ use super::Finding;
 use crate::{args::ReadArgs, clip_input, exit::chain_text, resolve};
 
 const NAME: &str = "registry";
+/// How long a registry may stay away, unless `--read-timeout` says so. Source: somebody waits for the answer, and a blip is over by then.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What of the target's source works.
 pub fn examine(target: &str, args: &ReadArgs) -> Vec<Finding> {
@@ -95,7 +97,7 @@ fn first_blob(reference: &Reference, info: &StorageInfo, args: &ReadArgs) -> Opt
 }
 
 fn with_client<T>(args: &ReadArgs, ask: impl AsyncFnOnce(&Client) -> Result<T, EngineError>) -> Result<T> {
-    let client = Client::new(resolve::client_config(&args.client)?)?;
+    let client = Client::new(resolve::client_config(&args.client, args.read_timeout.or(Some(PATIENCE)))?)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     Ok(runtime.block_on(ask(&client))?)
 }
