@@ -4,10 +4,7 @@ use std::{
     future::Future,
     ops::Range,
     rc::Rc,
-    sync::{
-        Arc, Weak,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Weak, atomic::AtomicBool},
     time::Duration,
 };
 
@@ -131,7 +128,7 @@ pub(crate) async fn run(mut flow: Flow, shard: Rc<Shard>) {
     }
     if let Err(error) = &fetched {
         shard.core.say_fetch_failed(&said, &target.layer.store.digest, error);
-        target.layer.store.failed_fetches.fetch_add(1, Ordering::Relaxed);
+        target.layer.store.note_fetch_failed(error);
         feed.fail(error);
     }
 }
@@ -374,10 +371,14 @@ async fn within<T>(
     timeout(left, step).await.unwrap_or_else(|_| Err(stalled(target, shard)))
 }
 
+/// The error of a flow whose time is over. Where the registry has been away meanwhile, that is why.
 fn stalled(target: &Target, shard: &Shard) -> EngineError {
     let Target { layer, stream, .. } = target;
-    let what = format!("fetch of stream bytes {}..{} of layer {}", stream.start, stream.end, layer.store.digest);
-    EngineError::Deadline { what, waited: shard.core.config.read_timeout }
+    let waited = shard.core.config.read_timeout;
+    layer.store.unavailable_since(waited).unwrap_or_else(|| {
+        let what = format!("fetch of stream bytes {}..{} of layer {}", stream.start, stream.end, layer.store.digest);
+        EngineError::Deadline { what, waited }
+    })
 }
 
 #[cfg(test)]

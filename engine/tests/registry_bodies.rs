@@ -201,6 +201,63 @@ async fn a_stale_idle_connection_is_replaced_at_once_and_is_no_try() {
     }
 }
 
+/// Claim: a network that has silently dropped every idle connection costs one deadline, not one for each of them.
+#[tokio::test]
+async fn idle_connections_that_went_silent_cost_one_deadline() {
+    let blob = pattern(1000);
+    let own = blob.clone();
+    let server = Server::start(move |seen| {
+        let answer = serve_blob(seen, &own);
+        if seen.turn > 0 { answer.then(Then::Silence) } else { answer }
+    })
+    .await;
+    let mut patient = config(Path::new("/nonexistent"));
+    patient.set_patience(Duration::from_secs(2));
+    let client = Client::new(patient).unwrap();
+    let mut together = Vec::new();
+    for _ in 0..4 {
+        let (client, server, blob) = (client.clone(), server.clone(), blob.clone());
+        together.push(tokio::spawn(async move { read(&client, &server, &blob, 0..10).await.unwrap() }));
+    }
+    for one in together {
+        one.await.unwrap();
+    }
+    assert!(client.traffic().connections >= 3, "{:?}", client.traffic());
+    let begun = Instant::now();
+    assert_eq!(read(&client, &server, &blob, 0..10).await.unwrap(), blob[..10]);
+    assert!(begun.elapsed() < Duration::from_millis(1600), "{:?}", begun.elapsed());
+}
+
+/// Claim: a link of 2 KiB/s is waited for however long it takes, though a read has but a second without progress.
+#[tokio::test]
+async fn a_slow_but_honest_link_is_waited_for() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let blob = pattern(6000);
+    let own = blob.clone();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let _ = stream.read(&mut [0; 4096]).await.unwrap();
+        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 6000\r\n\r\n").await.unwrap();
+        for piece in own.chunks(200) {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            stream.write_all(piece).await.unwrap();
+        }
+        let _ = stream.read(&mut [0]).await;
+    });
+    let mut patient = config(Path::new("/nonexistent"));
+    patient.set_patience(Duration::from_secs(1));
+    let client = Client::new(patient).unwrap();
+    let reference = format!("127.0.0.1:{port}/a/b").parse().unwrap();
+    let mut reader = client.blob(&reference, &sha256(&blob), 6000, 0..6000).await.unwrap();
+    let mut all = Vec::new();
+    while let Some(bytes) = reader.chunk().await.unwrap() {
+        all.extend_from_slice(&bytes);
+    }
+    assert!(all == blob && client.traffic().requests == 1);
+}
+
 #[tokio::test]
 async fn dropping_a_reader_midway_closes_its_connection() {
     let blob = pattern(1000);

@@ -59,6 +59,12 @@ impl Registry {
         format!("127.0.0.1:{}/{name}:{tag}", self.port)
     }
 
+    /// Its port on 127.0.0.1.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
     /// Pushes the image `tag` of the OCI layout `layout` as `NAME:TAG` with skopeo, blobs unchanged where they are compressed already
     /// (skopeo compresses plain layers with Go's gzip), and returns its reference.
     ///

@@ -148,6 +148,7 @@ impl Transport {
 
     async fn send_on(&self, mut connection: Connection, url: &Location, ask: &Ask) -> Result<Exchange, Sent> {
         let late = |_| {
+            self.pool.forget(&url.origin);
             let what = format!("{} {url}", ask.method_name());
             Sent::Failed(Failure::passing(EngineError::Deadline { what, waited: self.config.first_byte_timeout }))
         };
@@ -277,6 +278,7 @@ impl Exchange {
     }
 
     fn stalled(&self) -> Failure {
+        self.pool.forget(&self.url.origin);
         let (method, url) = (self.method, self.url.to_string());
         Failure::passing(match self.headway.too_little() {
             Some(reason) => EngineError::Transport { method, url, reason },
