@@ -181,6 +181,17 @@ mod tests {
         assert_eq!(args.net, Net::Host);
     }
 
+    /// Every command that reaches a registry takes every deadline.
+    #[test]
+    fn every_command_takes_every_deadline() {
+        let deadlines =
+            "--read-timeout 5s --retries 3 --connect-timeout 1s --tls-timeout 1s --first-byte-timeout 1s --stall-timeout 1s --min-rate 0";
+        for command in ["index x -o y", "mount x y", "record x", "cat x y", "extract x y", "verify x", "runtime-spec x", "doctor x"] {
+            let argv = ["clip"].into_iter().chain(command.split(' ')).chain(deadlines.split(' '));
+            assert!(Cli::try_parse_from(argv).is_ok(), "{command}");
+        }
+    }
+
     /// An option with a bad value is a usage error that names the option.
     #[test]
     fn bad_values_name_the_option() {

@@ -401,7 +401,7 @@ impl<'a> Bench<'a> {
                 server.die();
                 self.revive_after(time, *turn);
             }
-            Plan::Outage(time) => {
+            Plan::Outages(count, time) => {
                 let (sender, receiver) = mpsc::sync_channel(64);
                 server.script(move |_, seen| {
                     if !is_layer(seen) {
@@ -411,21 +411,7 @@ impl<'a> Bench<'a> {
                     Fault::SilentAfter(20_000)
                 });
                 let (shared, current, own) = (self.server.clone(), self.turn.clone(), *turn);
-                thread::spawn(move || {
-                    if receiver.recv_timeout(HANG).is_err() {
-                        return;
-                    }
-                    thread::sleep(Duration::from_millis(50));
-                    let turn = current.lock().unwrap();
-                    if *turn != own {
-                        return;
-                    }
-                    let mut server = shared.lock().unwrap();
-                    server.die();
-                    server.script(|_, _| Fault::None);
-                    drop((server, turn));
-                    revive_after(&shared, &current, time, own);
-                });
+                thread::spawn(move || (1..=count).all(|round| outage(&shared, &current, &receiver, time, own, round == count)));
             }
         }
     }
@@ -456,17 +442,40 @@ impl<'a> Bench<'a> {
     }
 }
 
+/// One outage after the next body of the layer has begun. False: another plan was begun meanwhile.
+fn outage(server: &Mutex<Server>, turn: &Mutex<u64>, asked: &mpsc::Receiver<()>, time: Duration, own: u64, is_last: bool) -> bool {
+    if asked.recv_timeout(HANG).is_err() {
+        return false;
+    }
+    thread::sleep(Duration::from_millis(50));
+    {
+        let turn = turn.lock().unwrap();
+        if *turn != own {
+            return false;
+        }
+        let mut server = server.lock().unwrap();
+        server.die();
+        while asked.try_recv().is_ok() {}
+        if is_last {
+            server.script(|_, _| Fault::None);
+        }
+    }
+    revive_after(server, turn, time, own)
+}
+
 /// Revives the registry after `time`, unless another plan was begun meanwhile.
-fn revive_after(server: &Mutex<Server>, turn: &Mutex<u64>, time: Duration, own: u64) {
+fn revive_after(server: &Mutex<Server>, turn: &Mutex<u64>, time: Duration, own: u64) -> bool {
     let until = Instant::now() + time;
     while Instant::now() < until {
         thread::sleep(Duration::from_millis(20));
         if *turn.lock().unwrap() != own {
-            return;
+            return false;
         }
     }
     let turn = turn.lock().unwrap();
-    if *turn == own {
+    let is_meant = *turn == own;
+    if is_meant {
         server.lock().unwrap().revive().unwrap();
     }
+    is_meant
 }

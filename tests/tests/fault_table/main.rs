@@ -137,7 +137,7 @@ fn outages_with_the_default_deadlines() {
     }
     let image = Image::new(2_000_000);
     let outage = |name, seconds: u64, patience| Row {
-        passing: Some(Plan::Outage(Duration::from_secs(seconds))),
+        passing: Some(Plan::Outages(1, Duration::from_secs(seconds))),
         patience,
         passing_max: Duration::from_secs(seconds + 8),
         ..Row::named(name)
@@ -147,7 +147,7 @@ fn outages_with_the_default_deadlines() {
         Box::leak(Box::new(outage("outage of 6 s", 6, None))),
         Box::leak(Box::new(outage("outage of 60 s, --read-timeout 2m", 60, Some("2m")))),
         Box::leak(Box::new(Row {
-            lasting: Some(Plan::Outage(Duration::from_secs(60))),
+            lasting: Some(Plan::Outages(1, Duration::from_secs(60))),
             patience: None,
             lasting_max: Duration::from_secs(32),
             ..Row::named("outage of 60 s")

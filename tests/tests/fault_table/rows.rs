@@ -17,8 +17,8 @@ pub enum Plan {
     Any(Fault),
     /// Nobody listens, for so long.
     Closed(Duration),
-    /// The first body of the layer breaks off, and nobody listens for so long after that.
-    Outage(Duration),
+    /// A body of the layer breaks off, and nobody listens for so long after that; so often.
+    Outages(u32, Duration),
 }
 
 /// Another name for the registry than its address.
@@ -94,7 +94,7 @@ use Fault::{
     CutAfter, Expire, FlippedBit, Late, OtherLength, OtherRange, ResetAfter, SilentAfter, Status, StatusUntil, TrickleAfter, WholeBlob,
     WrongBytes,
 };
-use Plan::{Always, Any, Closed, First, FirstOfAny, Outage};
+use Plan::{Always, Any, Closed, First, FirstOfAny, Outages};
 
 /// All of them.
 pub static ROWS: &[Row] = &[
@@ -109,11 +109,12 @@ pub static ROWS: &[Row] = &[
     Row { lasting: Some(Always(Status(403))), says: "status 403", ..Row::named("403") }.final_at_once(),
     Row { lasting: Some(Always(Status(404))), says: "status 404", ..Row::named("404") }.final_at_once(),
     Row::of("connection refused", Closed(Duration::from_secs(1)), Closed(FOR_EVER), "refused"),
-    Row::of("outage in a body", Outage(Duration::from_millis(1500)), Outage(FOR_EVER), "refused"),
+    Row::of("outage in a body", Outages(1, Duration::from_millis(1500)), Outages(1, FOR_EVER), "refused"),
+    Row { passing: Some(Outages(3, Duration::from_millis(700))), ..Row::named("three outages in a body") },
     Row::of("reset in a body", First(2, ResetAfter(20_000)), Always(ResetAfter(0)), "ended early"),
     Row::of("stall in a body", First(1, SilentAfter(20_000)), Always(SilentAfter(0)), "no progress"),
     Row::of("truncated body", First(2, CutAfter(20_000)), Always(CutAfter(0)), "ended early"),
-    Row { passing: Some(Always(CutAfter(30_000))), ..Row::named("every body truncated") },
+    Row { passing: Some(Always(CutAfter(100_000))), ..Row::named("every body truncated") },
     Row::of("slow-loris (1 byte/s)", First(1, TrickleAfter(0)), Always(TrickleAfter(0)), "--min-rate"),
     Row::of("a flipped bit", First(1, FlippedBit), Always(FlippedBit), "expected").final_at_once(),
     Row::of("flipped bytes", First(1, WrongBytes), Always(WrongBytes), "expected").final_at_once(),
