@@ -81,6 +81,7 @@ pub struct EngineWish {
     /// `--read-deadline`
     pub read_deadline: Option<Duration>,
     /// `--retries`, `--connect-timeout` ...
+    #[serde(default)]
     pub deadlines: Deadlines,
     /// `--read-ahead`
     pub read_ahead: Option<u64>,

@@ -3,6 +3,7 @@
 //! and when the fault is gone the same mount works again. Against the scripted registry, and against docker-registry behind it.
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
+mod bench;
 mod cell;
 mod rows;
 mod watch;
@@ -30,7 +31,7 @@ use tempfile::TempDir;
 use cell::{Behind, Cell, Operation, Outcome};
 use rows::{Plan, ROWS, Row};
 
-const NEEDS: &[Need] = &[Need::Root, Need::Fuse, Need::Tool("openssl")];
+const NEEDS: &[Need] = &[Need::Root, Need::Fuse, Need::Tool("openssl"), Need::Tool("unshare")];
 /// Cells that are tried side by side: nearly all of their time is waiting.
 const WORKERS: usize = 24;
 /// Files of the image, of [`FILE_BYTES`] that do not compress.

@@ -17,6 +17,8 @@ pub enum Plan {
     Any(Fault),
     /// Nobody listens, for so long.
     Closed(Duration),
+    /// The name is not known, for so long; only `index` can be shown that.
+    Nameless(Duration),
     /// A body of the layer breaks off, and nobody listens for so long after that; so often.
     Outages(u32, Duration),
 }
@@ -94,7 +96,7 @@ use Fault::{
     CutAfter, Expire, FlippedBit, Late, OtherLength, OtherRange, ResetAfter, SilentAfter, Status, StatusUntil, TrickleAfter, WholeBlob,
     WrongBytes,
 };
-use Plan::{Always, Any, Closed, First, FirstOfAny, Outages};
+use Plan::{Always, Any, Closed, First, FirstOfAny, Nameless, Outages};
 
 /// All of them.
 pub static ROWS: &[Row] = &[
@@ -123,6 +125,6 @@ pub static ROWS: &[Row] = &[
     Row::of("wrong range", First(1, OtherRange), Always(OtherRange), "expected").final_at_once(),
     Row { passing: Some(Always(WholeBlob)), ..Row::named("no ranges") },
     Row { passing: Some(Always(Late(Duration::from_millis(100)))), ..Row::named("late") },
-    Row { lasting: Some(Any(Fault::None)), at: Name::Unknown, says: "cannot look up", ..Row::named("DNS failure") },
+    Row { at: Name::Unknown, ..Row::of("DNS failure", Nameless(Duration::from_secs(1)), Any(Fault::None), "cannot look up") },
     Row { lasting: Some(Any(Fault::None)), at: Name::Tls, says: "TLS", ..Row::named("TLS failure") }.final_at_once(),
 ];
