@@ -152,6 +152,8 @@ impl Command {
             Command::Cat(_) | Command::Extract(_) | Command::Verify(_) | Command::RuntimeSpec(_) => {
                 "warn,clip_engine::job=error,clip_engine::fetch=error"
             }
+            // Whoever watches is told why nothing moves.
+            Command::Index(args) if !args.quiet => "warn,clip_engine::registry::retry=debug",
             _ => "warn",
         }
     }
@@ -186,6 +188,17 @@ mod tests {
         let Command::RuntimeSpec(args) = cli.command else { panic!("another command") };
         assert_eq!(args.command, ["sh", "-c", "true"]);
         assert_eq!(args.net, Net::Host);
+    }
+
+    /// Every command that reaches a registry takes every deadline.
+    #[test]
+    fn every_command_takes_every_deadline() {
+        let deadlines =
+            "--read-timeout 5s --retries 3 --connect-timeout 1s --tls-timeout 1s --first-byte-timeout 1s --stall-timeout 1s --min-rate 0";
+        for command in ["index x -o y", "mount x y", "record x", "cat x y", "extract x y", "verify x", "runtime-spec x", "doctor x"] {
+            let argv = ["clip"].into_iter().chain(command.split(' ')).chain(deadlines.split(' '));
+            assert!(Cli::try_parse_from(argv).is_ok(), "{command}");
+        }
     }
 
     /// An option with a bad value is a usage error that names the option.

@@ -8,6 +8,7 @@ mod accounts;
 mod args;
 mod clip_input;
 mod cmd;
+mod deadlines;
 mod demo;
 mod display;
 mod exit;

@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     args::{ClientArgs, Creds, MountArgs, ReadArgs, parse_disk_io},
     clip_input,
+    deadlines::Deadlines,
     exit::UsageError,
     owner::{
         background::{BackgroundWish, Fill},
@@ -31,22 +32,19 @@ use crate::{
 /// Source: containerd's documentation, and what its packages set.
 const HOSTS_DIR_DEFAULT: &str = "/etc/containerd/certs.d";
 
-/// No single wait of `client` is longer than `timeout`: a connection may not outwait the read that needs it.
-pub fn limit_waits(client: &mut ClientConfig, timeout: Duration) {
-    for wait in [&mut client.connect_timeout, &mut client.first_byte_timeout, &mut client.progress_timeout] {
-        *wait = timeout.min(*wait);
-    }
-}
-
-/// How registries are spoken to. Relative paths become absolute, since an owner works in `/`.
-pub fn client_config(args: &ClientArgs) -> Result<ClientConfig> {
-    Ok(ClientConfig {
+/// How registries are spoken to, and given up after `read_timeout` without progress. Relative paths become absolute, since an owner works
+/// in `/`.
+pub fn client_config(args: &ClientArgs, read_timeout: Option<Duration>) -> Result<ClientConfig> {
+    let mut config = ClientConfig {
         plain_http: if args.plain_http { PlainHttp::Always } else { PlainHttp::Loopback },
         ca_file: args.ca.as_deref().map(absolute).transpose()?,
         hosts_dir: hosts_dir(args)?.or_else(default_hosts_dir),
         proxies: ProxyVariables::from_environment(),
         ..ClientConfig::default()
-    })
+    };
+    let read_timeout = read_timeout.unwrap_or(config.patience);
+    args.deadlines.apply(&mut config, read_timeout);
+    Ok(config)
 }
 
 /// Who asks registries, as typed and by the environment. `registry` is whom `--creds` are for, `None` when no registry is asked; it is only
@@ -153,6 +151,9 @@ pub struct EngineWish {
     pub read_timeout: Option<Duration>,
     /// `--read-deadline`
     pub read_deadline: Option<Duration>,
+    /// `--retries`, `--connect-timeout` ...
+    #[serde(default)]
+    pub deadlines: Deadlines,
     /// `--read-ahead`
     pub read_ahead: Option<u64>,
     /// `--memory-max`
@@ -166,8 +167,8 @@ pub struct EngineWish {
     /// `--ca`, absolute
     #[serde(with = "crate::owner::protocol::optional_path")]
     pub ca: Option<PathBuf>,
-    /// `--hosts-dir`, absolute
-    #[serde(with = "crate::owner::protocol::optional_path")]
+    /// `--hosts-dir`, absolute. Protocol 3 had none.
+    #[serde(default, with = "crate::owner::protocol::optional_path")]
     pub hosts_dir: Option<PathBuf>,
 }
 
@@ -179,6 +180,7 @@ impl EngineWish {
             disk_io: args.disk_io,
             read_timeout: args.read_timeout,
             read_deadline: args.read_deadline,
+            deadlines: args.client.deadlines.clone(),
             read_ahead: args.read_ahead,
             memory_max: args.memory_max,
             connections: args.connections,
@@ -208,7 +210,7 @@ impl EngineWish {
         config.client.hosts_dir = self.hosts_dir.clone().or_else(default_hosts_dir);
         config.client.proxies = ProxyVariables::from_environment();
         config.client.login = Login::anonymous();
-        limit_waits(&mut config.client, config.read_timeout);
+        self.deadlines.apply(&mut config.client, config.read_timeout);
         config
     }
 
@@ -225,6 +227,9 @@ impl EngineWish {
         compare("--disk-io", self.disk_io.map(disk_io_text), disk_io_text(config.disk_io));
         compare("--read-timeout", self.read_timeout.map(typed_time), typed_time(config.read_timeout));
         compare("--read-deadline", self.read_deadline.map(typed_time), config.read_deadline.map_or("never".to_owned(), typed_time));
+        for (option, asked, owner) in self.deadlines.compared(&config.client) {
+            compare(option, asked, owner);
+        }
         compare("--read-ahead", self.read_ahead.map(|bytes| bytes.to_string()), config.read_ahead_bytes_max.to_string());
         compare("--memory-max", self.memory_max.map(|bytes| bytes.to_string()), config.memory_max().to_string());
         compare("--connections", self.connections.map(|count| count.to_string()), config.connections_max.to_string());
@@ -459,7 +464,7 @@ fn apply_ours(args: &mut MountArgs, option: &str) -> Result<bool, String> {
         "kernel-read-ahead" => args.kernel_read_ahead = Some(parse_size(value()?)?),
         "allow-other" => args.allow_other = true,
         "foreground" => args.foreground = true,
-        _ => return Ok(false),
+        _ => return read.client.deadlines.take(name, value),
     }
     Ok(true)
 }

@@ -29,6 +29,16 @@ pub fn parse_rate(text: &str) -> Result<u64, String> {
     if bytes == 0 { Err("expected a rate over zero, such as 50M".to_owned()) } else { Ok(bytes) }
 }
 
+/// `--min-rate`: as [`parse_rate`], or zero.
+pub fn parse_rate_min(text: &str) -> Result<u64, String> {
+    parse_size(text.strip_suffix("/s").unwrap_or(text))
+}
+
+/// `--retries`: 0 to 1000.
+pub fn parse_retries(text: &str) -> Result<u32, String> {
+    text.parse().ok().filter(|count| *count <= 1000).ok_or_else(|| format!("expected a number from 0 to 1000, found {text:?}"))
+}
+
 /// `30`, `30s`, `500ms`, `2m`, `1h`. A bare number is seconds.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
     let digits_len = text.bytes().take_while(u8::is_ascii_digit).count();

@@ -27,7 +27,7 @@ const REQUEST_BYTES_MAX: u64 = 4 << 20;
 /// How much of a second's bytes a limited task asks for at once. Source: judgement, not measured: a quarter of a second of a rate that is worth
 /// setting is far more than a request costs, and a link that others share sees no longer burst.
 const REQUESTS_A_SECOND_MIN: u64 = 4;
-/// Requests that may fail in a row before the rest is given up. Source: judgement: each has been tried three times by then.
+/// Requests that may fail in a row before the rest is given up. Source: judgement: each has been tried for a read timeout by then.
 const FAILURES_MAX: u32 = 4;
 /// How long a task that waits for its rate does so without a look at whether it is still wanted. Source: judgement, not measured: a
 /// task that was cancelled ends before anybody notices, and ten looks a second cost nothing.

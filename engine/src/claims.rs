@@ -130,6 +130,15 @@ impl Claims {
         Failed { layer: self.layer.clone(), error, waiters }
     }
 
+    /// Ends the job for what is open, which is the caller's claim from now on: those who wait for it wait on.
+    pub(crate) fn hand_over(&self) -> Vec<SpanIndex> {
+        let mut course = self.lock();
+        course.ended = true;
+        let mut open = std::mem::take(&mut course.open);
+        open.sort_unstable();
+        open
+    }
+
     /// The bytes that are missing will not come; the job fails with this once it has used those that it has.
     pub(crate) fn note_failed(&self, error: EngineError) {
         drop(self.error.set(error));

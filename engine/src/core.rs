@@ -12,7 +12,7 @@ use std::{
 use clip_format::{digest::Digest, units::SpanIndex};
 
 use crate::{
-    background::{BackgroundHandle, Purpose, Run, Task, UnderWay},
+    background::{BackgroundHandle, Purpose, Run, Task, Ticket, UnderWay},
     backlog::Course,
     cache::lock::OwnerLock,
     config::EngineConfig,
@@ -32,6 +32,7 @@ use crate::{
     read::Deadline,
     registry::Client,
     shard::{Request, ShardHandle},
+    source::BlobSource,
 };
 
 /// How much one request may bring.
@@ -41,6 +42,16 @@ pub(crate) struct Limits {
     pub(crate) request_bytes_max: u64,
     /// The widest gap within it.
     pub(crate) bridge_bytes_max: u64,
+}
+
+/// What a decode job could not bring, since wrong bytes came.
+pub(crate) struct Wrong {
+    /// Ascending, the fetch's own claims.
+    pub(crate) claimed: Vec<SpanIndex>,
+    pub(crate) priority: Priority,
+    pub(crate) ticket: Option<Arc<Ticket>>,
+    /// Their failure is in the log.
+    pub(crate) said: Arc<AtomicBool>,
 }
 
 /// The shared state of one engine.
@@ -62,6 +73,7 @@ pub(crate) struct Core {
     /// When somebody last got a part of the budget.
     pub(crate) room: Progress,
     failures: LineLimit,
+    repeats: LineLimit,
     /// A write to the cache failed and that was said.
     pub(crate) warned_disk: AtomicBool,
     shards: Vec<ShardHandle>,
@@ -93,6 +105,7 @@ impl Core {
             progress: Progress::default(),
             room: Progress::default(),
             failures: LineLimit::default(),
+            repeats: LineLimit::default(),
             warned_disk: AtomicBool::new(false),
             shards,
             next_shard: AtomicUsize::new(0),
@@ -119,6 +132,28 @@ impl Core {
         let wanted = plan::by_entry(&layer.table, &claimed);
         let works = wanted.into_iter().filter_map(|wanted| layer.work(wanted, priority)).collect();
         self.flows_of(layer, works, limits, priority)
+    }
+
+    /// Starts the last try to bring what `wrong` has claimed: over connections of its own, and not from where a redirect led before.
+    pub(crate) fn fetch_again(&self, layer: &Arc<ImageLayer>, wrong: Wrong, error: &EngineError) {
+        if let Some(unsaid) = self.repeats.next() {
+            tracing::info!(layer = %layer.store.digest, %error, unsaid, "wrong bytes came; they are fetched once more over a new connection");
+        }
+        match &layer.source {
+            BlobSource::Registry { repository, digest, .. } => self.client.forget_target(repository, digest),
+            BlobSource::Foreign(blob) => blob.distrust(),
+            BlobSource::File { .. } => {}
+        }
+        let flows = self.flows(layer, wrong.claimed.clone(), self.limits(layer), wrong.priority);
+        if wrong.priority.is_background() {
+            flows.iter().for_each(|flow| layer.store.backlog.enter(&flow.course));
+            // Who came to wait since the claim has not found the course.
+            self.hurry(&layer.store, &layer.store.waited_for(&wrong.claimed));
+        }
+        for mut flow in flows {
+            (flow.is_repeated, flow.ticket, flow.said) = (true, wrong.ticket.clone(), wrong.said.clone());
+            self.send_flow(flow);
+        }
     }
 
     /// The requests that bring `works` (ascending).
@@ -244,7 +279,7 @@ impl Core {
     pub(crate) fn say_fetch_failed(&self, said: &AtomicBool, layer: &Digest, error: &EngineError) {
         if !self.is_stopping()
             && !said.swap(true, Ordering::Relaxed)
-            && let Some(unsaid) = self.failures.next()
+            && let Some(unsaid) = self.failures.next_of(&error.cause())
         {
             tracing::warn!(%layer, %error, unsaid, "a fetch failed");
         }

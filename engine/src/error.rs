@@ -81,6 +81,16 @@ pub enum EngineError {
         /// How long.
         waited: Duration,
     },
+    /// Tried again and again, and the last try failed, too.
+    #[error("{last}; tried {tries} times in {:.1} s", time.as_secs_f32())]
+    GivenUp {
+        /// Why the last try failed.
+        last: Box<EngineError>,
+        /// `>= 2`
+        tries: u32,
+        /// From the first one on, or from the last progress.
+        time: Duration,
+    },
     /// Bytes of a layer are not what the index or the manifest says.
     #[error("layer {layer} {place}: expected {expected}, found {found}")]
     Layer {
@@ -150,6 +160,7 @@ impl EngineError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             EngineError::Format { source, .. } => source.kind(),
+            EngineError::GivenUp { last, .. } => last.kind(),
             EngineError::Io { source, .. } => io_kind(source),
             EngineError::Transport { .. }
             | EngineError::Deadline { .. }
@@ -161,6 +172,15 @@ impl EngineError {
             EngineError::Status { .. } => ErrorKind::Unavailable,
             EngineError::Protocol { .. } | EngineError::Layer { .. } => ErrorKind::Corrupt,
             EngineError::Invalid { .. } | EngineError::Unsupported { .. } => ErrorKind::Unsupported,
+        }
+    }
+
+    /// What failed, without how often and how long it was tried: the same for all that fail together.
+    #[must_use]
+    pub fn cause(&self) -> String {
+        match self {
+            EngineError::GivenUp { last, .. } => last.cause(),
+            other => other.to_string(),
         }
     }
 

@@ -4,10 +4,8 @@ use std::{
     future::Future,
     ops::Range,
     rc::Rc,
-    sync::{
-        Arc, Weak,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Weak, atomic::AtomicBool},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -29,7 +27,7 @@ use crate::{
     priority::Priority,
     progress::{self, Progress},
     quota::{Held, Quota},
-    registry::{CHUNK_BYTES_MAX, Sender},
+    registry::{CHUNK_BYTES_MAX, Client, Sender},
     shard::{Shard, Urgent},
     source::{BlobSource, SourceReader},
 };
@@ -46,6 +44,9 @@ const CHUNKS_WAITING_MAX_PARTIAL: usize = 2;
 /// shards by default, so that one flow can keep all of them busy.
 const JOBS_MAX: usize = 8;
 
+/// How much longer than the read timeout a flow waits for a client to end by itself. Source: judgement, not measured: a busy node's scheduler.
+const LAST_WORDS_MAX: Duration = Duration::from_millis(250);
+
 /// Groups of one layer, fetched together.
 pub(crate) struct Flow {
     /// What it has to bring; ascending, with gaps that are bridged.
@@ -55,14 +56,19 @@ pub(crate) struct Flow {
     pub(crate) slots: Option<Slots>,
     /// What counts it, where somebody counts.
     pub(crate) ticket: Option<Arc<Ticket>>,
+    /// Its failure is in the log.
+    pub(crate) said: Arc<AtomicBool>,
     /// Its weight on the shard that it was given to.
     pub(crate) on: Option<Weight>,
+    /// What was brought before was wrong: this is the last try, over a connection of its own.
+    pub(crate) is_repeated: bool,
     passed_on: bool,
 }
 
 impl Flow {
     pub(crate) fn new(course: Arc<Course>, priority: Priority) -> Self {
-        Self { course, priority, slots: None, ticket: None, on: None, passed_on: false }
+        let said = Arc::default();
+        Self { course, priority, slots: None, ticket: None, said, on: None, is_repeated: false, passed_on: false }
     }
 }
 
@@ -85,19 +91,22 @@ struct Target {
     layer: Arc<ImageLayer>,
     /// The stream's bytes from the first group's first span to the last group's last.
     stream: Range<u64>,
+    client: Client,
 }
 
 /// Fetches `flow`. A failure fails every span of it that has not got its bytes, with one log line; bytes that do not decode are their
 /// spans' failure only.
 pub(crate) async fn run(mut flow: Flow, shard: Rc<Shard>) {
     let progress = Progress::default();
-    let target = Target { layer: flow.course.layer.clone(), stream: flow.course.stream() };
-    let said = Arc::new(AtomicBool::new(false));
+    let client = if flow.is_repeated { shard.client.with_own_pool() } else { shard.client.clone() };
+    let target = Target { layer: flow.course.layer.clone(), stream: flow.course.stream(), client };
+    let said = flow.said.clone();
     let slots = match flow.slots.take() {
         Some(slots) => Ok(slots),
         None => acquire(&target, flow.priority, &progress, &shard).await,
     };
-    let is_settled = flow.passed_on || shard.client.idle_connections() > 0 || matches!(target.layer.source, BlobSource::File { .. });
+    let is_settled =
+        flow.passed_on || flow.is_repeated || shard.client.idle_connections() > 0 || matches!(target.layer.source, BlobSource::File { .. });
     let slots = match slots {
         Ok(slots) if !is_settled => {
             (flow.slots, flow.passed_on) = (Some(slots), true);
@@ -119,7 +128,7 @@ pub(crate) async fn run(mut flow: Flow, shard: Rc<Shard>) {
     }
     if let Err(error) = &fetched {
         shard.core.say_fetch_failed(&said, &target.layer.store.digest, error);
-        target.layer.store.failed_fetches.fetch_add(1, Ordering::Relaxed);
+        target.layer.store.note_fetch_failed(error);
         feed.fail(error);
     }
 }
@@ -149,7 +158,7 @@ async fn fetch(target: &Target, feed: &mut Feed, progress: &Progress, shard: &Sh
 async fn request(target: &Target, feed: &mut Feed, range: Range<u64>, progress: &Progress, shard: &Shard) -> Result<Fed, EngineError> {
     let layer = &target.layer;
     feed.course.note_position(range.start);
-    let mut reader = within(target, progress, shard, layer.source.open(&shard.client, range.clone())).await?;
+    let mut reader = within(target, progress, shard, layer.source.open(&target.client, range.clone())).await?;
     let mut position = range.start;
     while position < range.end {
         let chunk = tokio::select! {
@@ -202,6 +211,7 @@ struct Feed {
     turns: Arc<Semaphore>,
     said: Arc<AtomicBool>,
     ticket: Option<Arc<Ticket>>,
+    is_repeated: bool,
     /// A reader waits for what it brings.
     urgent: Option<Urgent>,
     shard: Rc<Shard>,
@@ -239,7 +249,8 @@ impl Feed {
     fn new(flow: &Flow, said: Arc<AtomicBool>, shard: Rc<Shard>) -> Self {
         let turns = Arc::new(Semaphore::new(JOBS_MAX));
         let urgent = (flow.priority == Priority::Demand).then(|| shard.urgent_flow());
-        Self { course: flow.course.clone(), open: None, used: 0, turns, said, ticket: flow.ticket.clone(), urgent, shard, sender: None }
+        let (course, ticket, is_repeated) = (flow.course.clone(), flow.ticket.clone(), flow.is_repeated);
+        Self { course, open: None, used: 0, turns, said, ticket, is_repeated, urgent, shard, sender: None }
     }
 
     /// Hands out `chunk`, the blob's bytes at `position`. A byte that two groups share goes to both, one of a gap to none.
@@ -307,7 +318,8 @@ impl Feed {
         let (sender, input) = mpsc::channel(chunks_waiting);
         let open = Open { compressed, sender, claims: Arc::downgrade(&work.claims) };
         let (course, said, ticket) = (self.course.clone(), self.said.clone(), self.ticket.clone());
-        Job::start(core, DecodeJob { course, work, input, turn, room, said, ticket, host: self.sender.clone() });
+        let (host, is_repeated) = (self.sender.clone(), self.is_repeated);
+        Job::start(core, DecodeJob { course, work, input, turn, room, said, ticket, host, is_repeated });
         Ok(open)
     }
 
@@ -358,21 +370,26 @@ async fn permit(
     Ok(permit)
 }
 
-/// The result of `step`, unless the flow makes no progress meanwhile.
+/// The result of `step`, unless the flow makes no progress meanwhile. A registry's client ends by itself within the timeout, and says why
+/// better.
 async fn within<T>(
     target: &Target,
     progress: &Progress,
     shard: &Shard,
     step: impl Future<Output = Result<T, EngineError>>,
 ) -> Result<T, EngineError> {
-    let left = shard.core.config.read_timeout.saturating_sub(progress.idle());
+    let left = shard.core.config.read_timeout.saturating_sub(progress.idle()) + LAST_WORDS_MAX;
     timeout(left, step).await.unwrap_or_else(|_| Err(stalled(target, shard)))
 }
 
+/// The error of a flow whose time is over. Where the registry has been away meanwhile, that is why.
 fn stalled(target: &Target, shard: &Shard) -> EngineError {
-    let Target { layer, stream } = target;
-    let what = format!("fetch of stream bytes {}..{} of layer {}", stream.start, stream.end, layer.store.digest);
-    EngineError::Deadline { what, waited: shard.core.config.read_timeout }
+    let Target { layer, stream, .. } = target;
+    let waited = shard.core.config.read_timeout;
+    layer.store.unavailable_since(waited).unwrap_or_else(|| {
+        let what = format!("fetch of stream bytes {}..{} of layer {}", stream.start, stream.end, layer.store.digest);
+        EngineError::Deadline { what, waited }
+    })
 }
 
 #[cfg(test)]

@@ -22,7 +22,7 @@ use crate::{
     buffers::Buffer,
     chain::{Begun, Suspended, run_ahead},
     claims::{Claims, Delivered, Reached},
-    core::Core,
+    core::{Core, Wrong},
     decode::{DecodeError, Decoder},
     error::{EngineError, ErrorKind},
     image_layer::{ImageLayer, Work},
@@ -32,6 +32,7 @@ use crate::{
     progress::{self, Progress},
     quota::Held,
     registry::Sender,
+    source::BlobSource,
     span::{SPAN_LEN_MAX, VerifiedSpan},
 };
 
@@ -55,6 +56,8 @@ pub(crate) struct DecodeJob {
     pub(crate) ticket: Option<Arc<Ticket>>,
     /// Who sends its bytes, where others could be asked instead.
     pub(crate) host: Option<Arc<Sender>>,
+    /// Wrong bytes are final: they have been fetched before.
+    pub(crate) is_repeated: bool,
 }
 
 /// Compressed bytes that wait for a decoder.
@@ -248,23 +251,30 @@ async fn pause() {
     .await;
 }
 
-/// Decodes `job` to its last wanted span. What fails, fails the spans that are left, with one log line here unless the fetch said it.
+/// Decodes `job` to its last wanted span. Wrong bytes of a registry are fetched once more. What fails otherwise, or again, fails the spans that
+/// are left, with one log line here unless the fetch said it.
 async fn run(job: DecodeJob, core: Arc<Core>, outbox: Arc<Outbox>) {
-    let (claims, layer, said, host) = (job.work.claims.clone(), job.course.layer.store.digest, job.said.clone(), job.host.clone());
-    if let Err(error) = decode(job, &core, &outbox).await {
-        if claims.error().is_none() {
-            // Before those who wait are told: they ask again.
-            if let Some(host) = host.filter(|_| error.kind() == ErrorKind::Corrupt) {
-                host.distrust();
-            }
-            core.say_fetch_failed(&said, &layer, &error);
+    let (claims, layer, said, host) = (job.work.claims.clone(), job.course.layer.clone(), job.said.clone(), job.host.clone());
+    let (ticket, is_remote) = (job.ticket.clone(), !matches!(layer.source, BlobSource::File { .. }));
+    let may_repeat = is_remote && !job.is_repeated;
+    let Err(error) = decode(job, &core, &outbox).await else { return };
+    if claims.error().is_none() {
+        let is_wrong = error.kind() == ErrorKind::Corrupt;
+        // Before those who wait are told: they ask again.
+        if let Some(host) = host.filter(|_| is_wrong) {
+            host.distrust();
         }
-        drop(claims.fail(error));
+        if may_repeat && is_wrong {
+            let (claimed, priority) = (claims.hand_over(), claims.urgency().get());
+            return core.fetch_again(&layer, Wrong { claimed, priority, ticket, said }, &error);
+        }
+        core.say_fetch_failed(&said, &layer.store.digest, &error);
     }
+    drop(claims.fail(error));
 }
 
 async fn decode(job: DecodeJob, core: &Core, outbox: &Outbox) -> Result<(), EngineError> {
-    let DecodeJob { course, work, input, turn: _turn, room: _room, said: _, ticket: _ticket, host: _ } = job;
+    let DecodeJob { course, work, input, turn: _turn, room: _room, said: _, ticket: _ticket, host: _, is_repeated: _ } = job;
     let (layer, claims) = (&course.layer, work.claims.clone());
     let not_cached = core.counters.spans_not_cached.load(Ordering::Relaxed);
     let mut source = Source::start(work, input, layer, core).await?;

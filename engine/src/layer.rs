@@ -6,7 +6,11 @@ use std::{
     collections::HashMap,
     ops::Range,
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, atomic::AtomicU64},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
 use clip_format::{
@@ -22,7 +26,7 @@ use crate::{
     cache::{layer_file::LayerFile, lease::Standing},
     chain::Chains,
     core::connections,
-    error::EngineError,
+    error::{EngineError, ErrorKind},
     line_limit::LineLimit,
     metrics::{Counters, count},
     neighbour::Neighbours,
@@ -64,6 +68,8 @@ pub(crate) struct LayerStore {
     pub(crate) progress: Progress,
     /// Requests that failed, of whatever image: what was to be read ahead before that is left to readers.
     pub(crate) failed_fetches: AtomicU64,
+    /// Why the latest of them did, and when.
+    failure: Mutex<Option<(Instant, EngineError)>>,
     in_flight: Mutex<HashMap<SpanIndex, InFlight>>,
     /// The chains of zstd layers, by the digest of the table that says where they are.
     chains: Mutex<Vec<([u8; 32], Weak<Chains>)>>,
@@ -114,6 +120,7 @@ impl LayerStore {
             buffers: tended.buffers.clone(),
             progress: Progress::default(),
             failed_fetches: AtomicU64::new(0),
+            failure: Mutex::default(),
             in_flight: Mutex::default(),
             chains: Mutex::default(),
             verifying: Default::default(),
@@ -339,6 +346,19 @@ impl LayerStore {
         let mut in_flight = self.lock();
         self.not_brought(span);
         in_flight.remove(&span).map(|entry| entry.waiters).unwrap_or_default()
+    }
+
+    /// A request for the layer failed.
+    pub(crate) fn note_fetch_failed(&self, error: &EngineError) {
+        self.failed_fetches.fetch_add(1, Ordering::Relaxed);
+        *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), error.clone()));
+    }
+
+    /// Why a request for the layer failed within `time`, where that was nobody's bytes but the registry's absence.
+    pub(crate) fn unavailable_since(&self, time: Duration) -> Option<EngineError> {
+        let failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
+        let recent = failure.as_ref().filter(|(at, error)| at.elapsed() < time && error.kind() == ErrorKind::Unavailable);
+        recent.map(|(_, error)| error.clone())
     }
 
     /// An error about `span`, in words.

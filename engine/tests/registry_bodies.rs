@@ -60,11 +60,12 @@ async fn a_truncated_body_is_resumed_where_it_stopped() {
 }
 
 #[tokio::test]
-async fn a_body_that_never_moves_on_fails_after_three_tries() {
+async fn a_body_that_never_moves_on_fails_after_its_tries() {
     let blob = pattern(1000);
     let server = Server::start(|_| reply(206, "").header("content-range", "bytes 1-999/1000").promising(999).then(Then::Close)).await;
-    let error = read(&anonymous(), &server, &blob, 1..1000).await.unwrap_err();
-    assert!(matches!(error, EngineError::Transport { .. }), "{error}");
+    let client = Client::new(ClientConfig { tries_max: 3, ..config(Path::new("/nonexistent")) }).unwrap();
+    let error = read(&client, &server, &blob, 1..1000).await.unwrap_err();
+    assert!(matches!(error, EngineError::GivenUp { tries: 3, .. }) && error.kind() == ErrorKind::Unavailable, "{error}");
     assert_eq!(server.seen().len(), 3);
 }
 
@@ -77,7 +78,7 @@ async fn a_registry_without_range_costs_bytes_but_gives_the_right_ones() {
 }
 
 #[tokio::test]
-async fn an_answer_that_contradicts_the_request_is_an_error_at_once() {
+async fn an_answer_that_contradicts_the_request_is_an_error_soon() {
     let blob = pattern(1000);
     let cases: [(&str, Answer); 8] = [
         ("another range", || reply(206, vec![0; 10]).header("content-range", "bytes 11-20/1000")),
@@ -93,7 +94,8 @@ async fn an_answer_that_contradicts_the_request_is_an_error_at_once() {
         let server = Server::start(move |_| answer()).await;
         let error = read(&anonymous(), &server, &blob, 10..20).await.unwrap_err();
         assert!(matches!(error, EngineError::Protocol { .. }), "{name}: {error}");
-        assert_eq!(server.seen().len(), 1, "{name}");
+        // One more may be another server's.
+        assert_eq!(server.seen().len(), if matches!(name, "416" | "204") { 1 } else { 2 }, "{name}");
     }
     let server = Server::start(|_| reply(206, vec![0; 1000]).header("content-range", "bytes 0-999/1000")).await;
     assert_eq!(read(&anonymous(), &server, &blob, 0..1000).await.unwrap_err().kind(), ErrorKind::Corrupt);
@@ -121,13 +123,16 @@ async fn too_many_requests_waits_as_told_and_a_missing_blob_fails_at_once() {
 }
 
 #[tokio::test]
-async fn a_dead_port_is_a_quick_error_that_says_what_to_check() {
+async fn a_dead_port_is_tried_for_a_while_and_the_error_says_what_to_check() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     drop(listener);
     let begun = Instant::now();
-    let error = anonymous().ping(&format!("127.0.0.1:{port}/x").parse().unwrap()).await.unwrap_err();
-    assert!(begun.elapsed() < Duration::from_secs(3));
+    let mut patient = config(Path::new("/nonexistent"));
+    patient.set_patience(Duration::from_secs(1));
+    let error = Client::new(patient).unwrap().ping(&format!("127.0.0.1:{port}/x").parse().unwrap()).await.unwrap_err();
+    assert!(matches!(error, EngineError::GivenUp { tries: 4.., .. }), "{error}");
+    assert!((Duration::from_millis(800)..Duration::from_secs(3)).contains(&begun.elapsed()), "{:?}", begun.elapsed());
     let text = error.to_string();
     assert!(text.contains("cannot connect") && text.contains("refused") && text.contains(&port.to_string()), "{text}");
     assert_eq!(error.kind(), ErrorKind::Unavailable);
@@ -137,7 +142,7 @@ async fn a_dead_port_is_a_quick_error_that_says_what_to_check() {
 async fn a_stalled_body_and_a_silent_server_end_within_their_deadlines() {
     let blob = pattern(1000);
     let short = Duration::from_millis(300);
-    let config = ClientConfig { tries_max: 2, progress_timeout: short, first_byte_timeout: short, ..config(Path::new("/nonexistent")) };
+    let config = ClientConfig { tries_max: 1, progress_timeout: short, first_byte_timeout: short, ..config(Path::new("/nonexistent")) };
     for then in [Then::Stall, Then::Silence] {
         let server = Server::start(move |_| reply(200, vec![0; 10]).promising(1000).then(then)).await;
         let client = Client::new(config.clone()).unwrap();
@@ -196,6 +201,63 @@ async fn a_stale_idle_connection_is_replaced_at_once_and_is_no_try() {
     }
 }
 
+/// Claim: a network that has silently dropped every idle connection costs one deadline, not one for each of them.
+#[tokio::test]
+async fn idle_connections_that_went_silent_cost_one_deadline() {
+    let blob = pattern(1000);
+    let own = blob.clone();
+    let server = Server::start(move |seen| {
+        let answer = serve_blob(seen, &own);
+        if seen.turn > 0 { answer.then(Then::Silence) } else { answer }
+    })
+    .await;
+    let mut patient = config(Path::new("/nonexistent"));
+    patient.set_patience(Duration::from_secs(2));
+    let client = Client::new(patient).unwrap();
+    let mut together = Vec::new();
+    for _ in 0..4 {
+        let (client, server, blob) = (client.clone(), server.clone(), blob.clone());
+        together.push(tokio::spawn(async move { read(&client, &server, &blob, 0..10).await.unwrap() }));
+    }
+    for one in together {
+        one.await.unwrap();
+    }
+    assert!(client.traffic().connections >= 3, "{:?}", client.traffic());
+    let begun = Instant::now();
+    assert_eq!(read(&client, &server, &blob, 0..10).await.unwrap(), blob[..10]);
+    assert!(begun.elapsed() < Duration::from_millis(1600), "{:?}", begun.elapsed());
+}
+
+/// Claim: a link of 2 KiB/s is waited for however long it takes, though a read has but a second without progress.
+#[tokio::test]
+async fn a_slow_but_honest_link_is_waited_for() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let blob = pattern(6000);
+    let own = blob.clone();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let _ = stream.read(&mut [0; 4096]).await.unwrap();
+        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 6000\r\n\r\n").await.unwrap();
+        for piece in own.chunks(200) {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            stream.write_all(piece).await.unwrap();
+        }
+        let _ = stream.read(&mut [0]).await;
+    });
+    let mut patient = config(Path::new("/nonexistent"));
+    patient.set_patience(Duration::from_secs(1));
+    let client = Client::new(patient).unwrap();
+    let reference = format!("127.0.0.1:{port}/a/b").parse().unwrap();
+    let mut reader = client.blob(&reference, &sha256(&blob), 6000, 0..6000).await.unwrap();
+    let mut all = Vec::new();
+    while let Some(bytes) = reader.chunk().await.unwrap() {
+        all.extend_from_slice(&bytes);
+    }
+    assert!(all == blob && client.traffic().requests == 1);
+}
+
 #[tokio::test]
 async fn dropping_a_reader_midway_closes_its_connection() {
     let blob = pattern(1000);
@@ -249,7 +311,7 @@ fn a_client_works_on_a_tokio_uring_runtime_and_its_futures_are_send() {
 }
 
 #[tokio::test]
-async fn a_trickling_body_is_progress() {
+async fn with_no_least_rate_a_trickling_body_is_progress() {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     let blob = pattern(8);
     let own = blob.clone();
@@ -266,10 +328,47 @@ async fn a_trickling_body_is_progress() {
         stream.write_all(b"0\r\n\r\n").await.unwrap();
         let _ = stream.read(&mut [0]).await;
     });
-    let config = ClientConfig { tries_max: 1, progress_timeout: Duration::from_millis(400), ..config(Path::new("/nonexistent")) };
+    let config =
+        ClientConfig { tries_max: 1, progress_timeout: Duration::from_millis(400), rate_min: 0, ..config(Path::new("/nonexistent")) };
     let client = Client::new(config).unwrap();
     let reference = format!("127.0.0.1:{port}/a/b").parse().unwrap();
     assert_eq!(client.blob_bytes(&reference, &sha256(&blob), 8).await.unwrap(), blob);
+}
+
+/// Claim: a body of a byte a second is given up for another connection, and what such a server sends is no progress: an error ends it in time.
+#[tokio::test]
+async fn a_slow_loris_is_no_progress() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let blob = pattern(8000);
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            tokio::spawn(async move {
+                let _ = stream.read(&mut [0; 4096]).await;
+                let _ = stream.write_all(b"HTTP/1.1 206 X\r\ncontent-length: 7000\r\ncontent-range: bytes 1000-7999/8000\r\n\r\n").await;
+                while stream.write_all(&[7]).await.is_ok() {
+                    tokio::time::sleep(Duration::from_millis(200)).await;
+                }
+            });
+        }
+    });
+    let mut patient = config(Path::new("/nonexistent"));
+    patient.set_patience(Duration::from_millis(2400));
+    let client = Client::new(patient).unwrap();
+    let reference = format!("127.0.0.1:{port}/a/b").parse().unwrap();
+    let begun = Instant::now();
+    let error = match client.blob(&reference, &sha256(&blob), 8000, 1000..8000).await {
+        Err(error) => error,
+        Ok(mut reader) => loop {
+            if let Err(error) = reader.chunk().await {
+                break error;
+            }
+        },
+    };
+    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+    assert_eq!(error.kind(), ErrorKind::Corrupt, "the resumed range is another one: {error}");
 }
 
 #[tokio::test]

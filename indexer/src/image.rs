@@ -8,11 +8,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use clip_engine::{error::EngineError, registry::Client};
+use clip_engine::{error::EngineError, registry::Client, source::BlobSource};
 use clip_format::{
     checkpoints::{Span, SpanStart},
     clip_file::{ClipParts, with_profile},
-    digest::Digest,
     erofs::{Device, InodeSpec, write_image},
     profile::Profile,
     storage_info::StorageInfo,
@@ -32,8 +31,8 @@ use crate::{
     tree::Tree,
 };
 
-/// Hosts that may send one layer wrong before that is the image's own error. Source: judgement: more mirrors than anybody lists.
-const HOSTS_MAX: usize = 8;
+/// How often one layer may be sent wrong before that is the image's own error. Source: judgement: more mirrors than anybody lists.
+const TRIES_MAX: usize = 8;
 
 /// What the layers came to, in manifest order.
 struct Merged {
@@ -63,7 +62,7 @@ pub(crate) fn index(options: &IndexOptions, progress: &dyn Progress) -> Result<I
         profile.useful_fit(&image.manifest_digest, &digests)?;
     }
     progress.layers(&listed);
-    let merged = index_right_layers(&image, options, &client, progress)?;
+    let merged = index_layers(&image, options, &client, progress)?;
     let cpu = summed(&merged);
     let mut indexed = written(image, merged, options.profile.as_ref())?;
     indexed.summary.cpu_seconds = (cpu.all + thread_cpu().saturating_sub(cpu_before)).as_secs_f64();
@@ -76,40 +75,9 @@ pub(crate) fn index(options: &IndexOptions, progress: &dyn Progress) -> Result<I
     Ok(indexed)
 }
 
-/// As [`index_layers`]; again where a layer was not what its digest says and another host has not been asked for it.
-fn index_right_layers(
-    image: &ResolvedImage,
-    options: &IndexOptions,
-    client: &Client,
-    progress: &dyn Progress,
-) -> Result<Merged, IndexError> {
-    let mut wrong_before = Vec::new();
-    loop {
-        let cancel = Cancel::new();
-        match index_layers(image, options, client, &cancel, progress) {
-            Err(IndexError::Layer { layer, .. }) if may_ask_another(&layer, image, client, &cancel, &mut wrong_before) => {}
-            indexed => return indexed,
-        }
-    }
-}
-
-/// Whether `layer`, which was wrong, can be had of another host than those that sent it. Each layer has as many chances as [`HOSTS_MAX`].
-fn may_ask_another(layer: &Digest, image: &ResolvedImage, client: &Client, cancel: &Cancel, wrong_before: &mut Vec<Digest>) -> bool {
-    let again = wrong_before.iter().filter(|before| *before == layer).count() < HOSTS_MAX
-        && cancel.distrust_host_of(layer)
-        && image.layers.iter().any(|input| input.digest == *layer && input.blob.has_untried_host(client));
-    wrong_before.push(*layer);
-    again
-}
-
 /// All layers, `jobs` at a time, the largest first; merged in manifest order as soon as they can be.
-fn index_layers(
-    image: &ResolvedImage,
-    options: &IndexOptions,
-    client: &Client,
-    cancel: &Cancel,
-    progress: &dyn Progress,
-) -> Result<Merged, IndexError> {
+fn index_layers(image: &ResolvedImage, options: &IndexOptions, client: &Client, progress: &dyn Progress) -> Result<Merged, IndexError> {
+    let cancel = &Cancel::new();
     let settings =
         LayerSettings { span_bytes: options.span_bytes, windows: options.windows, diff_ids: options.diff_ids, client, cancel, progress };
     let repeats = Repeats::new(&image.layers);
@@ -144,7 +112,7 @@ fn work(order: &[&LayerInput], next: &AtomicUsize, settings: &LayerSettings<'_>,
     while !settings.cancel.is_stopped() {
         let Some(input) = order.get(next.fetch_add(1, Ordering::Relaxed)) else { return };
         let place = usize::from(input.index.get());
-        let result = match index_layer(input, settings) {
+        let result = match index_right(input, settings) {
             Ok(Some(output)) => Ok(output),
             Ok(None) => return,
             Err(error) => Err(error),
@@ -155,6 +123,24 @@ fn work(order: &[&LayerInput], next: &AtomicUsize, settings: &LayerSettings<'_>,
         if sender.send((place, result)).is_err() {
             return;
         }
+    }
+}
+
+/// As [`index_layer`]; a layer whose bytes are wrong is fetched once more over new connections, for that may have been their fault, and then
+/// from each host that has not sent it yet.
+fn index_right(input: &LayerInput, settings: &LayerSettings<'_>) -> Result<Option<LayerOutput>, IndexError> {
+    let mut tried = 0;
+    loop {
+        let result = index_layer(input, &LayerSettings { cancel: &settings.cancel.within(), ..*settings });
+        let Err(error @ IndexError::Layer { .. }) = &result else { return result };
+        settings.cancel.distrust_host_of(&input.digest);
+        tried += 1;
+        let is_local = matches!(input.blob, BlobSource::File { .. });
+        let may_help = tried == 1 || (tried < TRIES_MAX && input.blob.has_untried_host(settings.client));
+        if is_local || !may_help || settings.cancel.is_stopped() {
+            return result;
+        }
+        tracing::warn!(%error, "wrong bytes came; the layer is fetched once more");
     }
 }
 

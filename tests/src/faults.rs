@@ -1,13 +1,14 @@
-//! A registry over an OCI layout that counts every request, and lies, stalls and dies when told.
+//! A registry that counts every request, and lies, stalls and dies when told.
 //!
-//! It speaks just the part of the distribution protocol that pulls need, over HTTP/1.1 on plain sockets: a body that is cut in the
+//! It stands before an OCI layout, or before another registry, whose answers it then spoils. It speaks just the part of the distribution protocol that pulls need, over HTTP/1.1 on plain sockets: a body that is cut in the
 //! middle or a connection that goes silent must be exactly what the test says, which a well-behaved HTTP library would mend.
+
+mod answer;
 
 use std::{
     collections::BTreeMap,
-    io::{BufRead, BufReader, Write},
+    io::{BufRead, BufReader},
     net::{Shutdown, TcpListener, TcpStream},
-    os::unix::fs::FileExt,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -19,6 +20,7 @@ use std::{
 use anyhow::{Context, Result};
 
 use crate::images::Layout;
+use answer::{Answer, Ended};
 
 /// What the server does with one request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -28,16 +30,42 @@ pub enum Fault {
     None,
     /// Every byte of the body is inverted; its length is right.
     WrongBytes,
+    /// One bit in the middle of the body is inverted.
+    FlippedBit,
     /// The connection closes after so many bytes of the body.
     CutAfter(u64),
+    /// As that, with a RST.
+    ResetAfter(u64),
     /// The connection stays open and silent after so many bytes of the body.
     SilentAfter(u64),
+    /// A byte a second after so many bytes of the body.
+    TrickleAfter(u64),
     /// This status instead of the body.
     Status(u16),
+    /// As that, with a Retry-After of so many seconds.
+    StatusUntil(u16, u64),
+    /// A Content-Range one byte further on than what was asked for.
+    OtherRange,
+    /// A Content-Length that differs from the body's length by so much.
+    OtherLength(i64),
+    /// What the [`Gate`] gave out so far is void from now on, for this request too.
+    Expire,
     /// 200 and the whole blob, whatever range was asked for.
     WholeBlob,
     /// The right answer, this much later.
     Late(Duration),
+}
+
+/// What stands between a request and the registry.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Gate {
+    /// Nothing.
+    #[default]
+    Open,
+    /// Every request needs a token of `/token`.
+    Tokens,
+    /// Blobs are elsewhere, at an address with a signature: on another name of the same server.
+    Redirects,
 }
 
 /// A request as it was seen.
@@ -64,8 +92,19 @@ impl Seen {
 /// Decides what happens to the nth (from 0) request; `seen.served` is still 0.
 pub type Script = Box<dyn Fn(u64, &Seen) -> Fault + Send + Sync>;
 
+/// Where the answers come from.
+enum Backend {
+    Layout(Layout),
+    /// A registry at this port of the loopback.
+    Registry(u16),
+}
+
 struct State {
-    layout: Layout,
+    backend: Backend,
+    port: u16,
+    gate: Mutex<Gate>,
+    /// Which tokens and signatures are good.
+    generation: AtomicU64,
     script: Mutex<Script>,
     seen: Mutex<Vec<Seen>>,
     count: AtomicU64,
@@ -87,10 +126,25 @@ impl Server {
     /// # Errors
     /// The system's.
     pub fn start(layout: &Layout) -> Result<Self> {
+        Self::before(Backend::Layout(layout.clone()))
+    }
+
+    /// Stands before the registry at `port` of the loopback, without faults.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn before_registry(port: u16) -> Result<Self> {
+        Self::before(Backend::Registry(port))
+    }
+
+    fn before(backend: Backend) -> Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0")?;
         let port = listener.local_addr()?.port();
         let state = Arc::new(State {
-            layout: layout.clone(),
+            backend,
+            port,
+            gate: Mutex::default(),
+            generation: AtomicU64::new(0),
             script: Mutex::new(Box::new(|_, _| Fault::None)),
             seen: Mutex::default(),
             count: AtomicU64::new(0),
@@ -112,6 +166,17 @@ impl Server {
     #[must_use]
     pub fn port(&self) -> u16 {
         self.port
+    }
+
+    /// From now on `gate` stands before it.
+    pub fn set_gate(&self, gate: Gate) {
+        *lock(&self.state.gate) = gate;
+    }
+
+    /// Connections that are open now.
+    #[must_use]
+    pub fn open_connections(&self) -> usize {
+        lock(&self.state.open).len()
     }
 
     /// From now on `script` decides.
@@ -153,6 +218,12 @@ impl Server {
         if let Some(thread) = self.accepting.take() {
             let _ = thread.join();
         }
+    }
+
+    /// Whether it listens.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        self.accepting.is_some()
     }
 
     /// Listens on the same port again after [`Server::die`].
@@ -198,34 +269,49 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// A request with what [`Seen`] does not tell.
+struct Request {
+    seen: Seen,
+    query: String,
+    authorization: String,
+    accept: String,
+}
+
 /// Answers the requests of one connection until it closes.
 fn serve(state: &State, stream: TcpStream) -> Result<()> {
     stream.set_nodelay(true)?;
     let mut requests = BufReader::new(stream.try_clone()?);
     let mut stream = stream;
-    while let Some(seen) = read_request(&mut requests)? {
+    while let Some(request) = read_request(&mut requests)? {
+        let seen = &request.seen;
         let place = {
             let mut all = lock(&state.seen);
             all.push(seen.clone());
             all.len() - 1
         };
         let number = state.count.fetch_add(1, Ordering::SeqCst);
-        let fault = lock(&state.script)(number, &seen);
-        let answer = Answer::to(state, &seen, fault)?;
+        let fault = lock(&state.script)(number, seen);
+        if fault == Fault::Expire {
+            state.generation.fetch_add(1, Ordering::SeqCst);
+        }
+        let mut answer = Answer::to(state, &request, fault)?;
         let (served, outcome) = answer.write(state, &mut stream, fault, seen.method == "HEAD");
         if let Some(entry) = lock(&state.seen).get_mut(place) {
             entry.served = served;
         }
-        if !outcome? {
-            break;
+        match outcome? {
+            Ended::Whole => {}
+            Ended::Closed => break,
+            // Closing the last descriptor sends it.
+            Ended::Reset => return Ok(rustix::net::sockopt::set_socket_linger(&stream, Some(Duration::ZERO))?),
         }
     }
     let _ = stream.shutdown(Shutdown::Both);
     Ok(())
 }
 
-/// The request's line and its range; `None` when the connection ended.
-fn read_request(requests: &mut impl BufRead) -> Result<Option<Seen>> {
+/// The request's line and what is of interest below it; `None` when the connection ended.
+fn read_request(requests: &mut impl BufRead) -> Result<Option<Request>> {
     let mut line = String::new();
     if requests.read_line(&mut line)? == 0 {
         return Ok(None);
@@ -233,156 +319,25 @@ fn read_request(requests: &mut impl BufRead) -> Result<Option<Seen>> {
     let mut words = line.split_whitespace();
     let method = words.next().context("a method")?.to_owned();
     let target = words.next().context("a target")?;
-    let path = target.split('?').next().unwrap_or(target).to_owned();
-    let mut range = None;
+    let (path, query) = target.split_once('?').unwrap_or((target, ""));
+    let seen = Seen { method, path: path.to_owned(), range: None, served: 0 };
+    let mut request = Request { seen, query: query.to_owned(), authorization: String::new(), accept: String::new() };
     loop {
         let mut header = String::new();
         requests.read_line(&mut header)?;
         let Some((name, value)) = header.trim_end().split_once(':') else { break };
-        if name.eq_ignore_ascii_case("range") {
-            range = parse_range(value.trim());
+        let value = value.trim();
+        match name.to_ascii_lowercase().as_str() {
+            "range" => request.seen.range = parse_range(value),
+            "authorization" => request.authorization = value.to_owned(),
+            "accept" => request.accept = value.to_owned(),
+            _ => {}
         }
     }
-    Ok(Some(Seen { method, path, range, served: 0 }))
+    Ok(Some(request))
 }
 
 fn parse_range(value: &str) -> Option<(u64, u64)> {
     let (first, last) = value.strip_prefix("bytes=")?.split_once('-')?;
     Some((first.parse().ok()?, if last.is_empty() { u64::MAX } else { last.parse().ok()? }))
-}
-
-/// What is about to be written.
-struct Answer {
-    status: u16,
-    headers: String,
-    body: Body,
-}
-
-enum Body {
-    Bytes(Vec<u8>),
-    File { file: std::fs::File, first: u64, len: u64 },
-}
-
-impl Body {
-    fn len(&self) -> u64 {
-        match self {
-            Body::Bytes(bytes) => bytes.len() as u64,
-            Body::File { len, .. } => *len,
-        }
-    }
-
-    /// The bytes from `at`, at most 256 KiB.
-    fn chunk(&self, at: u64) -> Result<Vec<u8>> {
-        let len = usize::try_from((self.len() - at).min(256 << 10))?;
-        match self {
-            Body::Bytes(bytes) => {
-                let start = usize::try_from(at)?;
-                Ok(bytes[start..start + len].to_vec())
-            }
-            Body::File { file, first, .. } => {
-                let mut chunk = vec![0; len];
-                file.read_exact_at(&mut chunk, first + at)?;
-                Ok(chunk)
-            }
-        }
-    }
-}
-
-impl Answer {
-    fn to(state: &State, seen: &Seen, fault: Fault) -> Result<Self> {
-        if let Fault::Status(status) = fault {
-            return Ok(Self::error(status, "UNKNOWN", "scripted"));
-        }
-        if seen.path == "/v2/" || seen.path == "/v2" {
-            return Ok(Self { status: 200, headers: String::new(), body: Body::Bytes(b"{}".to_vec()) });
-        }
-        if let Some((_, wanted)) = seen.path.rsplit_once("/manifests/") {
-            return Self::manifest(state, wanted);
-        }
-        match seen.path.rsplit_once("/blobs/") {
-            Some((_, digest)) => Self::blob(state, digest, if fault == Fault::WholeBlob { None } else { seen.range }),
-            None => Ok(Self::error(404, "NAME_UNKNOWN", "no such place")),
-        }
-    }
-
-    fn manifest(state: &State, wanted: &str) -> Result<Self> {
-        let digest = match wanted.contains(':') {
-            true => Ok(wanted.to_owned()),
-            false => state.layout.manifest(wanted).map(|(digest, _)| digest),
-        };
-        let Ok(bytes) = digest.and_then(|digest| Ok(std::fs::read(state.layout.blob_path(&digest)?)?)) else {
-            return Ok(Self::error(404, "MANIFEST_UNKNOWN", "manifest unknown"));
-        };
-        let document: serde_json::Value = serde_json::from_slice(&bytes)?;
-        let media_type = document["mediaType"].as_str().unwrap_or("application/vnd.oci.image.manifest.v1+json").to_owned();
-        Ok(Self { status: 200, headers: format!("Content-Type: {media_type}\r\n"), body: Body::Bytes(bytes) })
-    }
-
-    fn blob(state: &State, digest: &str, range: Option<(u64, u64)>) -> Result<Self> {
-        let Ok(file) = std::fs::File::open(state.layout.blob_path(digest)?) else {
-            return Ok(Self::error(404, "BLOB_UNKNOWN", "blob unknown to registry"));
-        };
-        let size = file.metadata()?.len();
-        let kind = "Content-Type: application/octet-stream\r\nAccept-Ranges: bytes\r\n";
-        match range {
-            None => Ok(Self { status: 200, headers: kind.to_owned(), body: Body::File { file, first: 0, len: size } }),
-            Some((first, _)) if first >= size => Ok(Self::error(416, "UNSUPPORTED", "range")),
-            Some((first, last)) => {
-                let last = last.min(size - 1);
-                let headers = format!("{kind}Content-Range: bytes {first}-{last}/{size}\r\n");
-                Ok(Self { status: 206, headers, body: Body::File { file, first, len: last + 1 - first } })
-            }
-        }
-    }
-
-    fn error(status: u16, code: &str, message: &str) -> Self {
-        let body = serde_json::json!({"errors": [{"code": code, "message": message}]}).to_string();
-        Self { status, headers: "Content-Type: application/json\r\n".to_owned(), body: Body::Bytes(body.into_bytes()) }
-    }
-
-    /// Writes the answer as `fault` has it. Returns the body bytes written, and whether the connection can be used again.
-    fn write(&self, state: &State, stream: &mut TcpStream, fault: Fault, head_only: bool) -> (u64, Result<bool>) {
-        let mut served = 0;
-        let outcome = self.try_write(state, stream, fault, head_only, &mut served);
-        (served, outcome)
-    }
-
-    fn try_write(&self, state: &State, stream: &mut TcpStream, fault: Fault, head_only: bool, served: &mut u64) -> Result<bool> {
-        if let Fault::Late(delay) = fault {
-            thread::sleep(delay);
-        }
-        let len = self.body.len();
-        write!(stream, "HTTP/1.1 {} Scripted\r\n{}Content-Length: {len}\r\n\r\n", self.status, self.headers)?;
-        let end = match fault {
-            _ if head_only => 0,
-            Fault::CutAfter(limit) | Fault::SilentAfter(limit) => limit.min(len),
-            _ => len,
-        };
-        while *served < end {
-            let mut chunk = self.body.chunk(*served)?;
-            chunk.truncate(usize::try_from(end - *served).unwrap_or(usize::MAX));
-            if fault == Fault::WrongBytes {
-                chunk.iter_mut().for_each(|byte| *byte = !*byte);
-            }
-            stream.write_all(&chunk)?;
-            *served += chunk.len() as u64;
-        }
-        if let Fault::SilentAfter(_) = fault {
-            wait_silently(state, stream);
-        }
-        Ok(!matches!(fault, Fault::CutAfter(_) | Fault::SilentAfter(_)))
-    }
-}
-
-/// Until the client or the server has had enough.
-fn wait_silently(state: &State, stream: &TcpStream) {
-    let _ = stream.set_read_timeout(Some(Duration::from_millis(50)));
-    let mut byte = [0];
-    while !state.ended.load(Ordering::SeqCst) {
-        match stream.peek(&mut byte) {
-            Ok(0) => return,
-            Err(error) if !matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut) => return,
-            _ => thread::sleep(Duration::from_millis(10)),
-        }
-    }
 }

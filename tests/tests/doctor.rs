@@ -73,7 +73,7 @@ fn doctor_checks_the_machine_and_the_registry() {
     }
     assert_eq!(examine(&clip, &[&server.reference("sample", "no-such-tag")])["registry"], "fail");
     server.die();
-    assert_eq!(examine(&clip, &[&reference])["registry"], "fail");
+    assert_eq!(examine(&clip, &[&reference, "--read-timeout", "1s"])["registry"], "fail");
 }
 
 /// A `.clip` is examined through its registry, down to a ranged read of a layer.
@@ -86,7 +86,7 @@ fn doctor_examines_a_clip() {
     let found = examine(&clip, &[text(&file).unwrap()]);
     assert_eq!([&found[".clip"], &found["registry"], &found["ranged reads"]], ["ok"; 3]);
     server.die();
-    assert_eq!(examine(&clip, &[text(&file).unwrap()])["ranged reads"], "fail");
+    assert_eq!(examine(&clip, &[text(&file).unwrap(), "--read-timeout", "1s"])["ranged reads"], "fail");
 }
 
 /// A cache directory that cannot be is bad.

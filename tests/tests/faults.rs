@@ -1,22 +1,17 @@
-//! A registry that lies, stalls or dies gives its readers an error in bounded time or the right bytes, never a wrong byte, and later reads
-//! work again. So does damage on the disk.
+//! Damage on the disk, and of a `.clip`, is an error in words or the right bytes, never a wrong byte. What a registry does wrong is in
+//! `fault_table`.
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
 use std::{
     fs::OpenOptions,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
-    time::{Duration, Instant},
 };
 
 use clip_format::{clip_file::ClipFile, erofs::check::check};
 use clip_tests::{
     clip::{Clip, text},
-    faults::{Fault, Server},
-    images::{
-        Compression, Headers, Layout, Member, TarWriter,
-        sample::{self, Sample},
-    },
+    images::{Compression, Headers, Layout, Member, TarWriter, sample},
     machine::{Need, lacks},
     served::Served,
     spans::Parts,
@@ -25,71 +20,6 @@ use serde_json::json;
 use tempfile::TempDir;
 
 const NEEDS: &[Need] = &[Need::Root, Need::Fuse];
-/// What the mounts of this file are given, and what a read may take beyond it before the test calls it a hang.
-const READ_TIMEOUT: &str = "2s";
-const READ_MAX: Duration = Duration::from_secs(9);
-
-/// How long a failed read answers the kernel's second question for the same pages (fuse/src/tree/failures.rs), and a little more.
-const FAILURE_REMEMBERED: Duration = Duration::from_millis(700);
-
-/// A cold read of `path` fails with EIO within bounded time.
-fn assert_fails_in_time(claim: &str, path: &Path) {
-    let started = Instant::now();
-    let error = std::fs::read(path).expect_err(claim);
-    assert_eq!(error.raw_os_error(), Some(libc::EIO), "{claim}: {error}");
-    assert!(started.elapsed() < READ_MAX, "{claim}: {:?}", started.elapsed());
-}
-
-/// Faults that no retry mends: the reader gets EIO in bounded time, the log says what failed, and when the registry is well again the
-/// same read succeeds.
-#[test]
-fn a_bad_registry_is_an_error_in_bounded_time_and_no_longer_than_it_is_bad() {
-    if lacks(NEEDS) {
-        return;
-    }
-    let cases = [
-        ("wrong bytes", Fault::WrongBytes),
-        ("no bytes", Fault::CutAfter(0)),
-        ("not found", Fault::Status(404)),
-        ("server error", Fault::Status(500)),
-        ("silent at once", Fault::SilentAfter(0)),
-        ("silent in the middle", Fault::SilentAfter(10_000)),
-    ];
-    for (claim, fault) in cases {
-        let served = Served::new().unwrap();
-        let mount = served.clip.mount(&served.file, &["--read-timeout", READ_TIMEOUT]).unwrap();
-        served.server.fault(fault);
-        assert_fails_in_time(claim, &mount.path(sample::SHORT));
-        let log = served.clip.log();
-        let lines: Vec<&str> = log.lines().filter(|line| line.contains("ERROR") || line.contains("WARN")).collect();
-        let about: Vec<&&str> = lines.iter().filter(|line| line.contains("sha256:") || line.contains("127.0.0.1")).collect();
-        assert!(!about.is_empty(), "{claim}: the log does not say what failed:\n{log}");
-        // The kernel repeats a read that failed as read-ahead; each gets its line, and no more.
-        assert!(about.len() <= 4, "{claim}: {} lines for one read:\n{log}", about.len());
-        served.server.fault(Fault::None);
-        std::thread::sleep(FAILURE_REMEMBERED);
-        served.assert_all_right(mount.dir());
-    }
-}
-
-/// A registry whose port is closed is such a fault too; after it listens again, reads work without a new mount.
-#[test]
-fn a_dead_registry_comes_back() {
-    if lacks(NEEDS) {
-        return;
-    }
-    let mut served = Served::new().unwrap();
-    let mount = served.clip.mount(&served.file, &["--read-timeout", READ_TIMEOUT]).unwrap();
-    let short = mount.path(sample::SHORT);
-    std::fs::read(&short).unwrap();
-    served.server.die();
-    assert_eq!(std::fs::read(&short).unwrap(), served.sample.contents(sample::SHORT), "what is cached is read without a registry");
-    assert_fails_in_time("dead registry", &mount.path(sample::NOISE));
-    served.server.revive().unwrap();
-    std::thread::sleep(FAILURE_REMEMBERED);
-    served.assert_all_right(mount.dir());
-}
-
 /// One failed read of a dead registry is one line in the log when nothing reads ahead.
 #[test]
 fn one_failed_read_is_one_line() {
@@ -97,7 +27,7 @@ fn one_failed_read_is_one_line() {
         return;
     }
     let mut served = Served::new().unwrap();
-    let options = ["--read-timeout", READ_TIMEOUT, "--read-ahead", "0", "--kernel-read-ahead", "0"];
+    let options = ["--read-timeout", "2s", "--read-ahead", "0", "--kernel-read-ahead", "0"];
     let mount = served.clip.mount(&served.file, &options).unwrap();
     served.server.die();
     let file = std::fs::File::open(mount.path(sample::NOISE)).unwrap();
@@ -107,97 +37,6 @@ fn one_failed_read_is_one_line() {
     let lines: Vec<&str> = log.lines().filter(|line| line.contains("ERROR") || line.contains("WARN")).collect();
     assert_eq!(lines.len(), 1, "{log}");
     assert!(lines[0].contains("sha256:") && lines[0].contains("127.0.0.1"), "{}", lines[0]);
-}
-
-/// Faults that retries mend cost the reader nothing but time: every third answer a 503, bodies cut short after some progress, ranges
-/// ignored, answers late.
-#[test]
-fn a_flaky_registry_is_read_right() {
-    if lacks(NEEDS) {
-        return;
-    }
-    for claim in ["every third is a 503", "cut after 100 KB", "whole blobs", "404 once in the middle", "late"] {
-        let served = Served::new().unwrap();
-        let mount = served.clip.mount(&served.file, &["--read-timeout", "10s"]).unwrap();
-        served.server.forget();
-        served.server.script(move |number, seen| match claim {
-            _ if !seen.is_blob() => Fault::None,
-            "every third is a 503" if number % 3 == 0 => Fault::Status(503),
-            "cut after 100 KB" => Fault::CutAfter(100_000),
-            "whole blobs" => Fault::WholeBlob,
-            "late" => Fault::Late(Duration::from_millis(50)),
-            _ => Fault::None,
-        });
-        if claim.starts_with("404") {
-            served.server.script(|number, seen| if seen.is_blob() && number == 1 { Fault::Status(404) } else { Fault::None });
-            // One read may fail; what is read is right, and the next read is not refused.
-            for (path, contents) in &served.sample.files {
-                let found = std::fs::read(mount.path(path)).or_else(|_| {
-                    std::thread::sleep(FAILURE_REMEMBERED);
-                    std::fs::read(mount.path(path))
-                });
-                assert!(found.unwrap() == *contents, "{path}");
-            }
-            continue;
-        }
-        served.assert_all_right(mount.dir());
-    }
-}
-
-/// Indexing from a registry that cuts every body after 100,000 bytes resumes each and gives the bytes that a well registry gives.
-#[test]
-fn indexing_resumes_cut_bodies() {
-    let sample = Sample::new().unwrap();
-    let server = Server::start(&sample.layout).unwrap();
-    let clip = Clip::new();
-    let reference = server.reference("sample", sample::TAG);
-    let expected = clip.index(&reference, "well", &[]).unwrap();
-    server.forget();
-    server.fault(Fault::CutAfter(100_000));
-    let found = clip.index(&reference, "cut", &[]).unwrap();
-    assert!(std::fs::read(expected).unwrap() == std::fs::read(found).unwrap(), "the fault shows in the .clip");
-    let resumed = server.seen().iter().filter(|seen| seen.range.is_some_and(|(first, _)| first > 0)).count();
-    assert!(resumed > 10, "{resumed} requests in the middle of a blob");
-}
-
-/// Indexing what no retry mends fails with a message that names the layer, and leaves no output, no temporary file and an older output
-/// as it was.
-#[test]
-fn indexing_from_a_bad_registry_names_the_layer_and_leaves_nothing() {
-    let cases = [
-        ("wrong bytes", Fault::WrongBytes),
-        ("no bytes", Fault::CutAfter(0)),
-        ("not found", Fault::Status(404)),
-        ("server error", Fault::Status(500)),
-        ("silent", Fault::SilentAfter(0)),
-    ];
-    std::thread::scope(|scope| {
-        for (claim, fault) in cases {
-            scope.spawn(move || assert_indexing_fails(claim, fault));
-        }
-    });
-}
-
-fn assert_indexing_fails(claim: &str, fault: Fault) {
-    let sample = Sample::new().unwrap();
-    let server = Server::start(&sample.layout).unwrap();
-    let (work, scratch) = (TempDir::new().unwrap(), TempDir::new().unwrap());
-    let clip = Clip::new().with_variable("TMPDIR", scratch.path());
-    let digest = sample.layout.layer_digests(sample::TAG).unwrap().remove(0);
-    let bad = digest.clone();
-    server.script(move |_, seen| if seen.path.ends_with(&bad) { fault } else { Fault::None });
-    let reference = server.reference("sample", sample::TAG);
-    let (old, new) = (work.path().join("old.clip"), work.path().join("new.clip"));
-    std::fs::write(&old, "old").unwrap();
-    for output in [&old, &new] {
-        // What is silent is given up three times.
-        let message = clip.fails(&["index", &reference, "-o", text(output).unwrap(), "--quiet", "--read-timeout", "2s"]).unwrap();
-        assert!(message.contains(&digest), "{claim}: the layer {digest} is not named: {message}");
-    }
-    assert_eq!(std::fs::read(&old).unwrap(), b"old", "{claim}");
-    let left = |dir: &Path| -> Vec<_> { std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name()).collect() };
-    assert_eq!(left(work.path()), ["old.clip"], "{claim}");
-    assert_eq!(left(scratch.path()), [""; 0], "{claim}");
 }
 
 /// The stream files of the cache.

@@ -6,6 +6,9 @@ use super::ReadArgs;
 
 /// `clip doctor`
 #[derive(Debug, Args)]
+#[command(
+    after_help = "Somebody waits for the answer: a registry that is away is given up after 10s, unless --read-timeout says otherwise."
+)]
 pub struct DoctorArgs {
     /// Also check the registry of this .clip or image reference
     #[arg(value_name = "FILE.clip|REF")]

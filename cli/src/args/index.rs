@@ -57,7 +57,7 @@ pub struct IndexArgs {
     /// How registries are spoken to.
     #[command(flatten)]
     pub client: ClientArgs,
-    /// A request is given up after this long without progress; the third such request in a row ends the run [default: 30s]
+    /// The run fails after this long without progress of a layer; until then what may pass is tried again [default: 30s]
     #[arg(long, value_name = "TIME", value_parser = parse_timeout)]
     pub read_timeout: Option<Duration>,
     /// No progress on stderr

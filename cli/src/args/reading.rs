@@ -8,7 +8,10 @@ use clip_engine::{
     registry::{Reference, Secret},
 };
 
-use crate::values::{parse_count, parse_memory, parse_size, parse_timeout};
+use crate::{
+    deadlines::Deadlines,
+    values::{parse_count, parse_memory, parse_size, parse_timeout},
+};
 
 /// How registries are spoken to.
 #[derive(Clone, Debug, Default, Args)]
@@ -37,6 +40,9 @@ pub struct ClientArgs {
     /// Ask registries without any credentials
     #[arg(long)]
     pub no_creds: bool,
+    /// How long they are waited for.
+    #[command(flatten)]
+    pub deadlines: Deadlines,
 }
 
 /// `--creds`
@@ -73,7 +79,7 @@ pub struct ReadArgs {
     /// Engine threads [default: number of cores, at most 8]
     #[arg(long, value_name = "N", value_parser = parse_count)]
     pub shards: Option<usize>,
-    /// A read fails after this long without progress towards it [default: 30s]
+    /// A read fails after this long without progress towards it; until then what may pass is tried again [default: 30s]
     #[arg(long, value_name = "TIME", value_parser = parse_timeout)]
     pub read_timeout: Option<Duration>,
     /// A read fails after this long, progress or not [default: never]

@@ -17,7 +17,7 @@ use crate::{
     args::{IndexArgs, WindowsArg},
     exit::Outcome,
     interrupt, profile_input,
-    resolve::{client_config, limit_waits, login},
+    resolve::{client_config, login},
     values::size,
 };
 
@@ -64,12 +64,8 @@ fn to_options(args: &IndexArgs) -> Result<IndexOptions> {
     options.store_ref.clone_from(&args.store_ref);
     options.profile = args.profile.as_deref().map(profile_input::read_profile).transpose()?;
     options.jobs = args.jobs.unwrap_or(options.jobs);
-    options.client = client_config(&args.client)?;
+    options.client = client_config(&args.client, args.read_timeout)?;
     options.client.login = login(&args.client, || Ok(registry_of(args)))?;
-    if let Some(timeout) = args.read_timeout {
-        (options.client.first_byte_timeout, options.client.progress_timeout) = (timeout, timeout);
-        limit_waits(&mut options.client, timeout);
-    }
     Ok(options)
 }
 

@@ -13,12 +13,14 @@ use super::{
     hosts::{Endpoint, Need, Sender, Site},
     pace::Transfer,
     reference::Reference,
-    retry::{Failure, Tries},
+    retry::{Again, Failure, Tries},
 };
 use crate::error::EngineError;
 
-/// Bodies of one reader that may break off after progress. Source: a 10 GB layer through a proxy that cuts each body at 16 MiB.
-const RESUMES_MAX: u32 = 1024;
+/// Bodies of one reader that may break off. Source: judgement: more than any network breaks in the time that a MiB takes.
+const RESUMES_MAX: u64 = 1024;
+/// ... and one more for so many bytes of the range. Source: a proxy that cuts each body at 16 MiB, of a layer of any length.
+const RESUME_BYTES: u64 = 1 << 20;
 
 /// Connections of one reader that are given up for being far behind their peers. Source: the third is as likely to be slow as the network.
 const STRAGGLERS_MAX: u32 = 2;
@@ -33,7 +35,7 @@ pub struct BlobReader {
     rest: Range<u64>,
     body: Option<Body>,
     tries: Tries,
-    resumes_left: u32,
+    resumes_left: u64,
     stragglers_left: u32,
     /// Who sent the latest bytes, where there are several hosts.
     sender: Option<Arc<Sender>>,
@@ -85,7 +87,7 @@ impl BlobReader {
                 found: "one that is not".to_owned(),
             });
         }
-        let tries = client.tries();
+        let (tries, resumes_left) = (client.tries(), RESUMES_MAX + (range.end - range.start) / RESUME_BYTES);
         let mut reader = Self {
             client,
             reference,
@@ -94,17 +96,18 @@ impl BlobReader {
             rest: range,
             body: None,
             tries,
-            resumes_left: RESUMES_MAX,
+            resumes_left,
             stragglers_left: STRAGGLERS_MAX,
             sender: None,
             avoided: Vec::new(),
         };
         while reader.body.is_none() && !reader.rest.is_empty() {
-            match reader.request().await {
+            match reader.tries.in_time(|| reader.what(), reader.request()).await {
                 Ok(body) => reader.body = Some(reader.of_sender(body)),
                 Err(failure) => reader.tries.after(failure).await?,
             }
         }
+        reader.tries.pause();
         Ok(reader)
     }
 
@@ -113,11 +116,13 @@ impl BlobReader {
     /// # Errors
     /// Every kind, after resuming failed.
     pub async fn chunk(&mut self) -> Result<Option<Bytes>, EngineError> {
+        self.tries.resume();
         while !self.rest.is_empty() {
             match self.try_chunk().await {
                 Ok(bytes) => {
                     self.rest.start += bytes.len() as u64;
-                    self.tries.progressed();
+                    self.tries.brought(bytes.len() as u64);
+                    self.tries.pause();
                     return Ok(Some(bytes));
                 }
                 Err(failure) => {
@@ -154,17 +159,19 @@ impl BlobReader {
         let mut body = match self.body.take() {
             Some(body) => body,
             None => {
-                let body = self.request().await?;
+                let body = self.tries.in_time(|| self.what(), self.request()).await?;
                 self.of_sender(body)
             }
         };
         loop {
-            let watched = watched(&mut body, self.rest.end - self.rest.start, self.stragglers_left > 0).await;
+            let asked = Instant::now();
+            let watched = watched(&mut body, self.rest.end - self.rest.start, self.stragglers_left > 0);
+            let watched = self.tries.in_time(|| self.what(), watched).await;
             let Watched::Chunk(chunk) = watched.inspect_err(|_| self.note_failed(&body))? else {
                 self.stragglers_left -= 1;
                 self.client.transport.counters.note_straggler();
                 tracing::debug!(url = %body.exchange.url, at = self.rest.start, "the connection is far behind its peers; another brings the rest");
-                let other = self.request().await?;
+                let other = self.tries.in_time(|| self.what(), self.request()).await?;
                 body = self.of_sender(other);
                 continue;
             };
@@ -184,7 +191,22 @@ impl BlobReader {
                 self.body = Some(body);
                 return Ok(bytes);
             }
+            // A body that stands still is given up by its own deadline.
+            self.tries.excuse(asked.elapsed());
         }
+    }
+
+    fn what(&self) -> String {
+        format!("GET {} at {}", blob_path(&self.reference, &self.digest), self.reference.registry)
+    }
+
+    /// As [`Self::answer`]; after an answer that contradicts the request the registry is asked where the blob is.
+    async fn request(&self) -> Result<Body, Failure> {
+        let answered = self.answer().await;
+        if answered.as_ref().is_err_and(|failure| failure.again == Again::Once) {
+            self.client.forget_target(&self.reference, &self.digest);
+        }
+        answered
     }
 
     /// A host whose bodies bring nothing is asked last from now on.
@@ -195,13 +217,13 @@ impl BlobReader {
     }
 
     /// The rest, from the first host that begins to give it.
-    async fn request(&self) -> Result<Body, Failure> {
+    async fn answer(&self) -> Result<Body, Failure> {
         let mut get = Get::new(blob_path(&self.reference, &self.digest));
         get.blob = Some(self.digest);
         get.range = (self.rest != (0..self.blob_size)).then(|| self.rest.clone());
         let mut round = self.client.round(&self.reference, Need::Pull, Some(self.digest), &self.avoided)?;
         while let Some(site) = round.next() {
-            match self.request_at(&site, &get).await {
+            match self.answer_of(&site, &get).await {
                 Ok(body) => {
                     round.answered(&site);
                     return Ok(Body { is_alone: round.is_alone(), ..body });
@@ -212,26 +234,29 @@ impl BlobReader {
         Err(round.into_failure())
     }
 
-    async fn request_at(&self, site: &Site, get: &Get) -> Result<Body, Failure> {
+    async fn answer_of(&self, site: &Site, get: &Get) -> Result<Body, Failure> {
         let whole = get.range.is_none();
         let asked = Instant::now();
         let exchange = self.client.try_get(site, get).await?;
-        not_encoded(&exchange)?;
+        not_encoded(&exchange).map_err(Failure::contradiction)?;
         let pace = self.client.pace(&site.endpoint);
         pace.note_first_byte(asked.elapsed());
         let skip = match (exchange.status(), whole) {
             (StatusCode::PARTIAL_CONTENT, false) => {
-                self.check_partial(&exchange)?;
+                self.check_partial(&exchange).map_err(Failure::contradiction)?;
                 0
             }
             (StatusCode::OK, _) => {
-                check_length(&exchange, self.blob_size)?;
+                check_length(&exchange, self.blob_size).map_err(Failure::contradiction)?;
                 if !whole {
                     self.warn_rangeless(&exchange);
                 }
                 self.rest.start
             }
-            (status, _) => return Err(exchange.contradiction("the whole blob (status 200)", status.as_u16().to_string()).into()),
+            (status, _) => {
+                let found = status.as_u16().to_string();
+                return Err(Failure::contradiction(exchange.contradiction("the whole blob (status 200)", found)));
+            }
         };
         let from = Arc::clone(&site.endpoint);
         Ok(Body { exchange, from, is_alone: true, has_moved: false, transfer: pace.begin(), skip, may_be_left: skip == 0 })

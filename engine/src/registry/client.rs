@@ -1,6 +1,11 @@
 //! The client's settings and state, and the three requests that clip makes.
 
-use std::{ops::Range, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    ops::Range,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use clip_format::digest::Digest;
@@ -12,13 +17,13 @@ use super::{
     blob::BlobReader,
     exchange::{Counters, Exchange, Transport},
     fetch::Get,
-    hosts::{Endpoint, Need, Site, directory::HostsDirectory},
+    hosts::{Endpoint, Need, Round, Site, directory::HostsDirectory},
     pace::{Pace, Paces},
     pool::Pool,
     proxy::ProxyVariables,
     redirect::Targets,
     reference::Reference,
-    retry::{Failure, Tries},
+    retry::{Again, Failure, Patience, Tries},
 };
 use crate::error::EngineError;
 
@@ -54,32 +59,62 @@ pub struct ClientConfig {
     pub hosts_dir: Option<PathBuf>,
     /// The environment's proxies; none by default.
     pub proxies: ProxyVariables,
-    /// TCP and TLS. Default 10 s.
+    /// The name's look-up and TCP, and a proxy's tunnel. Default 10 s.
     pub connect_timeout: Duration,
-    /// From the request sent to the response head. Default 30 s.
+    /// The TLS handshake. Default 10 s.
+    pub tls_timeout: Duration,
+    /// From the request sent to the response head. Default 15 s.
     pub first_byte_timeout: Duration,
-    /// Without a byte of the body. Default 30 s.
+    /// A body that brings less than `rate_min` for so long is given up, and its rest asked for anew. Default 10 s.
     pub progress_timeout: Duration,
-    /// Tries of one request. Default 3.
+    /// Bytes a second below which a body does not move; 0: any byte moves it. Default 1 KiB.
+    pub rate_min: u64,
+    /// No further try after this long without progress, tries and waits together. Default 30 s.
+    pub patience: Duration,
+    /// Tries of one request without progress. Default: as many as `patience` holds.
     pub tries_max: u32,
     /// Idle connections kept to one host. Default 16.
     pub idle_per_host_max: usize,
 }
 
+/// How long a request may be without progress. Source: container runtimes give a pull that does not move a minute (kubelet's
+/// image-pull-progress-deadline was one); whoever waits for a file has given up by then.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Connecting and a handshake each. Source: Linux sends a SYN that was lost again after 1, 3 and 7 s: three losses are survived.
+const CONNECT_TIMEOUT_MAX: Duration = Duration::from_secs(10);
+/// Bytes a second of a body that moves. Source: the slowest honest links (GPRS, a satellite phone) bring 2-5 KiB/s; sixteen requests that
+/// share a line of 128 kbit/s have 1 KiB/s each.
+const RATE_MIN: u64 = 1 << 10;
+
+impl ClientConfig {
+    /// Sets `patience` to `time`, and the deadlines of each step to the parts of it that leave time for another try: a half for the first
+    /// byte, a third for all others, of which connecting and TLS have 10 s at most.
+    pub fn set_patience(&mut self, time: Duration) {
+        self.patience = time;
+        (self.first_byte_timeout, self.progress_timeout) = (time / 2, time / 3);
+        (self.connect_timeout, self.tls_timeout) = (CONNECT_TIMEOUT_MAX.min(time / 3), CONNECT_TIMEOUT_MAX.min(time / 3));
+    }
+}
+
 impl Default for ClientConfig {
     fn default() -> Self {
-        Self {
+        let mut config = Self {
             plain_http: PlainHttp::Loopback,
             ca_file: None,
             login: Login::of_process(),
             hosts_dir: None,
             proxies: ProxyVariables::default(),
-            connect_timeout: Duration::from_secs(10),
-            first_byte_timeout: Duration::from_secs(30),
-            progress_timeout: Duration::from_secs(30),
-            tries_max: 3,
+            connect_timeout: Duration::ZERO,
+            tls_timeout: Duration::ZERO,
+            first_byte_timeout: Duration::ZERO,
+            progress_timeout: Duration::ZERO,
+            rate_min: RATE_MIN,
+            patience: Duration::ZERO,
+            tries_max: u32::MAX,
             idle_per_host_max: 16,
-        }
+        };
+        config.set_patience(PATIENCE);
+        config
     }
 }
 
@@ -164,35 +199,41 @@ impl Client {
         let mut get = Get::new(format!("/{}/manifests/{}", reference.repository, reference.manifest_name()));
         get.accept = Some(HeaderValue::from_static(MANIFEST_TYPES));
         let need = if reference.digest.is_some() { Need::Pull } else { Need::Resolve };
-        let mut tries = self.tries();
+        let mut asking = Asking::new(self, reference, need, reference.digest)?;
         loop {
-            let mut round = self.round(reference, need, reference.digest, &[])?;
-            while let Some(site) = round.next() {
-                match self.try_manifest(&site, &get).await {
-                    Ok(manifest) => {
-                        round.answered(&site);
-                        return Ok(manifest);
-                    }
-                    Err(failure) => round.failed(&site, failure),
-                }
+            let site = asking.site().await?;
+            match self.try_manifest(&site, &get, asking.left()).await {
+                Ok(manifest) => return Ok(asking.answered(&site, manifest)),
+                Err(failure) => asking.failed(&site, failure),
             }
-            tries.after(round.into_failure()).await?;
         }
     }
 
-    async fn try_manifest(&self, site: &Site, get: &Get) -> Result<Manifest, Failure> {
-        let exchange = self.try_get(site, get).await?;
-        not_encoded(&exchange)?;
+    async fn try_manifest(&self, site: &Site, get: &Get, left: Duration) -> Result<Manifest, Failure> {
+        let exchange = self.try_document(site, get, left).await?;
         let (method, url) = (exchange.method, exchange.url.to_string());
         let content_type = exchange.header(CONTENT_TYPE).map(bare_media_type);
         let bytes = exchange.bytes(MANIFEST_BYTES_MAX).await?;
         let contradiction = |expected: String, found: String| EngineError::Protocol { method, url: url.clone(), expected, found };
         let digest = digest_of(&bytes, site.reference.digest.as_ref());
         if let Some(asked) = site.reference.digest.filter(|asked| *asked != digest) {
-            return Err(contradiction(asked.to_string(), format!("{} bytes with {digest}", bytes.len())).into());
+            let found = format!("{} bytes with {digest}", bytes.len());
+            return Err(Failure::contradiction(contradiction(asked.to_string(), found)));
         }
-        let media_type = media_type(content_type.as_deref(), &bytes).map_err(|(expected, found)| contradiction(expected, found))?;
+        let media_type = media_type(content_type.as_deref(), &bytes);
+        let media_type = media_type.map_err(|(expected, found)| Failure::contradiction(contradiction(expected, found)))?;
         Ok(Manifest { digest, media_type, bytes })
+    }
+
+    /// The head of a small document's answer, within what is `left` of the time for tries; its body does not stand still for longer.
+    async fn try_document(&self, site: &Site, get: &Get, left: Duration) -> Result<Exchange, Failure> {
+        let begun = Instant::now();
+        let late =
+            |_| Failure { error: EngineError::Deadline { what: format!("GET {}", get.path), waited: left }, again: Again::OutOfTime };
+        let mut exchange = tokio::time::timeout(left, self.try_get(site, get)).await.map_err(late)??;
+        not_encoded(&exchange).map_err(Failure::contradiction)?;
+        exchange.limit_stalls(left.saturating_sub(begun.elapsed()));
+        Ok(exchange)
     }
 
     /// A small blob as a whole (an image config), digest checked, at most `len_max` bytes.
@@ -202,37 +243,32 @@ impl Client {
     pub async fn blob_bytes(&self, reference: &Reference, digest: &Digest, len_max: u64) -> Result<Bytes, EngineError> {
         let mut get = Get::new(blob_path(reference, digest));
         get.blob = Some(*digest);
-        let mut tries = self.tries();
+        let mut asking = Asking::new(self, reference, Need::Pull, Some(*digest))?;
         loop {
-            let mut round = self.round(reference, Need::Pull, Some(*digest), &[])?;
-            while let Some(site) = round.next() {
-                match self.try_blob_bytes(&site, &get, digest, len_max).await {
-                    Ok(bytes) => {
-                        round.answered(&site);
-                        return Ok(bytes);
-                    }
-                    Err(failure) => round.failed(&site, failure),
-                }
+            let site = asking.site().await?;
+            match self.try_blob_bytes(&site, &get, digest, len_max, asking.left()).await {
+                Ok(bytes) => return Ok(asking.answered(&site, bytes)),
+                Err(failure) => asking.failed(&site, failure),
             }
-            tries.after(round.into_failure()).await?;
         }
     }
 
-    async fn try_blob_bytes(&self, site: &Site, get: &Get, digest: &Digest, len_max: u64) -> Result<Bytes, Failure> {
-        let exchange = self.try_get(site, get).await?;
-        not_encoded(&exchange)?;
+    async fn try_blob_bytes(&self, site: &Site, get: &Get, digest: &Digest, len_max: u64, left: Duration) -> Result<Bytes, Failure> {
+        let exchange = self.try_document(site, get, left).await?;
         let (method, url) = (exchange.method, exchange.url.to_string());
         let bytes = exchange.bytes(len_max).await?;
         let found = digest_of(&bytes, Some(digest));
         if found == *digest {
             return Ok(bytes);
         }
+        // Another server may have the right bytes.
+        self.shared.targets.forget(&site.reference, digest);
         let found = format!("{} bytes with {found}", bytes.len());
-        Err(EngineError::Protocol { method, url, expected: digest.to_string(), found }.into())
+        Err(Failure::contradiction(EngineError::Protocol { method, url, expected: digest.to_string(), found }))
     }
 
     /// Opens the bytes `range` of a blob of `blob_size` bytes; a plain GET when the range is the whole blob. The reader resumes a
-    /// truncated or stalled body where it stopped, `tries_max` times without progress.
+    /// truncated or stalled body where it stopped, as long as that brings progress.
     ///
     /// # Errors
     /// Every kind.
@@ -254,19 +290,13 @@ impl Client {
     /// Every kind.
     pub async fn ping(&self, reference: &Reference) -> Result<(), EngineError> {
         let get = Get::new("/".to_owned());
-        let mut tries = self.tries();
+        let mut asking = Asking::new(self, reference, Need::Pull, None)?;
         loop {
-            let mut round = self.round(reference, Need::Pull, None, &[])?;
-            while let Some(site) = round.next() {
-                match self.try_ping(&site, &get).await {
-                    Ok(()) => {
-                        round.answered(&site);
-                        return Ok(());
-                    }
-                    Err(failure) => round.failed(&site, failure),
-                }
+            let site = asking.site().await?;
+            match self.try_ping(&site, &get).await {
+                Ok(()) => return Ok(asking.answered(&site, ())),
+                Err(failure) => asking.failed(&site, failure),
             }
-            tries.after(round.into_failure()).await?;
         }
     }
 
@@ -299,7 +329,60 @@ impl Client {
     }
 
     pub(super) fn tries(&self) -> Tries {
-        Tries::new(self.transport.config.tries_max)
+        let ClientConfig { tries_max, patience, rate_min, .. } = *self.transport.config;
+        Tries::new(Patience { tries_max, time: patience, rate_min })
+    }
+
+    /// Whatever brought bytes of `blob` that are not right, the registry will be asked where they are.
+    pub(crate) fn forget_target(&self, reference: &Reference, blob: &Digest) {
+        if let Ok(hosts) = self.shared.hosts.of(&reference.registry) {
+            hosts.references(reference).for_each(|own| self.shared.targets.forget(&own, blob));
+        }
+    }
+}
+
+/// One question to the hosts of a registry, round after round as long as that may help.
+struct Asking<'a> {
+    client: &'a Client,
+    reference: &'a Reference,
+    need: Need,
+    blob: Option<Digest>,
+    tries: Tries,
+    round: Round<'a>,
+}
+
+impl<'a> Asking<'a> {
+    fn new(client: &'a Client, reference: &'a Reference, need: Need, blob: Option<Digest>) -> Result<Self, EngineError> {
+        let round = client.round(reference, need, blob, &[])?;
+        Ok(Self { client, reference, need, blob, tries: client.tries(), round })
+    }
+
+    /// The host to ask now.
+    ///
+    /// # Errors
+    /// What the last round came to, when there is to be no other.
+    async fn site(&mut self) -> Result<Site, EngineError> {
+        loop {
+            if let Some(site) = self.round.next() {
+                return Ok(site);
+            }
+            let next = self.client.round(self.reference, self.need, self.blob, &[])?;
+            self.tries.after(std::mem::replace(&mut self.round, next).into_failure()).await?;
+        }
+    }
+
+    /// What is left of the time for tries.
+    fn left(&self) -> Duration {
+        self.tries.left()
+    }
+
+    fn answered<T>(&self, site: &Site, value: T) -> T {
+        self.round.answered(site);
+        value
+    }
+
+    fn failed(&mut self, site: &Site, failure: Failure) {
+        self.round.failed(site, failure);
     }
 }
 

@@ -18,6 +18,7 @@ use tokio::{
 use tokio_rustls::client::TlsStream;
 
 use super::{
+    client::ClientConfig,
     location::{Location, Origin, Scheme},
     proxy::Proxy,
     retry::Failure,
@@ -33,29 +34,35 @@ pub(super) enum Stream {
     Tls(Box<TlsStream<Stream>>),
 }
 
-/// Connects to `url`'s origin by `route`, proxy and TLS included, within `timeout`.
+/// Connects to `url`'s origin by `route`, proxy and TLS included, within the deadlines of `config` for TCP and TLS; a proxy's own TLS and its
+/// tunnel count as TCP.
 ///
 /// # Errors
 /// Passing: `Deadline`, `Transport` of the network. Final: a certificate or TLS fault, a proxy that refuses or cannot be used.
-pub(super) async fn connect(route: &Route, method: &'static str, url: &Location, timeout: Duration) -> Result<Stream, Failure> {
+pub(super) async fn connect(route: &Route, method: &'static str, url: &Location, config: &ClientConfig) -> Result<Stream, Failure> {
     let failed = |reason: String| EngineError::Transport { method, url: url.to_string(), reason };
     let proxy = route.proxy(&url.origin).map_err(failed)?;
     let through = proxy.as_ref().map_or_else(String::new, |proxy| format!(" through {proxy}"));
-    let late = |_| Failure::passing(EngineError::Deadline { what: format!("connect to {}{through}", url.origin), waited: timeout });
+    let late = |what: &str, waited: Duration| {
+        let what = format!("{what} {}{through}", url.origin);
+        Failure::passing(EngineError::Deadline { what, waited })
+    };
+    let timeout = config.connect_timeout;
     let deadline = Instant::now() + timeout;
     let connected = timeout_at(deadline, async {
-        let stream = match &proxy {
-            Some(proxy) => connect_proxy(route, proxy, &url.origin, deadline, &failed).await?,
-            None => Stream::Plain(connect_tcp(&url.origin, deadline).await.map_err(|error| {
-                Failure::passing(failed(format!("cannot connect: {error}; is the registry running and reachable from here?")))
-            })?),
-        };
-        match url.origin.scheme {
-            Scheme::Http => Ok(stream),
-            Scheme::Https => connect_tls(&route.tls, stream, &url.origin, &failed).await,
+        match &proxy {
+            Some(proxy) => connect_proxy(route, proxy, &url.origin, deadline, &failed).await,
+            None => connect_tcp(&url.origin, deadline).await.map(Stream::Plain).map_err(|reason| Failure::passing(failed(reason))),
         }
     });
-    connected.await.map_err(late)?
+    let stream = connected.await.map_err(|_| late("connect to", timeout))??;
+    match url.origin.scheme {
+        Scheme::Http => Ok(stream),
+        Scheme::Https => {
+            let shaken = tokio::time::timeout(config.tls_timeout, connect_tls(&route.tls, stream, &url.origin, &failed)).await;
+            shaken.map_err(|_| late("TLS handshake with", config.tls_timeout))?
+        }
+    }
 }
 
 /// A stream to `proxy`; to `target` behind it when that speaks TLS.
@@ -67,7 +74,7 @@ async fn connect_proxy(
     failed: &impl Fn(String) -> EngineError,
 ) -> Result<Stream, Failure> {
     let stream = connect_tcp(&proxy.origin, deadline).await;
-    let stream = stream.map_err(|error| Failure::passing(failed(format!("cannot connect to {proxy}: {error}; is it running?"))))?;
+    let stream = stream.map_err(|reason| Failure::passing(failed(format!("{proxy}: {reason}"))))?;
     let mut stream = Stream::Plain(stream);
     if proxy.origin.scheme == Scheme::Https {
         stream = connect_tls(&route.tls, stream, &proxy.origin, &|reason| failed(format!("{proxy}: {reason}"))).await?;
@@ -128,9 +135,16 @@ fn is_of_certificate(alert: AlertDescription) -> bool {
     matches!(alert, BadCertificate | CertificateExpired | CertificateRequired | CertificateUnknown | UnknownCA | UnsupportedCertificate)
 }
 
-/// Tries each address in turn, each with an equal share of the time left.
-async fn connect_tcp(origin: &Origin, deadline: Instant) -> io::Result<TcpStream> {
-    let addresses = addresses(origin.bare_host(), origin.port).await?;
+/// Tries each address in turn, each with an equal share of the time left. A failure is in words.
+async fn connect_tcp(origin: &Origin, deadline: Instant) -> Result<TcpStream, String> {
+    let host = origin.bare_host();
+    let unknown = |error| format!("cannot look up {host:?}: {error}; is the name right, and does DNS work here?");
+    let addresses = addresses(host, origin.port).await.map_err(unknown)?;
+    let refused = |error| format!("cannot connect: {error}; is the registry running and reachable from here?");
+    connect_to_one(&addresses, deadline).await.map_err(refused)
+}
+
+async fn connect_to_one(addresses: &[SocketAddr], deadline: Instant) -> io::Result<TcpStream> {
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
     for (at, address) in addresses.iter().enumerate() {
         let left = deadline.saturating_duration_since(Instant::now());

@@ -22,6 +22,7 @@ use tokio::time::timeout;
 use super::{
     client::{ClientConfig, Traffic},
     connect::{connect, wants_certificate},
+    headway::Headway,
     location::Location,
     pool::{Connection, Pool},
     retry::{Failure, after_status},
@@ -140,7 +141,7 @@ impl Transport {
     }
 
     async fn open(&self, method: &'static str, url: &Location) -> Result<Connection, Failure> {
-        let stream = connect(&self.route, method, url, self.config.connect_timeout).await?;
+        let stream = connect(&self.route, method, url, &self.config).await?;
         self.counters.connections.fetch_add(1, Relaxed);
         let (sender, connection) = http1::Builder::new()
             .max_buf_size(CHUNK_BYTES_MAX as usize)
@@ -154,6 +155,7 @@ impl Transport {
 
     async fn send_on(&self, mut connection: Connection, url: &Location, ask: &Ask) -> Result<Exchange, Sent> {
         let late = |_| {
+            self.pool.forget(&self.route.line(&url.origin));
             let what = format!("{} {url}", ask.method_name());
             Sent::Failed(Failure::passing(EngineError::Deadline { what, waited: self.config.first_byte_timeout }))
         };
@@ -199,7 +201,7 @@ pub(super) struct Exchange {
     connection: Option<Connection>,
     pool: Arc<Pool>,
     counters: Arc<Counters>,
-    progress_timeout: Duration,
+    headway: Headway,
     /// The connection is worth keeping.
     is_kept: bool,
     /// The body said so: one without a length tells it only by giving no more.
@@ -218,7 +220,7 @@ impl Exchange {
             pool: Arc::clone(&transport.pool),
             counters: Arc::clone(&transport.counters),
             received: Bytes::new(),
-            progress_timeout: transport.config.progress_timeout,
+            headway: Headway::new(transport.config.rate_min, transport.config.progress_timeout),
             is_kept: true,
             has_ended: false,
         };
@@ -262,10 +264,10 @@ impl Exchange {
     /// What one read of the connection brings, or `None` at the end.
     async fn receive(&mut self) -> Result<Option<Bytes>, Failure> {
         loop {
-            let frame = timeout(self.progress_timeout, self.body.frame()).await.map_err(|_| {
-                let what = format!("{} {} (body)", self.method, self.url);
-                Failure::passing(EngineError::Deadline { what, waited: self.progress_timeout })
-            })?;
+            let asked = Instant::now();
+            let frame = timeout(self.headway.left(), self.body.frame()).await.map_err(|_| self.stalled())?;
+            let came = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref()).map_or(0, Bytes::len);
+            self.headway.note(came as u64, asked.elapsed());
             match frame {
                 None => {
                     self.has_ended = true;
@@ -285,6 +287,22 @@ impl Exchange {
                 }
             }
         }
+    }
+
+    fn stalled(&self) -> Failure {
+        if let Some(connection) = &self.connection {
+            self.pool.forget(&connection.line);
+        }
+        let (method, url) = (self.method, self.url.to_string());
+        Failure::passing(match self.headway.too_little() {
+            Some(reason) => EngineError::Transport { method, url, reason },
+            None => EngineError::Deadline { what: format!("{method} {url} (body)"), waited: self.headway.stall_max() },
+        })
+    }
+
+    /// Its body may stand still for `time` at most.
+    pub fn limit_stalls(&mut self, time: Duration) {
+        self.headway.limit(time);
     }
 
     /// The whole body, which must be at most `len_max` bytes.

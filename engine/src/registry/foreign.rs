@@ -75,6 +75,12 @@ impl ForeignBlob {
         self.size
     }
 
+    /// Wrong bytes came from where it was found last: the next place is asked first.
+    pub(crate) fn distrust(&self) {
+        let found_at = self.found_at.load(Ordering::Relaxed);
+        self.found_at.store((found_at + 1) % (self.urls.len() + 1), Ordering::Relaxed);
+    }
+
     /// Every place, the one where it was found last before all others.
     fn places(&self) -> Vec<usize> {
         let found_at = self.found_at.load(Ordering::Relaxed);

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use hyper::HeaderMap;
 
+pub(super) use self::round::Round;
 pub use self::round::Sender;
 use self::standing::Standing;
 use super::{
@@ -69,6 +70,11 @@ impl Hosts {
     /// The first that would be asked for bytes now.
     pub fn first(&self) -> Option<&Arc<Endpoint>> {
         self.able(Need::Pull).find(|endpoint| !endpoint.standing.is_dead()).or_else(|| self.able(Need::Pull).next())
+    }
+
+    /// What `reference` is called at each, see [`Endpoint::own_reference`].
+    pub fn references<'a>(&'a self, reference: &'a Reference) -> impl Iterator<Item = Reference> + 'a {
+        self.endpoints.iter().map(|endpoint| endpoint.own_reference(reference))
     }
 
     /// Each in words, in order.

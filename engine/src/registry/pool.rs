@@ -75,6 +75,12 @@ impl Pool {
         stack.push((Instant::now(), connection));
     }
 
+    /// Closes what is idle of `line`: where one connection has gone silent, those beside it may have, and each would cost a deadline.
+    pub fn forget(&self, line: &Line) {
+        let forgotten = self.idle.lock().unwrap_or_else(PoisonError::into_inner).remove(line);
+        drop(forgotten);
+    }
+
     /// How many are idle now.
     pub fn len(&self) -> usize {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).values().map(Vec::len).sum()

@@ -2,7 +2,7 @@
 
 use std::{
     hash::{BuildHasher, Hasher, RandomState},
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use hyper::{HeaderMap, StatusCode, header::RETRY_AFTER};
@@ -11,16 +11,29 @@ use crate::error::EngineError;
 
 /// The wait before the second try, before jitter. Source: the round trip of a registry a continent away, so that a blip is over.
 const DELAY_MIN: Duration = Duration::from_millis(200);
-/// No wait of ours is longer. Source: a reader gives up after 30 s by default, so three tries must fit.
+/// No wait of ours is longer. Source: judgement: a minute's outage costs a node a dozen tries of each request, and is noticed to be over soon.
 const DELAY_MAX: Duration = Duration::from_secs(5);
-/// No wait that a server asks for is longer. Source: as above.
+/// ... nor than this part of the time that tries may take. Source: of the default 30 s 2.5 s: an outage of 6 s costs a reader 7.4 s (measured
+/// by tests/tests/fault_table), and one that ends a moment before the time runs out is still noticed.
+const DELAY_PART: u32 = 12;
+/// No wait that a server asks for is longer. Source: a reader gives up after 30 s by default, so that there is one more try.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(20);
+/// Failures in a row after which bytes before those of the work cost time, too. Source: judgement: a registry without ranges may break off
+/// thrice on the way to where a body has to go on.
+const EXCUSED_MAX: u32 = 3;
+/// What brought so much before it broke off is gone on with at once. Source: a proxy that cuts each body at 16 MiB would cost a layer of 10 GB
+/// a minute and a half of waits; that many new connections a second as a link brings MiB harm nobody.
+const AT_ONCE_BYTES: u64 = 1 << 20;
 
 /// What may be done after a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Again {
     /// The same request would fail the same way.
     Never,
+    /// The answer contradicts the request: the fault of one connection or one of many servers perhaps, so that one more is worth asking.
+    Once,
+    /// The time for tries is over.
+    OutOfTime,
     /// After our own wait.
     Backoff,
     /// The server said when.
@@ -37,6 +50,10 @@ pub(super) struct Failure {
 impl Failure {
     pub fn passing(error: EngineError) -> Self {
         Self { error, again: Again::Backoff }
+    }
+
+    pub fn contradiction(error: EngineError) -> Self {
+        Self { error, again: Again::Once }
     }
 }
 
@@ -66,44 +83,137 @@ fn retry_after(value: &str) -> Option<Duration> {
     }
 }
 
-/// How often one piece of work was tried without progress.
+/// How long one piece of work may go without progress, and how often it may be tried.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Patience {
+    pub tries_max: u32,
+    /// Without progress, waits and tries together.
+    pub time: Duration,
+    /// Bytes a second below which what arrives is no progress.
+    pub rate_min: u64,
+}
+
+/// How one piece of work goes: its time runs while somebody waits for it, and begins anew whenever it has brought enough for that time.
 #[derive(Debug)]
 pub(super) struct Tries {
+    patience: Patience,
     failed: u32,
-    tries_max: u32,
+    /// Time that was waited without progress before `since`.
+    spent: Duration,
+    /// Since when somebody waits; `None`: nobody does.
+    since: Option<Instant>,
+    /// Bytes since the last progress, and since the last failure.
+    bytes: u64,
+    bytes_since_failure: u64,
+    contradicted: bool,
+    /// Why the latest try failed.
+    last: Option<EngineError>,
 }
 
 impl Tries {
-    pub fn new(tries_max: u32) -> Self {
-        Self { failed: 0, tries_max: tries_max.max(1) }
+    /// Somebody waits from now on.
+    pub fn new(patience: Patience) -> Self {
+        let since = Some(Instant::now());
+        Self { patience, failed: 0, spent: Duration::ZERO, since, bytes: 0, bytes_since_failure: 0, contradicted: false, last: None }
     }
 
-    /// The work moved on, so the count starts again.
-    pub fn progressed(&mut self) {
-        self.failed = 0;
+    /// The time runs.
+    pub fn resume(&mut self) {
+        self.since.get_or_insert_with(Instant::now);
+    }
+
+    /// Nobody waits, so that no time passes.
+    pub fn pause(&mut self) {
+        self.spent = self.elapsed();
+        self.since = None;
+    }
+
+    /// `bytes` of the work came. With enough of them for the time that passed, count and time start again.
+    pub fn brought(&mut self, bytes: u64) {
+        self.bytes = self.bytes.saturating_add(bytes);
+        self.bytes_since_failure = self.bytes_since_failure.saturating_add(bytes);
+        if is_progress(self.bytes, self.elapsed(), self.patience.rate_min) {
+            (self.failed, self.spent, self.bytes, self.contradicted, self.last) = (0, Duration::ZERO, 0, false, None);
+            self.since = self.since.map(|_| Instant::now());
+        }
+    }
+
+    /// `time` of it went into bytes that had to come before those of the work.
+    pub fn excuse(&mut self, time: Duration) {
+        let now = Instant::now();
+        if self.failed <= EXCUSED_MAX {
+            self.since = self.since.map(|since| (since + time).min(now));
+        }
+    }
+
+    /// What `step` gives, unless the time is over first.
+    pub async fn in_time<T>(&self, what: impl FnOnce() -> String, step: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+        let waited = self.patience.time;
+        tokio::time::timeout(self.left(), step)
+            .await
+            .unwrap_or_else(|_| Err(Failure { error: EngineError::Deadline { what: what(), waited }, again: Again::OutOfTime }))
     }
 
     /// Waits before the next try.
     ///
     /// # Errors
-    /// The failure itself when there is to be no next try.
+    /// The failure itself when there is to be no next try, with how often and how long it was tried.
     pub async fn after(&mut self, failure: Failure) -> Result<(), EngineError> {
-        self.failed += 1;
-        let wait = match failure.again {
-            Again::Never => return Err(failure.error),
-            _ if self.failed >= self.tries_max => return Err(failure.error),
-            Again::Backoff => jittered(delay(self.failed)),
-            Again::After(wait) => wait.max(jittered(DELAY_MIN)),
-        };
-        tracing::debug!(error = %failure.error, tried = self.failed, tries_max = self.tries_max, wait_ms = wait.as_millis(), "trying again");
+        let wait = self.wait_after(failure)?;
         tokio::time::sleep(wait).await;
         Ok(())
     }
+
+    fn wait_after(&mut self, failure: Failure) -> Result<Duration, EngineError> {
+        self.failed = self.failed.saturating_add(1);
+        let Failure { error, again } = failure;
+        let went_well = std::mem::take(&mut self.bytes_since_failure) >= AT_ONCE_BYTES;
+        let wait = match again {
+            Again::Never => return Err(error),
+            Again::Once if std::mem::replace(&mut self.contradicted, true) => return Err(error),
+            // The last try was cut short; the one before it says what is wrong.
+            Again::OutOfTime => return Err(self.given_up(error)),
+            Again::Backoff if went_well => Duration::ZERO,
+            Again::Once | Again::Backoff => jittered(delay(self.failed, self.patience.time)),
+            Again::After(wait) => wait.max(jittered(DELAY_MIN)),
+        };
+        self.last = Some(error.clone());
+        if self.failed >= self.patience.tries_max || wait >= self.left() {
+            return Err(self.given_up(error));
+        }
+        if !went_well {
+            tracing::debug!(%error, tried = self.failed, wait_ms = wait.as_millis(), "trying again");
+        }
+        Ok(wait)
+    }
+
+    fn given_up(&mut self, error: EngineError) -> EngineError {
+        let last = self.last.take().unwrap_or(error);
+        if self.failed < 2 {
+            return last;
+        }
+        EngineError::GivenUp { last: Box::new(last), tries: self.failed, time: self.elapsed() }
+    }
+
+    fn elapsed(&self) -> Duration {
+        self.spent + self.since.map_or(Duration::ZERO, |since| since.elapsed())
+    }
+
+    /// What is left of the time.
+    pub fn left(&self) -> Duration {
+        self.patience.time.saturating_sub(self.elapsed())
+    }
 }
 
-/// 200 ms, 400 ms, 800 ms ... 5 s.
-fn delay(failed: u32) -> Duration {
-    DELAY_MIN.saturating_mul(1 << failed.saturating_sub(1).min(10)).min(DELAY_MAX)
+/// Whether `bytes` in `time` are worth waiting for. Pure.
+pub(super) fn is_progress(bytes: u64, time: Duration, rate_min: u64) -> bool {
+    bytes > 0 && bytes as f64 >= rate_min as f64 * time.as_secs_f64()
+}
+
+/// 200 ms, 400 ms, 800 ms ... up to a part of `time`, the time that tries may take.
+fn delay(failed: u32, time: Duration) -> Duration {
+    let longest = DELAY_MAX.min(time / DELAY_PART);
+    DELAY_MIN.saturating_mul(1 << failed.saturating_sub(1).min(10)).min(longest)
 }
 
 /// Between half of `delay` and all of it, so that readers who failed together do not return together.
@@ -145,11 +255,99 @@ mod tests {
 
     #[test]
     fn waits_grow_to_their_cap_and_differ() {
-        assert_eq!([delay(1), delay(2), delay(3)].map(|wait| wait.as_millis()), [200, 400, 800]);
-        assert_eq!(delay(u32::MAX), DELAY_MAX);
+        let time = Duration::from_secs(30);
+        assert_eq!([1, 2, 3, 4, 5, 6].map(|failed| delay(failed, time).as_millis()), [200, 400, 800, 1600, 2500, 2500]);
+        assert_eq!(delay(u32::MAX, Duration::from_secs(3600)), DELAY_MAX);
         for _ in 0..100 {
             let wait = jittered(DELAY_MIN);
             assert!(wait >= DELAY_MIN / 2 && wait <= DELAY_MIN, "{wait:?}");
         }
+    }
+
+    fn tries(time: Duration, tries_max: u32) -> Tries {
+        Tries::new(Patience { tries_max, time, rate_min: 1024 })
+    }
+
+    fn refused() -> EngineError {
+        EngineError::Transport { method: "GET", url: "u".into(), reason: "refused".into() }
+    }
+
+    /// `time` has passed for `tries` without anything happening.
+    fn pass(tries: &mut Tries, time: Duration) {
+        tries.spent += time;
+    }
+
+    /// Claim: an outage is tried through as long as the time lasts, however often that is; then the error says the cause, the number and
+    /// the time. A limit on the number ends it sooner.
+    #[test]
+    fn tries_are_bounded_by_time_and_by_number_where_one_is_set() {
+        let (mut patient, mut count) = (tries(Duration::from_secs(30), u32::MAX), 0);
+        let error = loop {
+            match patient.wait_after(Failure::passing(refused())) {
+                Ok(wait) => pass(&mut patient, wait),
+                Err(error) => break error,
+            }
+            count += 1;
+        };
+        assert!((12..40).contains(&count), "{count} waits");
+        assert!(patient.elapsed() >= Duration::from_secs(27) && patient.elapsed() <= Duration::from_secs(31), "{:?}", patient.elapsed());
+        let text = error.to_string();
+        assert!(text.contains("refused") && text.contains(&format!("tried {} times in ", count + 1)), "{text}");
+        let mut few = tries(Duration::from_secs(30), 2);
+        assert!(few.wait_after(Failure::passing(refused())).is_ok());
+        assert!(matches!(few.wait_after(Failure::passing(refused())), Err(EngineError::GivenUp { tries: 2, .. })));
+        assert!(matches!(tries(Duration::from_secs(30), 1).wait_after(Failure::passing(refused())), Err(EngineError::Transport { .. })));
+    }
+
+    /// Claim: bytes are progress when they are enough for the time that they took; a byte a second, over however many tries, is not.
+    #[test]
+    fn a_trickle_is_no_progress() {
+        let mut slow = tries(Duration::from_secs(30), u32::MAX);
+        let mut failed = None;
+        for second in 0..60 {
+            slow.brought(1);
+            pass(&mut slow, Duration::from_secs(1));
+            if second % 10 == 9 {
+                failed = slow.wait_after(Failure::passing(refused())).err();
+            }
+            if failed.is_some() {
+                break;
+            }
+        }
+        assert!(matches!(failed, Some(EngineError::GivenUp { tries: 3, .. })), "{failed:?}");
+        let mut honest = tries(Duration::from_secs(30), u32::MAX);
+        for _ in 0..100 {
+            pass(&mut honest, Duration::from_secs(9));
+            honest.brought(20 << 10);
+            pass(&mut honest, Duration::from_secs(5));
+            assert!(honest.wait_after(Failure::passing(refused())).is_ok());
+        }
+    }
+
+    /// Claim: a contradiction is tried once more; what broke off after much progress goes on at once, what was told to wait waits, and
+    /// longer than there is time nobody waits.
+    #[test]
+    fn each_failure_has_its_wait() {
+        let time = Duration::from_secs(30);
+        let mut twice = tries(time, u32::MAX);
+        assert!(twice.wait_after(Failure::contradiction(refused())).is_ok());
+        assert!(twice.wait_after(Failure::contradiction(refused())).is_err());
+        let mut cut = tries(time, u32::MAX);
+        cut.brought(AT_ONCE_BYTES);
+        assert_eq!(cut.wait_after(Failure::passing(refused())).ok(), Some(Duration::ZERO));
+        assert!(cut.wait_after(Failure::passing(refused())).is_ok_and(|wait| wait >= DELAY_MIN / 2));
+        let told = |wait| Failure { error: refused(), again: Again::After(wait) };
+        assert_eq!(tries(time, u32::MAX).wait_after(told(Duration::from_secs(7))).ok(), Some(Duration::from_secs(7)));
+        assert!(tries(Duration::from_secs(5), u32::MAX).wait_after(told(Duration::from_secs(7))).is_err());
+    }
+
+    /// Claim: time in which nobody waits is not counted.
+    #[test]
+    fn only_waiting_counts() {
+        let mut paused = tries(Duration::from_millis(50), u32::MAX);
+        paused.pause();
+        std::thread::sleep(Duration::from_millis(60));
+        paused.resume();
+        assert!(paused.left() > Duration::from_millis(20));
     }
 }

@@ -305,7 +305,7 @@ fn a_failed_fetch_is_one_line_and_many_are_few() {
     for _ in 0..200 {
         read(&image, BASE, 0, 10).unwrap_err();
     }
-    assert!((2..=20).contains(&lines().len()), "{}", lines().len());
+    assert!((1..=20).contains(&lines().len()), "{}", lines().len());
 }
 
 /// Claim: a fetch that brings wrong bytes for many spans is one warning.

@@ -15,13 +15,20 @@ use tokio::{runtime, sync::watch};
 /// Tells every fetch of an image to stop, wherever it waits; and remembers who sent which blob, where others could be asked instead.
 pub(crate) struct Cancel {
     stopped: watch::Sender<bool>,
-    hosts: Mutex<Vec<Arc<Host>>>,
+    hosts: Arc<Mutex<Vec<Arc<Host>>>>,
+    /// What stops it, too.
+    outer: Option<watch::Sender<bool>>,
 }
 
 impl Cancel {
     /// Nothing is stopped yet.
     pub(crate) fn new() -> Self {
-        Self { stopped: watch::Sender::new(false), hosts: Mutex::default() }
+        Self { stopped: watch::Sender::new(false), hosts: Arc::default(), outer: None }
+    }
+
+    /// One that can be stopped alone, and is when this one is.
+    pub(crate) fn within(&self) -> Self {
+        Self { stopped: watch::Sender::new(false), hosts: Arc::clone(&self.hosts), outer: Some(self.stopped.clone()) }
     }
 
     /// Every fetch under way ends, and none begins.
@@ -33,16 +40,27 @@ impl Cancel {
         self.hosts.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(host));
     }
 
-    /// The bytes of `blob` were wrong: who sent them is asked last from now on. False when there was nobody else to ask.
-    pub(crate) fn distrust_host_of(&self, blob: &Digest) -> bool {
+    /// The bytes of `blob` were wrong: who sent them is asked last from now on, where there is anybody else.
+    pub(crate) fn distrust_host_of(&self, blob: &Digest) {
         let hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
-        let of_blob = hosts.iter().filter(|host| host.blob() == blob).inspect(|host| host.distrust());
-        of_blob.count() > 0
+        hosts.iter().filter(|host| host.blob() == blob).for_each(|host| host.distrust());
     }
 
     /// True once `stop` was called.
     pub(crate) fn is_stopped(&self) -> bool {
-        *self.stopped.borrow()
+        *self.stopped.borrow() || self.outer.as_ref().is_some_and(|outer| *outer.borrow())
+    }
+
+    /// Waits until it is.
+    async fn wait(&self) {
+        let wait = async |stopped: &watch::Sender<bool>| drop(stopped.subscribe().wait_for(|stopped| *stopped).await);
+        match &self.outer {
+            None => wait(&self.stopped).await,
+            Some(outer) => tokio::select! {
+                () = wait(&self.stopped) => {}
+                () = wait(outer) => {}
+            },
+        }
     }
 }
 
@@ -66,11 +84,10 @@ pub(super) fn fetch(
     let runtime = runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| EngineError::io("start a runtime for", "a layer fetch", error))?;
     let client = client.with_own_pool();
-    let mut stopped = cancel.stopped.subscribe();
     runtime.block_on(async {
         tokio::select! {
             biased;
-            _ = stopped.wait_for(|stopped| *stopped) => Ok(()),
+            () = cancel.wait() => Ok(()),
             end = copy(blob, &client, cancel, &decoder, &hash) => end,
         }
     })

@@ -1,6 +1,6 @@
 //! The registry of a `.clip` or reference: reachable, and does it give us the image?
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 use anyhow::{Context, Result};
 use clip_engine::{
@@ -14,6 +14,8 @@ use super::Finding;
 use crate::{args::ReadArgs, clip_input, exit::chain_text, resolve};
 
 const NAME: &str = "registry";
+/// How long a registry may stay away, unless `--read-timeout` says so. Source: somebody waits for the answer, and a blip is over by then.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What of the target's source works.
 pub fn examine(target: &str, args: &ReadArgs) -> Vec<Finding> {
@@ -81,7 +83,7 @@ fn examine_reference(reference: &Reference, args: &ReadArgs) -> Vec<Finding> {
 
 /// How the registry of `reference` is spoken to. A password is asked for here, once.
 fn client_config(reference: &Reference, args: &ReadArgs) -> Result<ClientConfig, Finding> {
-    let config = resolve::client_config(&args.client).and_then(|config| {
+    let config = resolve::client_config(&args.client, args.read_timeout.or(Some(PATIENCE))).and_then(|config| {
         let login = resolve::login(&args.client, || Ok(Some(reference.registry.clone())))?;
         Ok(ClientConfig { login, ..config })
     });
