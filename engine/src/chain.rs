@@ -57,7 +57,7 @@ pub(crate) enum Found {
     /// This job takes them along.
     Job(Arc<Claims>),
     /// Nobody decodes them: the caller does, in this job, with the decoder that stands nearest before them.
-    Standing(Arc<Claims>, Option<Suspended>),
+    Standing(Arc<Claims>, Option<Box<Suspended>>),
 }
 
 /// Every chain of one layer, as one index has it.
@@ -93,7 +93,7 @@ impl Chains {
         let suspended = state.resume(entry, wanted[0], source);
         let claims = start(suspended.as_ref());
         state.running.push((entry, Arc::downgrade(&claims)));
-        Found::Standing(claims, suspended)
+        Found::Standing(claims, suspended.map(Box::new))
     }
 
     /// The job of `claims` has brought all that is wanted. It goes on to `ahead`, if something is absent up to there, or ends; then what

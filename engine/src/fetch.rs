@@ -339,7 +339,7 @@ impl Feed {
         }
         let layer = &self.course.layer;
         let failed = self.course.take().into_iter().map(|work| {
-            layer.chains.break_off(&work.claims, work.resumed);
+            layer.chains.break_off(&work.claims, work.resumed.map(|resumed| *resumed));
             work.claims.fail(error.clone())
         });
         let failed: Vec<Failed> = failed.collect();

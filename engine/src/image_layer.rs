@@ -37,7 +37,7 @@ pub(crate) struct Work {
     pub(crate) group: Group,
     pub(crate) entry: SpanIndex,
     pub(crate) claims: Arc<Claims>,
-    pub(crate) resumed: Option<Suspended>,
+    pub(crate) resumed: Option<Box<Suspended>>,
 }
 
 impl ImageLayer {

@@ -307,7 +307,8 @@ async fn decode(job: DecodeJob, core: &Core, outbox: &Outbox) -> Result<(), Engi
 fn go_on(course: &Arc<Course>, claims: &Claims, source: &mut Source, keeps: bool, core: &Core) -> bool {
     let (layer, entry) = (&course.layer, source.entry);
     let was_for_a_reader = !claims.urgency().get().is_background();
-    let may_go_on = keeps && was_for_a_reader && core.config.read_ahead_bytes_max > 0 && !core.is_stopping();
+    let is_fed = claims.error().is_none();
+    let may_go_on = keeps && was_for_a_reader && is_fed && core.config.read_ahead_bytes_max > 0 && !core.is_stopping();
     let ahead = claims.next().filter(|_| may_go_on).and_then(|next| run_ahead(&layer.table, entry, next));
     if ahead.is_some() {
         // Before anything is claimed: who comes to wait for that finds this job and makes it urgent again.
@@ -373,8 +374,8 @@ impl Source {
     /// Goes on where a decoder stands, or enters once there is memory for one.
     async fn start(work: Work, input: mpsc::Receiver<Piece>, layer: &ImageLayer, core: &Core) -> Result<Self, EngineError> {
         let Work { group, entry, claims, resumed } = work;
-        let (decoder, memory, begun) = match resumed {
-            Some(resumed) => (resumed.decoder, resumed.memory, resumed.begun),
+        let (decoder, memory, begun) = match resumed.map(|resumed| *resumed) {
+            Some(Suspended { decoder, memory, begun, .. }) => (decoder, memory, begun),
             None => {
                 let memory = match layer.decoder_bytes(entry) {
                     0 => None,
