@@ -52,7 +52,10 @@ pub(super) async fn connect(route: &Route, method: &'static str, url: &Location,
     let connected = timeout_at(deadline, async {
         match &proxy {
             Some(proxy) => connect_proxy(route, proxy, &url.origin, deadline, &failed).await,
-            None => connect_tcp(&url.origin, deadline).await.map(Stream::Plain).map_err(|reason| Failure::passing(failed(reason))),
+            None => connect_tcp(&url.origin, deadline)
+                .await
+                .map(Stream::Plain)
+                .map_err(|no| Failure::passing(failed(no.reason("", "is the registry running and reachable from here?")))),
         }
     });
     let stream = connected.await.map_err(|_| late("connect to", timeout))??;
@@ -74,7 +77,7 @@ async fn connect_proxy(
     failed: &impl Fn(String) -> EngineError,
 ) -> Result<Stream, Failure> {
     let stream = connect_tcp(&proxy.origin, deadline).await;
-    let stream = stream.map_err(|reason| Failure::passing(failed(format!("{proxy}: {reason}"))))?;
+    let stream = stream.map_err(|no| Failure::passing(failed(no.reason(&format!(" to {proxy}"), "is it running?"))))?;
     let mut stream = Stream::Plain(stream);
     if proxy.origin.scheme == Scheme::Https {
         stream = connect_tls(&route.tls, stream, &proxy.origin, &|reason| failed(format!("{proxy}: {reason}"))).await?;
@@ -135,13 +138,29 @@ fn is_of_certificate(alert: AlertDescription) -> bool {
     matches!(alert, BadCertificate | CertificateExpired | CertificateRequired | CertificateUnknown | UnknownCA | UnsupportedCertificate)
 }
 
-/// Tries each address in turn, each with an equal share of the time left. A failure is in words.
-async fn connect_tcp(origin: &Origin, deadline: Instant) -> Result<TcpStream, String> {
+/// Why there is no TCP connection.
+enum NoTcp {
+    /// The name has no address that can be found now.
+    Name(String, io::Error),
+    /// No address answers.
+    Answer(io::Error),
+}
+
+impl NoTcp {
+    /// In words: it was to be a connection to `whom`.
+    fn reason(&self, whom: &str, hint: &str) -> String {
+        match self {
+            NoTcp::Name(host, error) => format!("cannot look up {host:?}: {error}; is the name right, and does DNS work here?"),
+            NoTcp::Answer(error) => format!("cannot connect{whom}: {error}; {hint}"),
+        }
+    }
+}
+
+/// Tries each address in turn, each with an equal share of the time left.
+async fn connect_tcp(origin: &Origin, deadline: Instant) -> Result<TcpStream, NoTcp> {
     let host = origin.bare_host();
-    let unknown = |error| format!("cannot look up {host:?}: {error}; is the name right, and does DNS work here?");
-    let addresses = addresses(host, origin.port).await.map_err(unknown)?;
-    let refused = |error| format!("cannot connect: {error}; is the registry running and reachable from here?");
-    connect_to_one(&addresses, deadline).await.map_err(refused)
+    let addresses = addresses(host, origin.port).await.map_err(|error| NoTcp::Name(host.to_owned(), error))?;
+    connect_to_one(&addresses, deadline).await.map_err(NoTcp::Answer)
 }
 
 async fn connect_to_one(addresses: &[SocketAddr], deadline: Instant) -> io::Result<TcpStream> {

@@ -370,7 +370,7 @@ mod tests {
             .iter()
             .map(|endpoint| (endpoint.config.connect_timeout.as_secs(), endpoint.config.first_byte_timeout.as_secs()))
             .collect();
-        assert_eq!(waits, [(5, 15), (7, 15), (10, 30)]);
+        assert_eq!(waits, [(5, 7), (7, 7), (10, 15)]);
     }
 
     /// Claim: without a hosts.toml docker's certificate files count, and files that cannot be used are an error that names them.
