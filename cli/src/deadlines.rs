@@ -6,6 +6,7 @@ use clap::Args;
 use clip_engine::registry::ClientConfig;
 use serde::{Deserialize, Serialize};
 
+use crate::exit::UsageError;
 use crate::values::{parse_rate_min, parse_retries, parse_timeout, size, typed_time};
 
 /// The options of every command that reaches a registry, beside `--read-timeout`. `None`: not asked for.
@@ -15,7 +16,7 @@ pub struct Deadlines {
     /// time for, after waits that double from 0.2s to a twelfth of it, 5s at most]
     #[arg(long, value_name = "N", value_parser = parse_retries)]
     pub retries: Option<u32>,
-    /// For a registry's name and TCP connection [default: a third of --read-timeout, 10s at most]
+    /// For a registry's name and TCP connection; as the next three at most --read-timeout [default: a third of that, 10s at most]
     #[arg(long, value_name = "TIME", value_parser = parse_timeout)]
     pub connect_timeout: Option<Duration>,
     /// For the TLS handshake [default: a third of --read-timeout, 10s at most]
@@ -33,6 +34,24 @@ pub struct Deadlines {
 }
 
 impl Deadlines {
+    /// No step may be waited for longer than a read goes without progress.
+    ///
+    /// # Errors
+    /// A usage error that names the option that is longer than `read_timeout`, and what to type.
+    pub fn check(&self, read_timeout: Duration) -> Result<(), UsageError> {
+        let steps = [
+            ("--connect-timeout", self.connect_timeout),
+            ("--tls-timeout", self.tls_timeout),
+            ("--first-byte-timeout", self.first_byte_timeout),
+            ("--stall-timeout", self.stall_timeout),
+        ];
+        let too_long = steps.into_iter().find_map(|(option, typed)| Some((option, typed.filter(|typed| *typed > read_timeout)?)));
+        too_long.map_or(Ok(()), |(option, typed)| {
+            let (typed, read_timeout) = (typed_time(typed), typed_time(read_timeout));
+            Err(UsageError(format!("{option} {typed}: a read gives up after {read_timeout} without progress; raise --read-timeout, too")))
+        })
+    }
+
     /// `client` gives up after `read_timeout` without progress, and waits within that as was typed. None of its waits is longer.
     pub fn apply(&self, client: &mut ClientConfig, read_timeout: Duration) {
         client.set_patience(read_timeout);
@@ -107,6 +126,15 @@ mod tests {
         };
         assert_eq!(steps(applied(&typed, 30)), [30, 10, 15, 5]);
         assert_eq!(applied(&Deadlines::default(), 30), ClientConfig::default());
+    }
+
+    /// Claim: a step that is longer than a read may wait is refused, with the option and what to do; one as long is not.
+    #[test]
+    fn a_step_longer_than_the_read_is_refused() {
+        let typed = Deadlines { first_byte_timeout: Some(Duration::from_secs(120)), ..Deadlines::default() };
+        assert!(typed.check(Duration::from_secs(120)).is_ok());
+        let UsageError(text) = typed.check(Duration::from_secs(30)).unwrap_err();
+        assert_eq!(text, "--first-byte-timeout 120s: a read gives up after 30s without progress; raise --read-timeout, too");
     }
 
     /// Claim: the number of retries is as skopeo's: 0 is one try, none typed is no limit; what differs is told in words that can be typed.

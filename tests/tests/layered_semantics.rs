@@ -249,28 +249,18 @@ fn bad_layers_are_named_and_leave_nothing() {
     bad_header[148] ^= 1;
     let cut = gzip[..gzip.len() - 200].to_vec();
     let ready = |tag: &str, blob: Vec<u8>| {
-        let mut layer = layout.layer(&good, &Compression::Ready(blob)).unwrap();
-        layer.media_type = if tag == "zstd" { "application/vnd.oci.image.layer.v1.tar+zstd" } else { layer.media_type };
+        let layer = layout.layer(&good, &Compression::Ready(blob)).unwrap();
         layout.image(tag, &[layer.clone()], json!({})).unwrap();
         layer.blob.digest
     };
     let gzipped_bad_header = clip_tests::images::layout::compress(&bad_header, &Compression::ZlibRs(6)).unwrap();
-    let cases = [
-        ("truncated", cut),
-        ("damaged", damaged),
-        ("bad-tar", gzipped_bad_header),
-        ("zstd", gzip.clone()),
-        ("neither", nasty::noise(1, 5000)),
-    ];
+    let cases = [("truncated", cut), ("damaged", damaged), ("bad-tar", gzipped_bad_header), ("neither", nasty::noise(1, 5000))];
     for (tag, blob) in cases {
         let digest = ready(tag, blob);
         let clip = Clip::new();
         let output = clip.path("out.clip");
         let message = clip.fails(&["index", &layout.reference(tag), "-o", output.to_str().unwrap(), "--quiet"]).unwrap();
         assert!(message.contains(&digest), "{tag}: the layer is not named: {message}");
-        if tag == "zstd" {
-            assert!(message.contains("tar+zstd"), "the media type is not named: {message}");
-        }
         let left: Vec<_> = std::fs::read_dir(output.parent().unwrap()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         assert!(!left.iter().any(|name| name.to_string_lossy().contains("clip")), "{tag} left {left:?}");
     }
