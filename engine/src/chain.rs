@@ -123,6 +123,12 @@ impl Chains {
         drop(too_many);
     }
 
+    /// Lets go of every decoder: one of them may have been fed wrong bytes.
+    pub(crate) fn clear(&self) {
+        let forgotten = std::mem::take(&mut self.lock().suspended);
+        drop(forgotten);
+    }
+
     /// Lets go of every decoder that holds memory.
     pub(crate) fn forget(&self) {
         let mut state = self.lock();

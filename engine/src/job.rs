@@ -24,7 +24,7 @@ use crate::{
     claims::{Claims, Delivered, Reached},
     core::{Core, Wrong},
     decode::{DecodeError, Decoder},
-    error::{EngineError, ErrorKind},
+    error::EngineError,
     image_layer::{ImageLayer, Work},
     jobs::Jobs,
     metrics::{Gauge, Weight, count},
@@ -256,15 +256,20 @@ async fn pause() {
 async fn run(job: DecodeJob, core: Arc<Core>, outbox: Arc<Outbox>) {
     let (claims, layer, said, host) = (job.work.claims.clone(), job.course.layer.clone(), job.said.clone(), job.host.clone());
     let (ticket, is_remote) = (job.ticket.clone(), !matches!(layer.source, BlobSource::File { .. }));
-    let may_repeat = is_remote && !job.is_repeated;
-    let Err(error) = decode(job, &core, &outbox).await else { return };
-    if claims.error().is_none() {
-        let is_wrong = error.kind() == ErrorKind::Corrupt;
-        // Before those who wait are told: they ask again.
-        if let Some(host) = host.filter(|_| is_wrong) {
+    let was_resumed = job.work.resumed.is_some();
+    let mut is_last_try = job.is_repeated;
+    let Err(ended) = decode(job, &mut is_last_try, &core, &outbox).await else { return };
+    let (error, is_wrong) = match ended {
+        Ended::Wrong(error) => (error, is_remote),
+        Ended::Failed(error) => (error, false),
+    };
+    if claims.error().is_none() && !core.is_stopping() {
+        // Before those who wait are told: they ask again. What a decoder held already may be another host's.
+        if let Some(host) = host.filter(|_| is_wrong && !was_resumed) {
             host.distrust();
         }
-        if may_repeat && is_wrong {
+        if is_wrong && !is_last_try {
+            layer.chains.clear();
             let (claimed, priority) = (claims.hand_over(), claims.urgency().get());
             return core.fetch_again(&layer, Wrong { claimed, priority, ticket, said }, &error);
         }
@@ -273,7 +278,21 @@ async fn run(job: DecodeJob, core: Arc<Core>, outbox: Arc<Outbox>) {
     drop(claims.fail(error));
 }
 
-async fn decode(job: DecodeJob, core: &Core, outbox: &Outbox) -> Result<(), EngineError> {
+/// Why a job has not brought all.
+enum Ended {
+    /// Its compressed bytes are not those that were indexed.
+    Wrong(EngineError),
+    Failed(EngineError),
+}
+
+impl From<EngineError> for Ended {
+    fn from(error: EngineError) -> Self {
+        Self::Failed(error)
+    }
+}
+
+/// `is_last_try` falls with the first right span: what is wrong after it is another matter.
+async fn decode(job: DecodeJob, is_last_try: &mut bool, core: &Core, outbox: &Outbox) -> Result<(), Ended> {
     let DecodeJob { course, work, input, turn: _turn, room: _room, said: _, ticket: _ticket, host: _, is_repeated: _ } = job;
     let (layer, claims) = (&course.layer, work.claims.clone());
     let not_cached = core.counters.spans_not_cached.load(Ordering::Relaxed);
@@ -288,10 +307,14 @@ async fn decode(job: DecodeJob, core: &Core, outbox: &Outbox) -> Result<(), Engi
         };
         let (bytes, held) = match next_span(layer, &mut source, span, claims.urgency(), core).await? {
             Came::All(bytes, held) => (bytes, held),
-            Came::Some(bytes, filled) => return Err(break_off(layer, &claims, source, (bytes, filled), span, core)),
+            Came::Some(bytes, filled) => {
+                // Where their request failed, that is why; else there are fewer than were indexed.
+                return Err(Ended::Wrong(break_off(layer, &claims, source, (bytes, filled), span, core)));
+            }
         };
         if claims.passed(span) {
-            let verified = verify(layer, span, bytes)?;
+            let verified = verify(layer, span, bytes).map_err(Ended::Wrong)?;
+            *is_last_try = false;
             count(&core.counters.spans_fetched, 1);
             if let Some(delivered) = claims.deliver(span, &verified) {
                 outbox.kept.lock().unwrap_or_else(PoisonError::into_inner).push(Kept { delivered, verified, held });
@@ -417,11 +440,11 @@ enum Came {
 }
 
 /// Decodes the next span.
-async fn next_span(layer: &ImageLayer, source: &mut Source, span: SpanIndex, urgency: &Urgency, core: &Core) -> Result<Came, EngineError> {
+async fn next_span(layer: &ImageLayer, source: &mut Source, span: SpanIndex, urgency: &Urgency, core: &Core) -> Result<Came, Ended> {
     let range = layer.table.stream_range(span);
     let len = range.end - range.start;
     if len > SPAN_LEN_MAX {
-        return Err(layer.store.bad(span, format!("at most {SPAN_LEN_MAX} bytes"), format!("{len} bytes")));
+        return Err(layer.store.bad(span, format!("at most {SPAN_LEN_MAX} bytes"), format!("{len} bytes")).into());
     }
     let held = waited(core.budget.acquire_as(len, urgency), "decoded bytes", layer, core).await?;
     let (mut bytes, mut filled) = match source.begun.take() {
@@ -431,7 +454,7 @@ async fn next_span(layer: &ImageLayer, source: &mut Source, span: SpanIndex, urg
     loop {
         // Before more input is waited for: the decoder may hold output of input that it has used.
         let step = source.step(&mut bytes[filled..]);
-        let written = step.map_err(|error| layer.store.bad(span, "bytes that decompress", error.to_string()))?;
+        let written = step.map_err(|error| Ended::Wrong(layer.store.bad(span, "bytes that decompress", error.to_string())))?;
         filled += written;
         if filled == bytes.len() {
             break;

@@ -90,7 +90,7 @@ impl BlobSource {
             BlobSource::Registry { repository, digest, size } => {
                 client.blob(repository, digest, *size, range).await.map(|reader| SourceReader::Registry(Box::new(reader)))
             }
-            BlobSource::Foreign(blob) => client.foreign_blob(blob, range).await.map(|found| SourceReader::Foreign(Box::new(found))),
+            BlobSource::Foreign(blob) => client.foreign_blob(blob, range).await.map(SourceReader::Foreign),
             BlobSource::File { path, offset, size } => {
                 let outside = || EngineError::Invalid {
                     what: format!("range of the blob at {offset} of {}", path.display()),
@@ -115,7 +115,7 @@ pub enum SourceReader {
     /// Over HTTP.
     Registry(Box<BlobReader>),
     /// Over HTTP, from a registry or a URL.
-    Foreign(Box<FoundBlob>),
+    Foreign(FoundBlob),
     /// By pread.
     File {
         /// The open file.

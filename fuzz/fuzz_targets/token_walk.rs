@@ -36,10 +36,12 @@ fn walk(bit_offset: u8, bytes: &[u8], chunk: usize, look: usize) -> (Result<bool
     let (mut walk, mut found) = (TokenWalk::new(), Found::default());
     let rest = if bit_offset > 0 { bytes.get(1..).unwrap_or_default() } else { bytes };
     walk.start(bit_offset, bytes.first().copied().unwrap_or_default(), look);
+    let mut looked_at = look;
     let fed = rest.chunks(chunk).try_for_each(|piece| {
         walk.feed(piece, &mut found)?;
-        while walk.is_done() && !walk.has_ended() && walk.output() < OUTPUT_BYTES {
-            walk.go_on((walk.output() + look).min(OUTPUT_BYTES), &mut found)?;
+        while walk.is_done() && !walk.has_ended() && looked_at < OUTPUT_BYTES {
+            looked_at = (looked_at + look).min(OUTPUT_BYTES);
+            walk.go_on(looked_at, &mut found)?;
         }
         Ok(())
     });

@@ -131,9 +131,13 @@ fn work(order: &[&LayerInput], next: &AtomicUsize, settings: &LayerSettings<'_>,
 fn index_right(input: &LayerInput, settings: &LayerSettings<'_>) -> Result<Option<LayerOutput>, IndexError> {
     let mut tried = 0;
     loop {
-        let result = index_layer(input, &LayerSettings { cancel: &settings.cancel.within(), ..*settings });
+        let cancel = settings.cancel.within();
+        let result = index_layer(input, &LayerSettings { cancel: &cancel, ..*settings });
         let Err(error @ IndexError::Layer { .. }) = &result else { return result };
-        settings.cancel.distrust_host_of(&input.digest);
+        if cancel.is_right() {
+            return result;
+        }
+        cancel.distrust_hosts();
         tried += 1;
         let is_local = matches!(input.blob, BlobSource::File { .. });
         let may_help = tried == 1 || (tried < TRIES_MAX && input.blob.has_untried_host(settings.client));

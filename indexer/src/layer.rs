@@ -168,6 +168,7 @@ pub(crate) fn index_layer(input: &LayerInput, settings: &LayerSettings<'_>) -> R
         return fetched.result.map(|_| None).map_err(IndexError::from);
     };
     check_digest(input, "the blob", input.digest, blob_hash.result)?;
+    settings.cancel.note_right();
     if let Some(digest) = stream.digest {
         let what = match decoded.codec {
             // Source: skopeo 1.9.3 with --dest-compress-format zstd:chunked, whose layers lack the zeros at the end.

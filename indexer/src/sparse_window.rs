@@ -18,6 +18,8 @@ use token_walk::{Matches, TokenWalk};
 /// Shape: about 30 KiB; `start` keeps the allocations.
 pub(crate) struct WindowProbe {
     walk: TokenWalk,
+    /// Output bytes that are looked at: every match that begins before is known once the walk is there, whatever pieces the input came in.
+    looked_at: usize,
     used: UsedPlaces,
 }
 
@@ -37,13 +39,14 @@ struct UsedPlaces {
 impl WindowProbe {
     /// One that must be started.
     pub(crate) fn new() -> Self {
-        Self { walk: TokenWalk::new(), used: UsedPlaces::none() }
+        Self { walk: TokenWalk::new(), looked_at: 0, used: UsedPlaces::none() }
     }
 
     /// Begins at a checkpoint, and looks at `bytes` bytes of output; `bit_offset` and `first_byte` as
     /// [`clip_engine::inflate::Inflate::raw`] takes them.
     pub(crate) fn start(&mut self, bit_offset: u8, first_byte: u8, bytes: usize) {
-        self.walk.start(bit_offset, first_byte, bytes.min(WINDOW_BYTES));
+        self.looked_at = bytes.min(WINDOW_BYTES);
+        self.walk.start(bit_offset, first_byte, self.looked_at);
         self.used.words.fill(0);
     }
 
@@ -52,9 +55,9 @@ impl WindowProbe {
         self.walk.is_done()
     }
 
-    /// True when nothing after it can refer to the window.
+    /// True when it is done and nothing after it can refer to the window.
     pub(crate) fn knows_all(&self) -> bool {
-        self.walk.has_ended() || self.walk.output() >= WINDOW_BYTES
+        self.walk.has_ended() || (self.looked_at >= WINDOW_BYTES && self.walk.is_done())
     }
 
     /// Looks at `bytes` bytes of output more.
@@ -62,7 +65,8 @@ impl WindowProbe {
     /// # Errors
     /// As `feed`.
     pub(crate) fn look_on(&mut self, bytes: usize) -> Result<(), InflateError> {
-        self.walk.go_on((self.walk.output() + bytes).min(WINDOW_BYTES), &mut self.used)
+        self.looked_at = (self.looked_at + bytes).min(WINDOW_BYTES);
+        self.walk.go_on(self.looked_at, &mut self.used)
     }
 
     /// Takes the next compressed bytes after the checkpoint, all of them.

@@ -255,7 +255,11 @@ fn remove_image(dir: &Path) -> Result<(), EngineError> {
 /// directory, so that the next open expands the image again.
 fn check_in_background(dir: PathBuf, header: Header, damage: Damage, background: &Background) {
     background.run("clip-check", move || {
-        if let Err(error) = check_files(&dir, &header) {
+        let checked = check_files(&dir, &header);
+        let is_gone =
+            |error: &EngineError| matches!(error, EngineError::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound);
+        // What is gone was taken away, and is in memory still.
+        if let Err(error) = checked.or_else(|error| if is_gone(&error) { Ok(()) } else { Err(error) }) {
             tracing::error!(%error, "an expanded image is damaged; its reads fail from now on: unmount it and mount it again");
             let _ = damage.set(error);
             let _ = remove_image(&dir);
@@ -263,11 +267,11 @@ fn check_in_background(dir: PathBuf, header: Header, damage: Damage, background:
     });
 }
 
-/// Every file of `dir` hashes to what the header says. A file that cannot be read (it may be gone already) is no damage.
+/// Every file of `dir` hashes to what the header says.
 fn check_files(dir: &Path, header: &Header) -> Result<(), EngineError> {
     for (name, section) in sections(header) {
         let path = dir.join(name);
-        let Ok(found) = hash_file(&path) else { continue };
+        let found = hash_file(&path).map_err(|error| EngineError::io("read", &path, error))?;
         compare_hash(name, &found, section).map_err(|source| format_error(&path, source))?;
     }
     Ok(())

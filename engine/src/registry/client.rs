@@ -203,7 +203,10 @@ impl Client {
         loop {
             let site = asking.site().await?;
             match self.try_manifest(&site, &get, asking.left()).await {
-                Ok(manifest) => return Ok(asking.answered(&site, manifest)),
+                Ok(manifest) => {
+                    asking.answered(&site);
+                    return Ok(manifest);
+                }
                 Err(failure) => asking.failed(&site, failure),
             }
         }
@@ -247,7 +250,10 @@ impl Client {
         loop {
             let site = asking.site().await?;
             match self.try_blob_bytes(&site, &get, digest, len_max, asking.left()).await {
-                Ok(bytes) => return Ok(asking.answered(&site, bytes)),
+                Ok(bytes) => {
+                    asking.answered(&site);
+                    return Ok(bytes);
+                }
                 Err(failure) => asking.failed(&site, failure),
             }
         }
@@ -294,7 +300,10 @@ impl Client {
         loop {
             let site = asking.site().await?;
             match self.try_ping(&site, &get).await {
-                Ok(()) => return Ok(asking.answered(&site, ())),
+                Ok(()) => {
+                    asking.answered(&site);
+                    return Ok(());
+                }
                 Err(failure) => asking.failed(&site, failure),
             }
         }
@@ -376,9 +385,8 @@ impl<'a> Asking<'a> {
         self.tries.left()
     }
 
-    fn answered<T>(&self, site: &Site, value: T) -> T {
+    fn answered(&self, site: &Site) {
         self.round.answered(site);
-        value
     }
 
     fn failed(&mut self, site: &Site, failure: Failure) {

@@ -108,9 +108,9 @@ impl ForeignBlob {
 /// The bytes of a range of a blob, from where it was found.
 pub enum FoundBlob {
     /// At its registry.
-    Registry(BlobReader),
+    Registry(Box<BlobReader>),
     /// At a URL.
-    Url(UrlReader),
+    Url(Box<UrlReader>),
 }
 
 impl FoundBlob {
@@ -164,12 +164,12 @@ impl Client {
     async fn open_at(&self, blob: &ForeignBlob, place: usize, range: Range<u64>) -> Result<FoundBlob, EngineError> {
         let Some(at) = place.checked_sub(1) else {
             let repository = blob.repository.as_ref().ok_or_else(|| blob.nowhere(&[]))?;
-            return self.blob(repository, &blob.digest, blob.size, range).await.map(FoundBlob::Registry);
+            return self.blob(repository, &blob.digest, blob.size, range).await.map(|reader| FoundBlob::Registry(Box::new(reader)));
         };
         let url = &blob.urls[at];
         let opening = UrlReader::open(self.clone(), blob, Location::parse(url.as_str())?, range);
         let late = |_| EngineError::Deadline { what: format!("GET {url}"), waited: URL_TIME_MAX };
-        timeout(URL_TIME_MAX, opening).await.map_err(late)?.map(FoundBlob::Url)
+        timeout(URL_TIME_MAX, opening).await.map_err(late)?.map(|reader| FoundBlob::Url(Box::new(reader)))
     }
 
     /// An answer of `url`, redirects followed. A redirect leads from TLS to plain HTTP on this machine only.

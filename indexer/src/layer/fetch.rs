@@ -1,21 +1,25 @@
 //! A blob's bytes, from wherever it is, into two bounded channels.
 
-use bytes::Bytes;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{
+    Arc, Mutex, PoisonError,
+    atomic::{AtomicBool, Ordering},
+};
 
+use bytes::Bytes;
 use clip_engine::{
     error::EngineError,
     registry::{Client, Sender as Host},
     source::{BlobSource, SourceReader},
 };
-use clip_format::digest::Digest;
 use crossbeam::channel::Sender;
 use tokio::{runtime, sync::watch};
 
 /// Tells every fetch of an image to stop, wherever it waits; and remembers who sent which blob, where others could be asked instead.
 pub(crate) struct Cancel {
     stopped: watch::Sender<bool>,
-    hosts: Arc<Mutex<Vec<Arc<Host>>>>,
+    hosts: Mutex<Vec<Arc<Host>>>,
+    /// The blob's digest has agreed: whatever fails, its bytes do not.
+    is_right: AtomicBool,
     /// What stops it, too.
     outer: Option<watch::Sender<bool>>,
 }
@@ -23,12 +27,12 @@ pub(crate) struct Cancel {
 impl Cancel {
     /// Nothing is stopped yet.
     pub(crate) fn new() -> Self {
-        Self { stopped: watch::Sender::new(false), hosts: Arc::default(), outer: None }
+        Self { stopped: watch::Sender::new(false), hosts: Mutex::default(), is_right: AtomicBool::new(false), outer: None }
     }
 
-    /// One that can be stopped alone, and is when this one is.
+    /// One for a single try of a layer, which can be stopped alone, and is when this one is.
     pub(crate) fn within(&self) -> Self {
-        Self { stopped: watch::Sender::new(false), hosts: Arc::clone(&self.hosts), outer: Some(self.stopped.clone()) }
+        Self { outer: Some(self.stopped.clone()), ..Self::new() }
     }
 
     /// Every fetch under way ends, and none begins.
@@ -40,10 +44,19 @@ impl Cancel {
         self.hosts.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(host));
     }
 
-    /// The bytes of `blob` were wrong: who sent them is asked last from now on, where there is anybody else.
-    pub(crate) fn distrust_host_of(&self, blob: &Digest) {
-        let hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
-        hosts.iter().filter(|host| host.blob() == blob).for_each(|host| host.distrust());
+    /// The bytes were wrong: who sent them is asked last from now on, where there is anybody else.
+    pub(crate) fn distrust_hosts(&self) {
+        self.hosts.lock().unwrap_or_else(PoisonError::into_inner).iter().for_each(|host| host.distrust());
+    }
+
+    /// The blob's digest has agreed.
+    pub(super) fn note_right(&self) {
+        self.is_right.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it has.
+    pub(crate) fn is_right(&self) -> bool {
+        self.is_right.load(Ordering::Relaxed)
     }
 
     /// True once `stop` was called.

@@ -152,11 +152,6 @@ impl TokenWalk {
         self.place == Place::Done
     }
 
-    /// Output bytes so far; a match or a stored block may have gone past those that were wanted.
-    pub(super) fn output(&self) -> usize {
-        self.output
-    }
-
     /// Takes the next compressed bytes. What is not needed is kept for [`Self::go_on`].
     ///
     /// # Errors
