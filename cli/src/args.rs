@@ -50,6 +50,8 @@ Exit codes:
 Environment:
   CLIP_LOG         log level or filter: error, warn (default), info, debug, clip_engine=debug
   CLIP_CACHE_DIR   as --cache-dir
+  SSL_CERT_FILE, SSL_CERT_DIR            certificate authorities instead of the system's
+  HTTP_PROXY, HTTPS_PROXY, NO_PROXY      proxies, as curl and containerd read them; of a mount those of its owner
 
 Credentials are looked for in this order when a registry wants some: --no-creds, --creds or --authfile; then in
   CLIP_REGISTRY_USER_<HOST>, CLIP_REGISTRY_PASS_<HOST>

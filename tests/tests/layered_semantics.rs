@@ -250,7 +250,7 @@ fn bad_layers_are_named_and_leave_nothing() {
     let cut = gzip[..gzip.len() - 200].to_vec();
     let ready = |tag: &str, blob: Vec<u8>| {
         let layer = layout.layer(&good, &Compression::Ready(blob)).unwrap();
-        layout.image(tag, &[layer.clone()], json!({})).unwrap();
+        layout.image(tag, std::slice::from_ref(&layer), json!({})).unwrap();
         layer.blob.digest
     };
     let gzipped_bad_header = clip_tests::images::layout::compress(&bad_header, &Compression::ZlibRs(6)).unwrap();
