@@ -15,6 +15,7 @@ use crate::{
     buffers::Buffer,
     claims::{Claims, Reached},
     decode::Decoder,
+    image_layer::ImageLayer,
     quota::Held,
     source::BlobSource,
 };
@@ -58,6 +59,8 @@ pub(crate) enum Found {
     Job(Arc<Claims>),
     /// Nobody decodes them: the caller does, in this job, with the decoder that stands nearest before them.
     Standing(Arc<Claims>, Option<Box<Suspended>>),
+    /// Jobs that have passed them meanwhile have taken all of them.
+    Nothing,
 }
 
 /// Every chain of one layer, as one index has it.
@@ -73,14 +76,14 @@ struct State {
 }
 
 impl Chains {
-    /// Who wants `wanted` (ascending, claimed by the caller, behind `entry`) from `source`: goes along with a job, or is given a decoder, of which
-    /// `start` makes a job.
+    /// Who wants `wanted` (ascending, claimed by the caller, behind `entry`) in `layer`: goes along with a job, or is given a decoder, of which
+    /// `start` makes a job for those that nobody has taken.
     pub(crate) fn find(
         &self,
         entry: SpanIndex,
         wanted: &[SpanIndex],
-        source: &BlobSource,
-        start: impl FnOnce(Option<&Suspended>) -> Arc<Claims>,
+        layer: &ImageLayer,
+        start: impl FnOnce(&[SpanIndex], Option<&Suspended>) -> Arc<Claims>,
     ) -> Found {
         // Dropped after the lock: the last holder of claims may call back.
         let jobs: Vec<Arc<Claims>>;
@@ -90,8 +93,10 @@ impl Chains {
         if let Some(claims) = jobs.iter().find(|claims| claims.extend(wanted)) {
             return Found::Job(claims.clone());
         }
-        let suspended = state.resume(entry, wanted[0], source);
-        let claims = start(suspended.as_ref());
+        let wanted = layer.store.untaken(wanted);
+        let Some(&first) = wanted.first() else { return Found::Nothing };
+        let suspended = state.resume(entry, first, &layer.source);
+        let claims = start(&wanted, suspended.as_ref());
         state.running.push((entry, Arc::downgrade(&claims)));
         Found::Standing(claims, suspended.map(Box::new))
     }
@@ -192,6 +197,7 @@ mod tests {
     };
 
     use super::*;
+    use crate::{buffers::Buffers, layer::LayerStore, plan::Wanted, priority::Priority, tend::Tended};
 
     /// A zstd layer of `mib` spans of 1 MiB, of which `entries` are entries.
     fn table(mib: u64, entries: &[u64]) -> SpanTable {
@@ -206,6 +212,45 @@ mod tests {
         let info = LayerInfo { digest, diff_id: digest, media_type: String::new(), compressed_size: mib, stream_size: mib << 20, codec };
         let bytes = Checkpoints::encode(&[(0..mib).map(span).collect()]).unwrap();
         Checkpoints::open(Arc::new(bytes), &[info], 0).unwrap().layers()[0].clone()
+    }
+
+    /// A layer that is one chain of ten spans.
+    fn layer(dir: &std::path::Path) -> Arc<ImageLayer> {
+        let table = table(10, &[0]);
+        let tended = Tended::start(Buffers::new(0));
+        let store = LayerStore::open(dir.join("layer"), Digest::Sha256([1; 32]), &table, 1, Arc::default(), &tended).unwrap();
+        let source = BlobSource::File { path: dir.join("blob"), offset: 0, size: 10 };
+        Arc::new(ImageLayer::new(Arc::new(store), table, source, Arc::new(Vec::new())))
+    }
+
+    /// Claim: a span that is claimed while a job comes to it is that job's when it passes, and its claimant starts nothing for it, but goes along
+    /// for what is left, behind it; of two who look at one span, exactly one answers for it.
+    #[test]
+    fn a_job_takes_what_it_passes() {
+        let dir = tempfile::tempdir().unwrap();
+        let layer = layer(dir.path());
+        let work = |wanted: &[u32]| {
+            let wanted = wanted.iter().copied().map(SpanIndex).collect();
+            layer.work(Wanted { entry: SpanIndex(0), wanted }, Priority::Demand).map(|work| work.claims)
+        };
+        // Claimed by readers that have not come to a job.
+        assert!([2, 3, 5, 7].into_iter().all(|span| layer.store.claim(SpanIndex(span))));
+        let job = work(&[5]).unwrap();
+        assert_eq!(job.open(), [5, 0, 1, 4].map(SpanIndex));
+        assert!((0..=2).all(|span| job.passed(SpanIndex(span))) && job.holds(SpanIndex(2)));
+        assert!(work(&[2]).is_none() && job.next_span() == Some(SpanIndex(3)));
+        assert!(job.passed(SpanIndex(3)));
+        assert!(work(&[3, 7]).is_none(), "the job is past one of them and comes to the other");
+        assert_eq!((job.holds(SpanIndex(7)), job.last()), (true, SpanIndex(7)));
+        assert!(job.passed(SpanIndex(4)) && !layer.store.take(SpanIndex(4)));
+        // Wrong bytes came: what is open is anybody's again.
+        let left = job.hand_over();
+        assert!(left.len() == 8 && layer.store.untaken(&left) == left);
+        let other = work(&[2, 3]).unwrap();
+        assert_eq!(other.open(), [2, 3].map(SpanIndex));
+        assert!(other.passed(SpanIndex(0)) && work(&[0]).is_none());
+        drop((job, other));
+        assert!(layer.store.claim(SpanIndex(0)) && !layer.store.claim(SpanIndex(1)), "what a job has taken fails with it, and no more");
     }
 
     /// Claim: a long chain goes on by 32 MiB or as far as it has come, and to its end where little would be left; a short one, or one that

@@ -1,4 +1,8 @@
 //! The spans that one decode job has claimed, how far it is, and what happens to them whatever becomes of it.
+//!
+//! A reader claims a span first and looks for a job then. A job that passes the span between these two takes it, so that the reader need not
+//! begin again for it. Both look at it under the lock of the job's course: the job takes the reader's span, or the reader's find says
+//! that the job can have it no more, never neither.
 
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -13,7 +17,7 @@ use crate::{
     span::VerifiedSpan,
 };
 
-/// The spans that one decode job has claimed. Whatever is still open when the last holder lets go fails: no claim is ever lost.
+/// The spans that one decode job has taken. Whatever is still open when the last holder lets go fails: no claim is ever lost.
 pub(crate) struct Claims {
     layer: Arc<ImageLayer>,
     urgency: Arc<Urgency>,
@@ -23,7 +27,7 @@ pub(crate) struct Claims {
 
 /// How far a decode job is and has to go.
 struct Course {
-    /// Claimed, not yet delivered.
+    /// Taken by this job, not yet delivered.
     open: Vec<SpanIndex>,
     /// The span that comes out next, or is coming out.
     next: SpanIndex,
@@ -34,10 +38,10 @@ struct Course {
 }
 
 impl Claims {
-    /// The claims of a job that decodes from span `from` on: `wanted`, which the caller has claimed, and what is absent on the way.
-    pub(crate) fn new(layer: Arc<ImageLayer>, from: SpanIndex, wanted: Vec<SpanIndex>, priority: Priority) -> Self {
+    /// The claims of a job that decodes from span `from` on: `wanted`, where nobody has taken it, and what is absent on the way.
+    pub(crate) fn new(layer: Arc<ImageLayer>, from: SpanIndex, wanted: &[SpanIndex], priority: Priority) -> Self {
         let mut course = Course { open: Vec::new(), next: from, last: from, ended: false };
-        course.add(&layer.store, &wanted);
+        course.add(&layer.store, wanted);
         Self { layer, urgency: Arc::new(Urgency::new(priority)), course: Mutex::new(course), error: OnceLock::new() }
     }
 
@@ -56,14 +60,21 @@ impl Claims {
         self.lock().open.clone()
     }
 
-    /// Takes `wanted` along, which the caller has claimed. False when the job is past them or has ended.
+    /// Takes along what nobody has taken of `wanted`, which the caller has claimed. False when the job is past one of those, or has
+    /// ended, or nothing is left.
     pub(crate) fn extend(&self, wanted: &[SpanIndex]) -> bool {
         let mut course = self.lock();
-        let possible = !course.ended && course.next <= wanted[0];
+        let wanted = self.layer.store.untaken(wanted);
+        let possible = wanted.first().is_some_and(|&first| !course.ended && course.next <= first);
         if possible {
-            course.add(&self.layer.store, wanted);
+            course.add(&self.layer.store, &wanted);
         }
         possible
+    }
+
+    /// The last span that is wanted so far.
+    pub(crate) fn last(&self) -> SpanIndex {
+        self.lock().last
     }
 
     /// The span to decode now; `None` once all that is wanted has come out, until more is, or the job has ended.
@@ -99,10 +110,13 @@ impl Claims {
         self.lock().ended = true;
     }
 
-    /// `span` has come out; whether anybody wants it.
+    /// `span` has come out; whether anybody wants it. A reader that has claimed it and not come to any job yet has it from this one.
     pub(crate) fn passed(&self, span: SpanIndex) -> bool {
         let mut course = self.lock();
         course.next = SpanIndex(span.get() + 1);
+        if !course.open.contains(&span) && self.layer.store.take(span) {
+            course.open.push(span);
+        }
         course.open.contains(&span)
     }
 
@@ -130,11 +144,13 @@ impl Claims {
         Failed { layer: self.layer.clone(), error, waiters }
     }
 
-    /// Ends the job for what is open, which is the caller's claim from now on: those who wait for it wait on.
+    /// Ends the job for what is open, which the caller has to find a job for: those who wait for it wait on.
     pub(crate) fn hand_over(&self) -> Vec<SpanIndex> {
         let mut course = self.lock();
         course.ended = true;
         let mut open = std::mem::take(&mut course.open);
+        drop(course);
+        open.iter().for_each(|&span| self.layer.store.let_go(span));
         open.sort_unstable();
         open
     }
@@ -155,17 +171,17 @@ impl Claims {
 }
 
 impl Course {
-    /// Adds `wanted` (ascending, claimed) and claims what is absent before its last.
+    /// Takes what nobody has taken of `wanted` (ascending, claimed) and claims what is absent before its last.
     fn add(&mut self, store: &LayerStore, wanted: &[SpanIndex]) {
-        self.open.extend(wanted);
-        self.last = self.last.max(wanted[wanted.len() - 1]);
+        self.open.extend(wanted.iter().copied().filter(|&span| store.take(span)));
+        self.last = wanted.last().copied().unwrap_or(self.last).max(self.last);
         let on_the_way = (self.next.get()..self.last.get()).map(SpanIndex);
-        self.open.extend(on_the_way.filter(|&span| store.claim_ahead(span)));
+        self.open.extend(on_the_way.filter(|&span| store.claim_ahead(span) && store.take(span)));
     }
 
     /// Claims what is absent from the next span through `ahead`.
     fn add_ahead(&mut self, store: &LayerStore, ahead: SpanIndex) {
-        let absent = (self.next.get()..=ahead.get()).map(SpanIndex).filter(|&span| store.claim_ahead(span));
+        let absent = (self.next.get()..=ahead.get()).map(SpanIndex).filter(|&span| store.claim_ahead(span) && store.take(span));
         let before = self.open.len();
         self.open.extend(absent);
         self.last = self.open[before..].last().copied().unwrap_or(self.last);

@@ -46,16 +46,16 @@ impl ImageLayer {
         Self { store, table, source, windows, chains }
     }
 
-    /// How `wanted`, whose spans are claimed, is decoded; `None` when a job that is under way takes them along. Absent spans on the way
-    /// there are claimed too: they come out anyway.
+    /// How `wanted`, whose spans are claimed, is decoded; `None` when a job that is under way takes them along, or jobs have passed them since
+    /// they were claimed and have taken them. Absent spans on the way there are claimed too: they come out anyway.
     pub(crate) fn work(self: &Arc<Self>, wanted: Wanted, priority: Priority) -> Option<Work> {
-        let (entry, last) = (wanted.entry, wanted.last());
-        let start = |resumed: Option<&Suspended>| {
+        let Wanted { entry, wanted } = wanted;
+        let start = |wanted: &[SpanIndex], resumed: Option<&Suspended>| {
             let from = resumed.map_or(entry, |resumed| resumed.next);
-            Arc::new(Claims::new(self.clone(), from, wanted.wanted.clone(), priority))
+            Arc::new(Claims::new(self.clone(), from, wanted, priority))
         };
         let (claims, resumed) = if self.is_chain(entry) {
-            match self.chains.find(entry, &wanted.wanted, &self.source, start) {
+            match self.chains.find(entry, &wanted, self, start) {
                 Found::Job(claims) => {
                     if priority == Priority::Demand {
                         claims.urgency().raise();
@@ -63,13 +63,18 @@ impl ImageLayer {
                     return None;
                 }
                 Found::Standing(claims, resumed) => (claims, resumed),
+                Found::Nothing => return None,
             }
         } else {
-            (start(None), None)
+            let wanted = self.store.untaken(&wanted);
+            if wanted.is_empty() {
+                return None;
+            }
+            (start(&wanted, None), None)
         };
         let from = resumed.as_ref().map_or(entry, |resumed| resumed.next);
         let at = resumed.as_ref().map_or_else(|| self.table.compressed_range(entry).start, |resumed| resumed.position);
-        Some(Work { group: Group::new(&self.table, entry, from, at, last), entry, claims, resumed })
+        Some(Work { group: Group::new(&self.table, entry, from, at, claims.last()), entry, claims, resumed })
     }
 
     /// Whether chained spans follow `entry`: only a chain can be gone on with.

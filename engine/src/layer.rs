@@ -82,9 +82,13 @@ pub(crate) struct LayerStore {
 }
 
 /// A span in flight: who waits, then its bytes until they are on disk.
+///
+/// Invariant: from when a job has taken it until that job lets go of it, nobody else ends its flight.
 #[derive(Default)]
 struct InFlight {
     waiters: Vec<Arc<PendingRead>>,
+    /// A job answers for it; else the first that takes it will, be that its claimant's or one that passes it before.
+    is_taken: bool,
     verified: Option<VerifiedSpan>,
 }
 
@@ -209,7 +213,7 @@ impl LayerStore {
         if !self.states.change(span, SpanState::Absent, SpanState::InFlight) {
             return None;
         }
-        in_flight.insert(span, InFlight { waiters: vec![read.clone()], verified: None });
+        in_flight.insert(span, InFlight { waiters: vec![read.clone()], ..InFlight::default() });
         Some(Obtained::Claimed)
     }
 
@@ -231,6 +235,26 @@ impl LayerStore {
             count(&self.counters.spans_prefetched, 1);
         }
         claimed
+    }
+
+    /// Makes `span`, which somebody has claimed, the caller's to bring or to fail. False when it is another's already, or in flight no more:
+    /// then its claimant has nothing left to do for it.
+    pub(crate) fn take(&self, span: SpanIndex) -> bool {
+        self.lock().get_mut(&span).is_some_and(|entry| !std::mem::replace(&mut entry.is_taken, true))
+    }
+
+    /// Gives `span`, which the caller has taken and not brought, to whoever takes it next.
+    pub(crate) fn let_go(&self, span: SpanIndex) {
+        if let Some(entry) = self.lock().get_mut(&span) {
+            entry.is_taken = false;
+        }
+    }
+
+    /// Those of `spans` that are claimed and that no job has taken.
+    pub(crate) fn untaken(&self, spans: &[SpanIndex]) -> Vec<SpanIndex> {
+        let in_flight = self.lock();
+        let is_untaken = |span: &SpanIndex| in_flight.get(span).is_some_and(|entry| !entry.is_taken);
+        spans.iter().copied().filter(is_untaken).collect()
     }
 
     /// Those of `spans` that readers wait for.

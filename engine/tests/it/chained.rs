@@ -31,7 +31,7 @@ fn chained_spans_are_right_in_any_order() {
     });
 }
 
-/// Claim: readers spread over a chain, all at once, get the right bytes, and the chain is not decoded once for each of them.
+/// Claim: readers spread over a chain, all at once, get the right bytes, and the chain is decoded once for all of them.
 #[test]
 fn many_readers_share_a_chain() {
     each_disk_io(|disk_io| {
@@ -51,8 +51,7 @@ fn many_readers_share_a_chain() {
             }
         });
         let (decoded, len) = (engine.stats().bytes_decoded, stream.len() as u64);
-        // One that is stopped between its claim and its request may begin again.
-        assert!(decoded < 2 * len, "{decoded} of {len}");
+        assert!(decoded <= len, "{decoded} of {len}");
     });
 }
 
