@@ -139,10 +139,8 @@ impl Core {
         if let Some(unsaid) = self.repeats.next() {
             tracing::info!(layer = %layer.store.digest, %error, unsaid, "wrong bytes came; they are fetched once more over a new connection");
         }
-        match &layer.source {
-            BlobSource::Registry { repository, digest, .. } => self.client.forget_target(repository, digest),
-            BlobSource::Foreign(blob) => blob.distrust(),
-            BlobSource::File { .. } => {}
+        if let BlobSource::Registry { repository, digest, .. } = &layer.source {
+            self.client.forget_target(repository, digest);
         }
         let flows = self.flows(layer, wrong.claimed.clone(), self.limits(layer), wrong.priority);
         if wrong.priority.is_background() {

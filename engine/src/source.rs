@@ -64,12 +64,13 @@ impl BlobSource {
         }
     }
 
-    /// Whether a registry's other host can be asked, after wrong bytes.
+    /// Whether somebody else can be asked after wrong bytes: a registry's other host, or another place of a foreign layer.
     #[must_use]
     pub fn has_untried_host(&self, client: &Client) -> bool {
         match self {
             BlobSource::Registry { repository, digest, .. } => client.has_untried_host(repository, digest),
-            BlobSource::Foreign(_) | BlobSource::File { .. } => false,
+            BlobSource::Foreign(blob) => blob.has_untried_place(),
+            BlobSource::File { .. } => false,
         }
     }
 
