@@ -132,7 +132,7 @@ impl Client {
         authorization: Option<&HeaderValue>,
     ) -> Result<Option<Exchange>, Failure> {
         let may_be_hidden = authorization.is_none() && matches!(exchange.status(), StatusCode::FORBIDDEN | StatusCode::NOT_FOUND);
-        if !may_be_hidden || !self.shared.auth.has_credentials(&site.reference).await {
+        if !may_be_hidden || !self.shared.auth.has_credentials(&site.transport, &site.reference).await {
             return Ok(None);
         }
         let url = site.endpoint.location("/")?;
