@@ -141,7 +141,9 @@ impl Core {
         }
         match &layer.source {
             BlobSource::Registry { repository, digest, .. } => self.client.forget_target(repository, digest),
-            BlobSource::Foreign(blob) => blob.distrust(),
+            BlobSource::Foreign(blob) => {
+                drop(blob.repository().map(|repository| self.client.forget_target(repository, &layer.store.digest)))
+            }
             BlobSource::File { .. } => {}
         }
         let flows = self.flows(layer, wrong.claimed.clone(), self.limits(layer), wrong.priority);

@@ -2,8 +2,8 @@
 //!
 //! From the outside in: [`client`] has the requests that clip makes and [`blob`] resumes a body; `hosts` says which hosts are asked for
 //! them; `fetch` is one try of one of them at one host with credentials (`auth`) and redirects (`redirect`); `foreign` asks URLs outside
-//! for what a registry has not; `retry` says what is tried again, `headway` which body still moves, and `pace` which is a straggler;
-//! `exchange` is one request and answer over a connection of `pool`; `connect` opens those along a `route`: TLS (`tls`) and proxies (`proxy`).
+//! for what a registry has not; `part` says which bytes of an answer are the range asked for; `retry` what is tried again, `headway` which body still moves, and `pace` which is a straggler;
+//! `exchange` is one request and answer over a connection of `pool`; `connect` opens those along a `route`: addresses (`lookup`), TLS (`tls`) and proxies (`proxy`).
 
 mod auth;
 pub mod blob;
@@ -15,7 +15,9 @@ pub mod foreign;
 mod headway;
 mod hosts;
 mod location;
+mod lookup;
 mod pace;
+mod part;
 mod pool;
 mod proxy;
 mod redirect;

@@ -64,12 +64,13 @@ impl BlobSource {
         }
     }
 
-    /// Whether a registry's other host can be asked, after wrong bytes.
+    /// Whether somebody else can be asked after wrong bytes: a registry's other host, or another place of a foreign layer.
     #[must_use]
     pub fn has_untried_host(&self, client: &Client) -> bool {
         match self {
             BlobSource::Registry { repository, digest, .. } => client.has_untried_host(repository, digest),
-            BlobSource::Foreign(_) | BlobSource::File { .. } => false,
+            BlobSource::Foreign(blob) => blob.has_untried_place(),
+            BlobSource::File { .. } => false,
         }
     }
 
@@ -90,7 +91,7 @@ impl BlobSource {
             BlobSource::Registry { repository, digest, size } => {
                 client.blob(repository, digest, *size, range).await.map(|reader| SourceReader::Registry(Box::new(reader)))
             }
-            BlobSource::Foreign(blob) => client.foreign_blob(blob, range).await.map(SourceReader::Foreign),
+            BlobSource::Foreign(blob) => client.foreign_blob(blob, range).await.map(|found| SourceReader::Foreign(Box::new(found))),
             BlobSource::File { path, offset, size } => {
                 let outside = || EngineError::Invalid {
                     what: format!("range of the blob at {offset} of {}", path.display()),
@@ -115,7 +116,7 @@ pub enum SourceReader {
     /// Over HTTP.
     Registry(Box<BlobReader>),
     /// Over HTTP, from a registry or a URL.
-    Foreign(FoundBlob),
+    Foreign(Box<FoundBlob>),
     /// By pread.
     File {
         /// The open file.

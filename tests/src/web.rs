@@ -8,6 +8,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread,
+    time::Duration,
 };
 
 use anyhow::Result;
@@ -44,6 +45,8 @@ pub enum Answer {
     Whole(Arc<Vec<u8>>),
     /// As `Bytes`, but the connection closes after so many of them.
     Cut(Arc<Vec<u8>>, usize),
+    /// As `Bytes`, but after so many of them there is a byte every 50 ms.
+    Trickle(Arc<Vec<u8>>, usize),
     /// 302 to this address.
     Redirect(String),
     /// A status, header lines (each with its line end) and no body.
@@ -123,6 +126,13 @@ fn serve(stream: TcpStream, handler: &Handler, heads: &Mutex<Vec<Head>>) -> Resu
                 stream.write_all(&bytes)?;
             }
             Answer::Bytes(bytes) => write_range(&mut stream, &head, &bytes, usize::MAX)?,
+            Answer::Trickle(bytes, after) => {
+                write_range(&mut stream, &head, &bytes, after)?;
+                // Ends when the client closes the connection.
+                while stream.write_all(b"x").is_ok() {
+                    thread::sleep(Duration::from_millis(50));
+                }
+            }
             Answer::Cut(bytes, after) => return write_range(&mut stream, &head, &bytes, after),
         }
     }

@@ -2,7 +2,13 @@
 //! the manifest gives, without credentials; where there is none, the error says which layer and what was tried.
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
-use std::sync::Arc;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
 
 use clip_tests::{
     clip::{Clip, text},
@@ -232,6 +238,114 @@ fn broken_bodies_and_servers_without_ranges() {
     assert!(clip.ok(&["cat", text(&file).unwrap(), "Files/noise"]).unwrap().stdout == noise(6, 700_000));
 }
 
+/// What every test of bad URLs waits for a place: a third of the reader's 6 s.
+const IMPATIENT: [&str; 2] = ["--read-timeout", "6s"];
+
+/// Claim: a URL that trickles, or breaks off again and again with hardly a byte, is given up after its patience: the next URL brings the rest
+/// from where it stopped, to index and to a reader; where there is no other, the error says what the URL did.
+#[test]
+fn a_url_that_trickles_is_left_for_the_next() {
+    let foreign = Foreign::new(GZIP);
+    let blob = foreign.blob.clone();
+    let web = Web::start(move |head: &Head| match head.target.as_str() {
+        "/trickle" => Answer::Trickle(blob.clone(), if head.header("range").is_none() { 100_000 } else { 0 }),
+        "/crumbs" => Answer::Cut(blob.clone(), 10),
+        _ => Answer::Bytes(blob.clone()),
+    })
+    .unwrap();
+    let at = |path: &str| format!("http://{}{path}", web.authority());
+    let server = Server::start(&foreign.layout).unwrap();
+    for (bad, word) in [("/trickle", "stalls"), ("/crumbs", "body ended")] {
+        let clip = Clip::new();
+        let index = |urls: &[String], out: &str| {
+            std::fs::write(foreign.layout.dir().join("index.json"), r#"{"schemaVersion":2,"manifests":[]}"#).unwrap();
+            foreign.tag(urls);
+            let begun = Instant::now();
+            let (reference, out) = (server.reference("windows", "foreign"), clip.path(out));
+            let finished = clip.run(&[&["index", &reference, "-o", text(&out).unwrap()][..], &IMPATIENT].concat()).unwrap();
+            assert!(begun.elapsed() < Duration::from_secs(15), "{bad} took {:?}", begun.elapsed());
+            (finished.status.success(), finished.stderr)
+        };
+        let (indexed, said) = index(&[at(bad)], "none.clip");
+        assert!(!indexed && said.contains(word) && said.contains(bad), "{bad}: {said}");
+        let (indexed, said) = index(&[at(bad), at("/blob")], "a.clip");
+        assert!(indexed, "{bad}: {said}");
+        let from = |head: &Head| head.target == "/blob" && head.header("range").is_some_and(|range| !range.starts_with("bytes=0-"));
+        assert!(web.heads().iter().any(from), "the next URL is asked for the rest: {:?}", web.heads());
+        let file = clip.path("a.clip");
+        let mount = clip.mount(&file, &IMPATIENT).unwrap();
+        assert!(std::fs::read(mount.path("Files/noise")).unwrap() == noise(6, 700_000), "{bad}");
+        mount.umount().unwrap();
+    }
+}
+
+/// Claim: when a URL dies in the middle of a body, the next place brings the rest within the same read, and is asked first from then on.
+#[test]
+fn a_url_that_dies_is_left_for_the_next() {
+    let foreign = Foreign::new(GZIP);
+    let (blob, asked) = (foreign.blob.clone(), Arc::new(AtomicUsize::new(0)));
+    let web = {
+        let asked = asked.clone();
+        Web::start(move |head: &Head| {
+            match (head.target.as_str(), asked.fetch_add(usize::from(head.target == "/dies"), Ordering::SeqCst)) {
+                ("/dies", 0) => Answer::Cut(blob.clone(), 20_000),
+                ("/dies", _) => Answer::Status(503, ""),
+                _ => Answer::Bytes(blob.clone()),
+            }
+        })
+        .unwrap()
+    };
+    foreign.tag(&["/dies", "/blob"].map(|path| format!("http://{}{path}", web.authority())));
+    let server = Server::start(&foreign.layout).unwrap();
+    let clip = Clip::new();
+    let file = clip.index(&server.reference("windows", "foreign"), "foreign", &IMPATIENT).unwrap();
+    let rest = format!("bytes=20000-{}", foreign.blob.len() - 1);
+    assert!(web.heads().iter().any(|head| head.target == "/blob" && head.header("range") == Some(&rest)), "{:?}", web.heads());
+    asked.store(0, Ordering::SeqCst);
+    web.forget();
+    let mount = clip.mount(&file, &[&IMPATIENT[..], &["--read-ahead", "0"]].concat()).unwrap();
+    assert!(std::fs::read(mount.path("Files/noise")).unwrap() == noise(6, 700_000));
+    assert!(asked.load(Ordering::SeqCst) > 1, "it died in the middle: {:?}", web.heads());
+    asked.store(0, Ordering::SeqCst);
+    assert!(std::fs::read(mount.path("Files/large")).unwrap() == prose(5, 3 << 20));
+    assert_eq!(asked.load(Ordering::SeqCst), 0, "what worked last is asked first");
+    mount.umount().unwrap();
+}
+
+/// Claim: where a URL sends wrong bytes and a later one the right ones, index gives the image and every reader its bytes, many at once, too.
+#[test]
+fn wrong_bytes_of_a_url_are_fetched_from_the_next() {
+    let foreign = Foreign::new(GZIP);
+    let (right, wrong) = (foreign.blob.clone(), {
+        let mut bytes = (*foreign.blob).clone();
+        for at in (1000..bytes.len()).step_by(50_000) {
+            bytes[at] ^= 0x10;
+        }
+        Arc::new(bytes)
+    });
+    let web = Web::start(move |head: &Head| Answer::Bytes(if head.target.starts_with("/wrong") { wrong.clone() } else { right.clone() }))
+        .unwrap();
+    foreign.tag(&["/wrong1", "/wrong2", "/blob"].map(|path| format!("http://{}{path}", web.authority())));
+    let server = Server::start(&foreign.layout).unwrap();
+    let clip = Clip::new();
+    let file = clip.index(&server.reference("windows", "foreign"), "foreign", &[]).unwrap();
+    web.forget();
+    let mount = clip.mount(&file, &["--read-ahead", "0"]).unwrap();
+    std::thread::scope(|scope| {
+        for part in 0..8 {
+            let path = mount.path("Files/large");
+            scope.spawn(move || {
+                let (mut page, at) = ([0; 4096], part * (3 << 20) / 8);
+                std::os::unix::fs::FileExt::read_exact_at(&std::fs::File::open(path).unwrap(), &mut page, at as u64).unwrap();
+                assert!(page[..] == prose(5, 3 << 20)[at..at + 4096], "{part}");
+            });
+        }
+    });
+    assert!(std::fs::read(mount.path("Files/noise")).unwrap() == noise(6, 700_000));
+    assert!(web.heads().iter().any(|head| head.target == "/wrong1"), "the next process asks in order: {:?}", web.heads());
+    mount.umount().unwrap();
+}
+
 /// Claim: without a URL, with none that helps, and with URLs that are not gone to, the error names the layer and what was tried; it shows
 /// no password. What a URL serves is checked like any layer.
 #[test]
@@ -246,7 +360,16 @@ fn a_layer_that_is_nowhere_is_named() {
         // The last image of a tag would not be the first that is found.
         std::fs::write(foreign.layout.dir().join("index.json"), r#"{"schemaVersion":2,"manifests":[]}"#).unwrap();
         foreign.tag(urls);
-        clip.fails(&["index", &server.reference("windows", "foreign"), "-o", text(&clip.path("out.clip")).unwrap(), "--quiet"]).unwrap()
+        clip.fails(&[
+            "index",
+            &server.reference("windows", "foreign"),
+            "-o",
+            text(&clip.path("out.clip")).unwrap(),
+            "--quiet",
+            "--read-timeout",
+            "3s",
+        ])
+        .unwrap()
     };
     let none = index(&[]);
     assert!(none.contains(&digest) && none.contains("gives no URL") && none.contains("push or copy the image again"), "{none}");

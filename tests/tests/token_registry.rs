@@ -2,7 +2,11 @@
 //! every place, a mount outlives its tokens, and one owner serves mounts of people with different credentials.
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
-use std::{process::Command, time::Duration};
+use std::{
+    os::unix::fs::PermissionsExt,
+    process::Command,
+    time::{Duration, Instant},
+};
 
 use clip_tests::{
     clip::{binary, text},
@@ -266,4 +270,42 @@ fn option_lists_take_files_and_no_passwords() {
     assert!(mounted.status.success(), "{}", mounted.stderr);
     assert!(std::fs::read(dir.join(SHORT)).unwrap() == guarded.sample.contents(SHORT));
     guarded.clip.umount(&dir).unwrap();
+}
+
+/// Claim: a credential helper that hangs makes `clip index` and a mounted read fail within half of what they may wait, with an error that
+/// names the helper, and is not taken for a dead registry.
+#[test]
+fn a_helper_that_hangs_is_named() {
+    if lacks(NEEDS) {
+        return;
+    }
+    let guarded = Guarded::new(Lives { said: 60, true_life: 60 }).unwrap();
+    let elsewhere = tempfile::tempdir().unwrap();
+    let helper = elsewhere.path().join("docker-credential-clip-hangs");
+    std::fs::write(&helper, "#!/bin/sh\nsleep 28.25\n").unwrap();
+    std::fs::set_permissions(&helper, PermissionsExt::from_mode(0o755)).unwrap();
+    std::fs::write(elsewhere.path().join("config.json"), r#"{"credsStore":"clip-hangs"}"#).unwrap();
+    let path = format!("{}:{}", elsewhere.path().display(), std::env::var("PATH").unwrap());
+    let hanging = [("DOCKER_CONFIG", elsewhere.path().to_str().unwrap()), ("PATH", path.as_str())];
+    let (reference, clip) = (guarded.reference("private/sample"), guarded.clip.path("a.clip"));
+    // It is built by the first who asks.
+    binary();
+    let named = |text: &str| text.contains("docker-credential-clip-hangs: no answer within 2 s");
+
+    let begun = Instant::now();
+    let (indexed, said) = guarded.with(&hanging, &["index", &reference, "-o", clip.to_str().unwrap(), "--read-timeout", "4s"]).unwrap();
+    assert!(!indexed && named(&said) && begun.elapsed() < Duration::from_secs(4), "after {:?}: {said}", begun.elapsed());
+
+    let known = guarded.auth_file("auth.json", &guarded.host(), &guarded.password_entry(&guarded.account.password)).unwrap();
+    let file = guarded.clip.index(&reference, "sample", &["--authfile", &known]).unwrap();
+    let dir = guarded.clip.path("mnt");
+    std::fs::create_dir(&dir).unwrap();
+    let arguments = ["mount", file.to_str().unwrap(), dir.to_str().unwrap(), "--read-timeout", "4s", "--read-ahead", "0"];
+    let (mounted, said) = guarded.with(&hanging, &arguments).unwrap();
+    assert!(mounted, "{said}");
+    let begun = Instant::now();
+    assert!(std::fs::read(dir.join(NOISE)).is_err() && begun.elapsed() < Duration::from_secs(4), "after {:?}", begun.elapsed());
+    assert!(named(&guarded.clip.log()), "{}", guarded.clip.log());
+    guarded.clip.umount(&dir).unwrap();
+    guarded.clip.wait_for_servers().unwrap();
 }

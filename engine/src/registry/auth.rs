@@ -44,12 +44,13 @@ pub use self::{
     secret::Secret,
 };
 
-/// A token is replaced this long before its end, so that it does not end under way. Source: the default first-byte deadline, 30 s, is the
-/// longest way; but a token of 60 s must be of use too, so a quarter of its life at most.
+/// A token is replaced this long before its end, so that it does not end under way. Source: twice the default first-byte deadline of 15 s,
+/// the longest way of one request; but a token of 60 s must be of use too, so a quarter of its life at most.
 const TOKEN_MARGIN_MAX: Duration = Duration::from_secs(30);
 /// How long a token that could not be replaced, but lives yet, is used before the next attempt. Source: the cap of our own waits between tries.
 const RENEW_AGAIN: Duration = Duration::from_secs(5);
-/// Repositories whose grants are remembered; past it all are forgotten, which costs a request each.
+/// Repositories whose grants are remembered; past it all are forgotten, which costs a request each. Source: judgement: more than one node's
+/// images name; with tokens of 10 KB 40 MB.
 const SLOTS_MAX: usize = 4096;
 
 /// What one registry let us do in one repository.
@@ -163,10 +164,10 @@ impl Auth {
     }
 
     /// Whether anybody who is logged in has credentials for `reference`; a place that cannot be read counts as none.
-    pub async fn has_credentials(&self, reference: &Reference) -> bool {
+    pub async fn has_credentials(&self, transport: &Transport, reference: &Reference) -> bool {
         let mut candidates = self.logins.candidates(reference, 0);
         while let Some(login) = candidates.next() {
-            if credentials(login, reference).await.is_ok_and(|found| found.is_some()) {
+            if credentials(transport, login, reference).await.is_ok_and(|found| found.is_some()) {
                 return true;
             }
         }
@@ -220,7 +221,7 @@ async fn grant(
 ) -> Result<Option<Grant>, Failure> {
     let mut failed = None;
     while let Some(login) = candidates.next() {
-        let credentials = match credentials(login, reference).await {
+        let credentials = match credentials(transport, login, reference).await {
             Ok(Some(credentials)) => credentials,
             Ok(None) => continue,
             Err(error) => {
@@ -279,14 +280,15 @@ async fn grant_for(
 }
 
 /// Reads files and runs helpers on a thread of its own, for both block.
-async fn credentials(login: Arc<Login>, reference: &Reference) -> Result<Option<Credentials>, EngineError> {
+async fn credentials(transport: &Transport, login: Arc<Login>, reference: &Reference) -> Result<Option<Credentials>, EngineError> {
     let (registry, repository) = (reference.registry.clone(), reference.repository.clone());
+    let helper_time_max = helper::time_max(transport.config.patience);
     let (sender, receiver) = tokio::sync::oneshot::channel();
     let failed = |reason: String| EngineError::Credentials { registry: reference.registry.clone(), reason };
     std::thread::Builder::new()
         .name("clip-credentials".to_owned())
         .spawn(move || {
-            let _ = sender.send(login.credentials(&registry, &repository));
+            let _ = sender.send(login.credentials(&registry, &repository, helper_time_max));
         })
         .map_err(|error| failed(format!("cannot start a thread: {error}")))?;
     receiver.await.map_err(|_| failed("the thread that asked for them ended".to_owned()))?

@@ -4,23 +4,19 @@ use std::{ops::Range, pin::pin, sync::Arc, time::Instant};
 
 use bytes::Bytes;
 use clip_format::digest::Digest;
-use hyper::{StatusCode, header::CONTENT_RANGE};
+use hyper::StatusCode;
 
 use super::{
-    client::{Client, blob_path, not_encoded},
+    client::{Client, blob_path},
     exchange::Exchange,
     fetch::Get,
     hosts::{Endpoint, Need, Sender, Site},
     pace::Transfer,
+    part,
     reference::Reference,
     retry::{Again, Failure, Tries},
 };
 use crate::error::EngineError;
-
-/// Bodies of one reader that may break off. Source: judgement: more than any network breaks in the time that a MiB takes.
-const RESUMES_MAX: u64 = 1024;
-/// ... and one more for so many bytes of the range. Source: a proxy that cuts each body at 16 MiB, of a layer of any length.
-const RESUME_BYTES: u64 = 1 << 20;
 
 /// Connections of one reader that are given up for being far behind their peers. Source: the third is as likely to be slow as the network.
 const STRAGGLERS_MAX: u32 = 2;
@@ -87,7 +83,7 @@ impl BlobReader {
                 found: "one that is not".to_owned(),
             });
         }
-        let (tries, resumes_left) = (client.tries(), RESUMES_MAX + (range.end - range.start) / RESUME_BYTES);
+        let (tries, resumes_left) = (client.tries(), part::resumes_max(&range));
         let mut reader = Self {
             client,
             reference,
@@ -175,17 +171,11 @@ impl BlobReader {
                 body = self.of_sender(other);
                 continue;
             };
-            let Some(mut bytes) = chunk else {
+            let Some(bytes) = chunk else {
                 self.note_failed(&body);
-                let (method, url) = (body.exchange.method, body.exchange.url.to_string());
-                let reason = format!("the body ended before byte {} of the blob, at {}", self.rest.end, self.rest.start);
-                return Err(Failure::passing(EngineError::Transport { method, url, reason }));
+                return Err(part::ended_early(&body.exchange, &self.rest));
             };
-            let skipped = body.skip.min(bytes.len() as u64);
-            body.skip -= skipped;
-            // Both are at most the length of `bytes`, so they fit.
-            drop(bytes.split_to(skipped as usize));
-            bytes.truncate((self.rest.end - self.rest.start).min(bytes.len() as u64) as usize);
+            let bytes = part::wanted(bytes, &mut body.skip, &self.rest);
             if !bytes.is_empty() {
                 body.has_moved = true;
                 self.body = Some(body);
@@ -235,47 +225,16 @@ impl BlobReader {
     }
 
     async fn answer_of(&self, site: &Site, get: &Get) -> Result<Body, Failure> {
-        let whole = get.range.is_none();
         let asked = Instant::now();
         let exchange = self.client.try_get(site, get).await?;
-        not_encoded(&exchange).map_err(Failure::contradiction)?;
         let pace = self.client.pace(&site.endpoint);
         pace.note_first_byte(asked.elapsed());
-        let skip = match (exchange.status(), whole) {
-            (StatusCode::PARTIAL_CONTENT, false) => {
-                self.check_partial(&exchange).map_err(Failure::contradiction)?;
-                0
-            }
-            (StatusCode::OK, _) => {
-                check_length(&exchange, self.blob_size).map_err(Failure::contradiction)?;
-                if !whole {
-                    self.warn_rangeless(&exchange);
-                }
-                self.rest.start
-            }
-            (status, _) => {
-                let found = status.as_u16().to_string();
-                return Err(Failure::contradiction(exchange.contradiction("the whole blob (status 200)", found)));
-            }
-        };
+        let skip = part::bytes_before(&exchange, &self.rest, self.blob_size).map_err(Failure::contradiction)?;
+        if get.range.is_some() && exchange.status() == StatusCode::OK {
+            self.warn_rangeless(&exchange);
+        }
         let from = Arc::clone(&site.endpoint);
         Ok(Body { exchange, from, is_alone: true, has_moved: false, transfer: pace.begin(), skip, may_be_left: skip == 0 })
-    }
-
-    /// The answer holds exactly the range asked for. Source: RFC 9110 section 14.4.
-    fn check_partial(&self, exchange: &Exchange) -> Result<(), EngineError> {
-        let Range { start, end } = self.rest;
-        let found = exchange.header(CONTENT_RANGE).unwrap_or("none");
-        let exact =
-            found.trim().strip_prefix("bytes ").and_then(|found| found.trim_start().split_once('/')).is_some_and(|(range, size)| {
-                let numbers = range.split_once('-').map(|(first, last)| (first.parse(), last.parse()));
-                numbers == Some((Ok(start), Ok(end - 1))) && (size == "*" || size.parse() == Ok(self.blob_size))
-            });
-        if !exact {
-            let expected = format!("Content-Range bytes {start}-{}/{}", end - 1, self.blob_size);
-            return Err(exchange.contradiction(expected, found.chars().take(80).collect::<String>()));
-        }
-        check_length(exchange, end - start)
     }
 
     fn warn_rangeless(&self, exchange: &Exchange) {
@@ -330,12 +289,5 @@ async fn watched_chunk(exchange: &mut Exchange, transfer: &Transfer, rest: u64, 
             Err(_) if may_be && transfer.is_straggler(rest) => return Ok(Watched::Straggler),
             Err(_) => {}
         }
-    }
-}
-
-fn check_length(exchange: &Exchange, expected: u64) -> Result<(), EngineError> {
-    match exchange.content_length() {
-        Some(found) if found != expected => Err(exchange.contradiction(format!("Content-Length {expected}"), found.to_string())),
-        _ => Ok(()),
     }
 }

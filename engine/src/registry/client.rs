@@ -338,8 +338,13 @@ impl Client {
     }
 
     pub(super) fn tries(&self) -> Tries {
+        self.tries_within(Duration::MAX, 1)
+    }
+
+    /// For one of several places: they take one `part` of the patience, and `time` at most.
+    pub(super) fn tries_within(&self, time: Duration, part: u32) -> Tries {
         let ClientConfig { tries_max, patience, rate_min, .. } = *self.transport.config;
-        Tries::new(Patience { tries_max, time: patience, rate_min })
+        Tries::new(Patience { tries_max, time: time.min(patience / part), rate_min })
     }
 
     /// Whatever brought bytes of `blob` that are not right, the registry will be asked where they are.

@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::{IpAddr, SocketAddr, ToSocketAddrs},
+    net::SocketAddr,
     pin::Pin,
     task::{Context, Poll},
     time::Duration,
@@ -20,6 +20,7 @@ use tokio_rustls::client::TlsStream;
 use super::{
     client::ClientConfig,
     location::{Location, Origin, Scheme},
+    lookup::addresses,
     proxy::Proxy,
     retry::Failure,
     route::{NoTunnel, Route, open_tunnel},
@@ -178,19 +179,6 @@ async fn connect_to_one(addresses: &[SocketAddr], deadline: Instant) -> io::Resu
         }
     }
     Err(last)
-}
-
-/// The addresses of `host`, looked up on a thread of its own: on the runtime's blocking threads a resolver that hangs would hold up the
-/// writes of the cache, and the runtime's end. A thread outlives its caller by the resolver's own timeouts, 30 s or so.
-async fn addresses(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
-    if let Ok(address) = host.parse::<IpAddr>() {
-        return Ok(vec![SocketAddr::new(address, port)]);
-    }
-    let (sender, receiver) = tokio::sync::oneshot::channel();
-    let name = (host.to_owned(), port);
-    let look_up = move || drop(sender.send(name.to_socket_addrs().map(Iterator::collect)));
-    std::thread::Builder::new().name("clip-resolve".to_owned()).spawn(look_up)?;
-    receiver.await.map_err(|_| io::Error::other("the thread that looked up the name ended"))?
 }
 
 impl AsyncRead for Stream {

@@ -14,6 +14,7 @@ use super::{
     exchange::{Ask, Exchange},
     hosts::Site,
     location::{Location, Origin},
+    part::range_header,
     redirect::{self, REDIRECTS_MAX, is_redirect, is_stale},
     retry::Failure,
 };
@@ -43,8 +44,7 @@ impl Get {
             headers.insert(ACCEPT, accept.clone());
         }
         if let Some(range) = &self.range {
-            let value = HeaderValue::from_str(&format!("bytes={}-{}", range.start, range.end.saturating_sub(1)));
-            headers.insert(RANGE, value.expect("digits are ASCII"));
+            headers.insert(RANGE, range_header(range));
         }
         if let Some(authorization) = authorization {
             headers.insert(AUTHORIZATION, authorization.clone());
@@ -132,7 +132,7 @@ impl Client {
         authorization: Option<&HeaderValue>,
     ) -> Result<Option<Exchange>, Failure> {
         let may_be_hidden = authorization.is_none() && matches!(exchange.status(), StatusCode::FORBIDDEN | StatusCode::NOT_FOUND);
-        if !may_be_hidden || !self.shared.auth.has_credentials(&site.reference).await {
+        if !may_be_hidden || !self.shared.auth.has_credentials(&site.transport, &site.reference).await {
             return Ok(None);
         }
         let url = site.endpoint.location("/")?;

@@ -29,7 +29,7 @@ pub(super) const DOCKER_HUB: &str = "docker.io";
 /// Where Docker Hub's registry answers.
 pub(super) const DOCKER_HUB_ENDPOINT: &str = "registry-1.docker.io";
 /// Hosts that people write for it.
-const DOCKER_HUB_HOSTS: [&str; 3] = [DOCKER_HUB, "index.docker.io", DOCKER_HUB_ENDPOINT];
+pub(super) const DOCKER_HUB_HOSTS: [&str; 3] = [DOCKER_HUB, "index.docker.io", DOCKER_HUB_ENDPOINT];
 
 /// What a host is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

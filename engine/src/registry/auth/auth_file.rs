@@ -12,13 +12,12 @@ use base64::{Engine as _, alphabet, engine::general_purpose::GeneralPurpose, eng
 use serde::Deserialize;
 
 use super::{
-    helper,
-    login::Environment,
+    helper::{self, Helpers},
     names::Names,
     secret::{Credentials, Secret},
 };
 
-/// Docker's own file is a few KB.
+/// Source: docker's own file is a few KB; one with a thousand registries, each with a token of 10 KB, is 10 MB.
 const FILE_BYTES_MAX: u64 = 16 << 20;
 
 /// What a file that is not there means.
@@ -52,13 +51,13 @@ struct AuthEntry {
 ///
 /// # Errors
 /// In words, with the path and without a secret: the file cannot be read or parsed, or a helper that it names failed.
-pub(super) fn find(path: &Path, missing: Missing, environment: &Environment, names: &Names<'_>) -> Result<Option<Credentials>, String> {
+pub(super) fn find(path: &Path, missing: Missing, helpers: &Helpers<'_>, names: &Names<'_>) -> Result<Option<Credentials>, String> {
     let within = |why: String| format!("{}: {why}", path.display());
     let Some(file) = read(path, missing).map_err(within)? else { return Ok(None) };
-    let helpers = file.cred_helpers.unwrap_or_default();
-    let own_helper = by_rank(&helpers, names).first().map(|(_, helper)| helper.as_str());
+    let by_key = file.cred_helpers.unwrap_or_default();
+    let own_helper = by_rank(&by_key, names).first().map(|(_, helper)| helper.as_str());
     for helper in [own_helper, file.creds_store.as_deref()].into_iter().flatten().filter(|helper| !helper.is_empty()) {
-        if let Some(found) = helper::ask(environment, helper, names.helper_key()).map_err(within)? {
+        if let Some(found) = helper::ask(helpers, helper, names.helper_key()).map_err(within)? {
             return Ok(Some(found));
         }
     }
@@ -125,6 +124,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
+    use crate::registry::auth::login::Environment;
 
     fn password(user: &str, password: &str) -> Option<Credentials> {
         Some(Credentials::of_pair(user, password))
@@ -134,7 +134,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("config.json");
         std::fs::write(&path, file).unwrap();
-        find(&path, Missing::IsAnError, &Environment::default(), &Names::of(registry, repository))
+        look(&path, Missing::IsAnError, &Names::of(registry, repository))
+    }
+
+    fn look(path: &Path, missing: Missing, names: &Names<'_>) -> Result<Option<Credentials>, String> {
+        let environment = Environment::default();
+        find(path, missing, &Helpers { environment: &environment, time_max: std::time::Duration::from_secs(10) }, names)
     }
 
     /// Claim: docker's entries are found under every spelling that docker uses.
@@ -181,8 +186,8 @@ mod tests {
         }
         let names = Names::of("h.x", "a");
         let gone = Path::new("/nonexistent/config.json");
-        assert_eq!(find(gone, Missing::IsEmpty, &Environment::default(), &names).unwrap(), None);
-        assert!(find(gone, Missing::IsAnError, &Environment::default(), &names).is_err());
+        assert_eq!(look(gone, Missing::IsEmpty, &names).unwrap(), None);
+        assert!(look(gone, Missing::IsAnError, &names).is_err());
     }
 
     /// Claim: only a helper that is asked must be there, and its name cannot leave the path.

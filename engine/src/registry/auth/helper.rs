@@ -17,7 +17,10 @@ use serde::Deserialize;
 use super::{login::Environment, secret::Credentials};
 
 /// A helper that does not answer is killed. Source: interactive helpers wait for a person; nobody answers for a background mount.
-const HELPER_TIMEOUT: Duration = Duration::from_secs(30);
+const TIME_MAX: Duration = Duration::from_secs(30);
+/// ... and after this part of what a request may go without progress. Source: so that the request fails with the helper's name before it is
+/// given up as one to a dead registry, and has as much time left for the answer's use.
+const PART: u32 = 2;
 /// Source: identity tokens of cloud registries are 2-10 KB.
 const OUTPUT_BYTES_MAX: u64 = 1 << 20;
 /// What helpers print when they know nothing. Source: docker-credential-helpers, credentials/error.go.
@@ -32,11 +35,25 @@ struct Answer {
     secret: String,
 }
 
-/// Runs `docker-credential-NAME get` as whoever has `environment` would. `None` when it knows no credentials for `key`.
+/// How helpers are run.
+#[derive(Clone, Copy)]
+pub(super) struct Helpers<'a> {
+    /// Of whoever they are run for.
+    pub environment: &'a Environment,
+    /// For one of them, from start to end.
+    pub time_max: Duration,
+}
+
+/// How long a helper may take for a request that is given up after `patience` without progress.
+pub(super) fn time_max(patience: Duration) -> Duration {
+    TIME_MAX.min(patience / PART)
+}
+
+/// Runs `docker-credential-NAME get` as whoever has the environment would. `None` when it knows no credentials for `key`.
 ///
 /// # Errors
 /// In words, with nothing of what the helper printed: that may be the secret.
-pub(super) fn ask(environment: &Environment, name: &str, key: &str) -> Result<Option<Credentials>, String> {
+pub(super) fn ask(helpers: &Helpers<'_>, name: &str, key: &str) -> Result<Option<Credentials>, String> {
     if name.is_empty() || !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-')) {
         return Err(format!("credential helper {name:?}: expected letters, digits, dots, underscores and dashes"));
     }
@@ -44,14 +61,14 @@ pub(super) fn ask(environment: &Environment, name: &str, key: &str) -> Result<Op
     let mut child = Command::new(&program)
         .arg("get")
         .env_clear()
-        .envs(environment.variables())
+        .envs(helpers.environment.variables())
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .process_group(0)
         .spawn()
         .map_err(|error| format!("{program} cannot be run: {error}; is it on the PATH of whoever ran clip?"))?;
-    let output = talk(&mut child, key, HELPER_TIMEOUT);
+    let output = talk(&mut child, key, helpers.time_max);
     let status = end(&mut child);
     let by_hand = || format!("; to see why: echo {key} | {program} get");
     let output = output.map_err(|why| format!("{program}: {why}{}", by_hand()))?;
@@ -114,6 +131,10 @@ mod tests {
 
     use super::*;
 
+    fn of(environment: &Environment) -> Helpers<'_> {
+        Helpers { environment, time_max: Duration::from_secs(10) }
+    }
+
     /// An environment whose PATH finds `docker-credential-test`, a shell script.
     fn with_helper(dir: &Path, script: &str) -> Environment {
         let path = dir.join("docker-credential-test");
@@ -128,9 +149,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let script = r#"read -r key || :; printf '{"Username":"%s","Secret":"%s %s"}' "$WHO" "$key" "${CARGO_MANIFEST_DIR-none}""#;
         let environment = with_helper(dir.path(), script);
-        assert_eq!(ask(&environment, "test", "h.x").unwrap(), Some(Credentials::of_pair("caller", "h.x none")));
-        assert!(ask(&environment, "clip-has-no-such", "h.x").unwrap_err().contains("docker-credential-clip-has-no-such"));
-        assert!(ask(&environment, "../evil", "h.x").is_err());
+        assert_eq!(ask(&of(&environment), "test", "h.x").unwrap(), Some(Credentials::of_pair("caller", "h.x none")));
+        assert!(ask(&of(&environment), "clip-has-no-such", "h.x").unwrap_err().contains("docker-credential-clip-has-no-such"));
+        assert!(ask(&of(&environment), "../evil", "h.x").is_err());
     }
 
     /// Claim: "not found" is no error; whatever else a failing or babbling helper prints is not shown.
@@ -145,7 +166,7 @@ mod tests {
             ("head -c 2000000 /dev/zero | tr '\\0' s", Err("bytes or more")),
         ] {
             let dir = tempfile::tempdir().unwrap();
-            let answer = ask(&with_helper(dir.path(), script), "test", "h.x");
+            let answer = ask(&of(&with_helper(dir.path(), script)), "test", "h.x");
             match found {
                 Ok(expected) => assert_eq!(answer.unwrap(), expected, "{script}"),
                 Err(word) => {

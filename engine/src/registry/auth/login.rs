@@ -4,10 +4,12 @@ use std::{
     ffi::{OsStr, OsString},
     fmt,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use super::{
     auth_file::{self, Missing},
+    helper::Helpers,
     names::Names,
     secret::{Credentials, Secret},
     variables,
@@ -15,6 +17,7 @@ use super::{
 use crate::error::EngineError;
 
 /// Variables that say nothing about credentials and differ between two commands of one shell. Without them the logins of these are equal.
+/// Source: POSIX 2.14 and bash(1), "Shell Variables": those that a shell sets by itself, for each command, directory and level.
 const FLEETING: [&str; 4] = ["_", "OLDPWD", "PWD", "SHLVL"];
 
 /// Where the credentials of one caller are looked for, each time a registry wants some. Nothing is read before that.
@@ -112,29 +115,36 @@ impl Login {
         Self { typed: Typed::Anonymous, environment: Environment::default(), directory: PathBuf::from("/"), user_id: 0 }
     }
 
-    /// The credentials for a repository of `registry`, or `None` where the caller has none. Blocks: files, and a helper's whole run.
+    /// The credentials for a repository of `registry`, or `None` where the caller has none. Blocks: files, and a helper's whole run, of
+    /// `helper_time_max` at most.
     ///
     /// # Errors
     /// `Credentials`: a place is there and cannot be read or understood, or a helper failed.
-    pub(super) fn credentials(&self, registry: &str, repository: &str) -> Result<Option<Credentials>, EngineError> {
-        let names = Names::of(registry, repository);
-        self.find(&names).map_err(|reason| EngineError::Credentials { registry: registry.to_owned(), reason })
+    pub(super) fn credentials(
+        &self,
+        registry: &str,
+        repository: &str,
+        helper_time_max: Duration,
+    ) -> Result<Option<Credentials>, EngineError> {
+        let helpers = Helpers { environment: &self.environment, time_max: helper_time_max };
+        self.find(&Names::of(registry, repository), &helpers)
+            .map_err(|reason| EngineError::Credentials { registry: registry.to_owned(), reason })
     }
 
-    fn find(&self, names: &Names<'_>) -> Result<Option<Credentials>, String> {
+    fn find(&self, names: &Names<'_>, helpers: &Helpers<'_>) -> Result<Option<Credentials>, String> {
         match &self.typed {
             Typed::Anonymous => return Ok(None),
             Typed::Password { registry, user, password } if names.is_host(registry) => {
                 return Ok(Some(Credentials::of_pair(user, password.reveal())));
             }
-            Typed::AuthFile(path) => return auth_file::find(&self.directory.join(path), Missing::IsAnError, &self.environment, names),
+            Typed::AuthFile(path) => return auth_file::find(&self.directory.join(path), Missing::IsAnError, helpers, names),
             Typed::Password { .. } | Typed::Nothing => {}
         }
         if let Some(found) = variables::find(&self.environment, names)? {
             return Ok(Some(found));
         }
         for path in self.files() {
-            if let Some(found) = auth_file::find(&path, Missing::IsEmpty, &self.environment, names)? {
+            if let Some(found) = auth_file::find(&path, Missing::IsEmpty, helpers, names)? {
                 return Ok(Some(found));
             }
         }
@@ -204,7 +214,7 @@ mod tests {
         let variables =
             [("CLIP_REGISTRY_USER_H_X", "user"), ("CLIP_REGISTRY_PASS_H_X", "p"), ("CLIP_OCI_AUTH", r#"{"h.x":{"token":"t"}}"#)];
         let mut login = Login { environment: environment(&variables), ..login(&[]) };
-        let find = |login: &Login, registry: &str| login.credentials(registry, "a/b").unwrap();
+        let find = |login: &Login, registry: &str| login.credentials(registry, "a/b", Duration::from_secs(10)).unwrap();
         assert_eq!(find(&login, "h.x"), password("user", "p"));
         login.environment = environment(&variables[2..]);
         assert_eq!(find(&login, "h.x"), password("oauth2accesstoken", "t"));
@@ -223,7 +233,7 @@ mod tests {
         login.typed = Typed::Anonymous;
         assert_eq!(find(&login, "h.x"), None);
         login.typed = Typed::AuthFile(at("gone.json").into());
-        assert!(login.credentials("h.x", "a/b").unwrap_err().to_string().contains("gone.json"));
+        assert!(login.credentials("h.x", "a/b", Duration::from_secs(10)).unwrap_err().to_string().contains("gone.json"));
     }
 
     /// Claim: two commands of one shell have equal logins, and no way of showing one shows a variable.

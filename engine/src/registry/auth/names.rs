@@ -1,8 +1,9 @@
 //! The names under which a repository's credentials may be listed.
 
+use super::super::hosts::DOCKER_HUB_HOSTS;
+
 /// Docker Hub's key in docker's file and for helpers.
 const DOCKER_HUB_KEY: &str = "https://index.docker.io/v1/";
-const DOCKER_HUB_HOSTS: [&str; 3] = ["docker.io", "index.docker.io", "registry-1.docker.io"];
 
 /// One repository, by every name that its registry has.
 pub(super) struct Names<'a> {

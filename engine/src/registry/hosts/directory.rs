@@ -30,7 +30,7 @@ use crate::error::EngineError;
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
 /// Larger files are none. Source: a host takes some 100 bytes.
 const FILE_BYTES_MAX: u64 = 1 << 20;
-/// Registries remembered; past it all are forgotten, which costs reading their settings.
+/// Registries remembered; past it all are forgotten, which costs reading their settings. Source: judgement: more than one node's images name.
 const REGISTRIES_MAX: usize = 1024;
 
 /// The hosts of every registry that was asked for, as its settings say.

@@ -7,6 +7,7 @@ use clip_format::digest::Digest;
 use super::{
     super::{
         client::Client,
+        foreign::ForeignBlob,
         reference::Reference,
         retry::{Again, Failure},
     },
@@ -15,16 +16,26 @@ use super::{
 };
 use crate::error::EngineError;
 
-/// A host of several that has sent bytes of a blob, to be told on when they were wrong.
+/// One of several who has sent bytes of a blob, to be told on when they were wrong.
 pub struct Sender {
-    repository: String,
     blob: Digest,
-    endpoint: Arc<Endpoint>,
+    who: Who,
+}
+
+enum Who {
+    /// Of the hosts of a registry.
+    Host { repository: String, endpoint: Arc<Endpoint> },
+    /// Of the places where a layer may be; `host` where that is a registry with several.
+    Place { of: Arc<ForeignBlob>, place: usize, host: Option<Arc<Sender>> },
 }
 
 impl Sender {
     pub(in super::super) fn new(reference: &Reference, blob: Digest, endpoint: &Arc<Endpoint>) -> Self {
-        Self { repository: reference.repository.clone(), blob, endpoint: Arc::clone(endpoint) }
+        Self { blob, who: Who::Host { repository: reference.repository.clone(), endpoint: Arc::clone(endpoint) } }
+    }
+
+    pub(in super::super) fn at_place(of: &Arc<ForeignBlob>, place: usize, host: Option<Arc<Sender>>) -> Self {
+        Self { blob: *of.digest(), who: Who::Place { of: Arc::clone(of), place, host } }
     }
 
     /// The blob.
@@ -33,13 +44,21 @@ impl Sender {
         &self.blob
     }
 
-    /// The blob is asked for elsewhere first, for ten minutes.
+    /// The blob is asked for elsewhere first: of a registry's hosts for ten minutes, of the places of a foreign layer from now on.
     pub fn distrust(&self) {
-        let standing = &self.endpoint.standing;
-        if !standing.passes_over(&self.repository, &self.blob) {
-            tracing::warn!(host = %self.endpoint.origin, blob = %self.blob, "a host sent wrong bytes of a layer; the others are asked for it");
+        match &self.who {
+            Who::Host { repository, endpoint } => {
+                let (standing, blob) = (&endpoint.standing, &self.blob);
+                if !standing.passes_over(repository, blob) {
+                    tracing::warn!(host = %endpoint.origin, %blob, "a host sent wrong bytes of a layer; the others are asked for it");
+                }
+                standing.pass_over(repository, blob, Passed::Wrong);
+            }
+            Who::Place { of, place, host } => {
+                host.iter().for_each(|host| host.distrust());
+                of.distrust(*place);
+            }
         }
-        standing.pass_over(&self.repository, &self.blob, Passed::Wrong);
     }
 }
 

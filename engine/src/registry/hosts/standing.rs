@@ -20,7 +20,8 @@ const LACKS_FOR: Duration = Duration::from_secs(60);
 /// A blob that a host served with wrong bytes is not asked for there for so long. Source: judgement: damage stays until somebody mends it,
 /// and each look costs a reader a fetch.
 const WRONG_FOR: Duration = Duration::from_secs(10 * 60);
-/// Blobs remembered; past it all are forgotten, which costs a request each.
+/// Blobs remembered; past it all are forgotten, which costs a request each. Source: a hundred images of forty layers, none of which a host
+/// has; half a MiB.
 const BLOBS_MAX: usize = 4096;
 
 /// Why a host is passed over for a blob.

@@ -1,0 +1,111 @@
+//! A range of a blob: how it is asked for, which answers hold it, and which bytes of a body are of it. Pure.
+
+use std::ops::Range;
+
+use bytes::Bytes;
+use hyper::{
+    StatusCode,
+    header::{CONTENT_RANGE, HeaderValue},
+};
+
+use super::{client::not_encoded, exchange::Exchange, retry::Failure};
+use crate::error::EngineError;
+
+/// Bodies of one reader that may break off. Source: judgement: more than any network breaks in the time that a MiB takes.
+const RESUMES_MAX: u64 = 1024;
+/// ... and one more for so many bytes of the range. Source: a proxy that cuts each body at 16 MiB, of a layer of any length.
+const RESUME_BYTES: u64 = 1 << 20;
+
+/// How many bodies of one reader of `range` may break off.
+pub(super) fn resumes_max(range: &Range<u64>) -> u64 {
+    RESUMES_MAX + range.end.saturating_sub(range.start) / RESUME_BYTES
+}
+
+/// The value of the header `Range`; `range` is not empty.
+pub(super) fn range_header(range: &Range<u64>) -> HeaderValue {
+    let value = HeaderValue::from_str(&format!("bytes={}-{}", range.start, range.end.saturating_sub(1)));
+    value.expect("digits are ASCII")
+}
+
+/// How many bytes of the body come before `rest` of a blob of `size` bytes, in a good answer of a server that was asked for `rest`: none,
+/// unless it ignored the range. Source: RFC 9110 section 14.4.
+///
+/// # Errors
+/// `Protocol`: the head says that other bytes follow.
+pub(super) fn bytes_before(exchange: &Exchange, rest: &Range<u64>, size: u64) -> Result<u64, EngineError> {
+    not_encoded(exchange)?;
+    let is_whole = *rest == (0..size);
+    match exchange.status() {
+        StatusCode::PARTIAL_CONTENT if !is_whole => {
+            let found = exchange.header(CONTENT_RANGE).unwrap_or("none");
+            if !is_range(found, rest, size) {
+                let expected = format!("Content-Range bytes {}-{}/{size}", rest.start, rest.end - 1);
+                return Err(exchange.contradiction(expected, found.chars().take(80).collect::<String>()));
+            }
+            check_length(exchange, rest.end - rest.start).map(|()| 0)
+        }
+        StatusCode::OK => check_length(exchange, size).map(|()| rest.start),
+        status => {
+            let expected = if is_whole { "the whole blob (status 200)" } else { "status 200 or 206" };
+            Err(exchange.contradiction(expected, status.as_u16().to_string()))
+        }
+    }
+}
+
+/// Whether `found`, a Content-Range, is exactly `rest`, of `size` bytes or of an unknown number.
+fn is_range(found: &str, rest: &Range<u64>, size: u64) -> bool {
+    found.trim().strip_prefix("bytes ").and_then(|found| found.trim_start().split_once('/')).is_some_and(|(range, of)| {
+        let numbers = range.split_once('-').map(|(first, last)| (first.parse(), last.parse()));
+        numbers == Some((Ok(rest.start), Ok(rest.end - 1))) && (of == "*" || of.parse() == Ok(size))
+    })
+}
+
+fn check_length(exchange: &Exchange, expected: u64) -> Result<(), EngineError> {
+    match exchange.content_length() {
+        Some(found) if found != expected => Err(exchange.contradiction(format!("Content-Length {expected}"), found.to_string())),
+        _ => Ok(()),
+    }
+}
+
+/// What of `bytes` is of `rest`, after the `skip` bytes that come before it; these are counted down.
+pub(super) fn wanted(mut bytes: Bytes, skip: &mut u64, rest: &Range<u64>) -> Bytes {
+    let skipped = (*skip).min(bytes.len() as u64);
+    *skip -= skipped;
+    // Both are at most the length of `bytes`, so they fit.
+    drop(bytes.split_to(skipped as usize));
+    bytes.truncate((rest.end - rest.start).min(bytes.len() as u64) as usize);
+    bytes
+}
+
+/// The body ended, and `rest` has not come.
+pub(super) fn ended_early(exchange: &Exchange, rest: &Range<u64>) -> Failure {
+    let (method, url) = (exchange.method, exchange.url.to_string());
+    let reason = format!("the body ended before byte {} of the blob, at {}", rest.end, rest.start);
+    Failure::passing(EngineError::Transport { method, url, reason })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Claim: a Content-Range is right when its numbers are, however it is spaced, and with a length that is unknown.
+    #[test]
+    fn a_range_is_exact() {
+        for right in ["bytes 10-19/100", " bytes  10-19/100 ", "bytes 10-19/*"] {
+            assert!(is_range(right, &(10..20), 100), "{right}");
+        }
+        for wrong in ["none", "bytes 10-20/100", "bytes 9-19/100", "bytes 10-19/101", "bytes */100", "10-19/100", "bytes 10-19"] {
+            assert!(!is_range(wrong, &(10..20), 100), "{wrong}");
+        }
+    }
+
+    /// Claim: neither what comes before the range is given, nor what comes after it.
+    #[test]
+    fn only_the_range_is_wanted() {
+        let mut skip = 4;
+        assert_eq!(wanted(Bytes::from_static(b"abc"), &mut skip, &(4..6)), "");
+        assert_eq!(skip, 1);
+        assert_eq!(wanted(Bytes::from_static(b"defgh"), &mut skip, &(4..6)), "ef");
+        assert_eq!(skip, 0);
+    }
+}
