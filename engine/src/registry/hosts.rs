@@ -12,8 +12,8 @@ use std::sync::Arc;
 
 use hyper::HeaderMap;
 
-pub(super) use self::round::Round;
 pub use self::round::Sender;
+pub(super) use self::round::{Avoided, Round};
 use self::standing::Standing;
 use super::{
     client::{ClientConfig, PlainHttp},
