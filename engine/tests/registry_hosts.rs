@@ -10,7 +10,7 @@ use std::{
 
 use clip_engine::{
     EngineError, ErrorKind,
-    registry::{Client, ClientConfig, PlainHttp},
+    registry::{Client, ClientConfig, Login, PlainHttp},
 };
 use clip_format::digest::Digest;
 use registry_script::{mirrors::*, *};
@@ -197,6 +197,32 @@ async fn credentials_and_headers_stay_with_their_host() {
     let seen = store.seen();
     assert_eq!((seen.len(), seen[0].query.as_str()), (1, "signature=s3cret"));
     assert_eq!((seen[0].header("authorization"), seen[0].header("x-own")), (None, None));
+}
+
+/// Claim: at a mirror the logins of an image are those of its own mounts: another registry's image that has the same name there gets neither
+/// their credentials nor what these were granted.
+#[tokio::test]
+async fn logins_are_of_the_image_not_of_its_name_at_a_mirror() {
+    let server = Server::start(|seen| match seen.header("authorization") {
+        None => reply(401, "").header("www-authenticate", "Basic realm=x"),
+        Some(_) => answer(seen, b""),
+    })
+    .await;
+    let docker = tempfile::tempdir().unwrap();
+    let auths = format!(r#"{{"auths":{{"127.0.0.1:{}":{{"auth":"dTpmaXJzdA=="}}}}}}"#, server.port);
+    std::fs::write(docker.path().join("config.json"), auths).unwrap();
+    let prefixed = format!("server = \"{}\"\noverride_path = true\n", server.url("/v2/team"));
+    let settings = Settings::new("h.x", &prefixed).and("g.x", &origin(&server));
+    let client = Client::new(ClientConfig { login: Login::anonymous(), ..settings.config() }).unwrap();
+    let mount = client.log_in(&image("h.x/app:t"), login(docker.path()));
+    client.manifest(&image("h.x/app:t")).await.unwrap();
+    assert_eq!(client.manifest(&image("g.x/team/app:t")).await.unwrap_err().kind(), ErrorKind::Denied);
+    let paths: Vec<_> =
+        server.seen().into_iter().map(|seen| (seen.path, seen.headers.iter().any(|(name, _)| name == "authorization"))).collect();
+    let path = "/v2/team/app/manifests/t".to_owned();
+    assert_eq!(paths, [(path.clone(), false), (path.clone(), true), (path, false)]);
+    drop(mount);
+    assert_eq!(client.manifest(&image("h.x/app:t")).await.unwrap_err().kind(), ErrorKind::Denied);
 }
 
 /// Claim: a path in a host's URL comes before `/v2`, or stands alone with override_path.

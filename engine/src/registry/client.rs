@@ -294,7 +294,10 @@ impl Client {
         loop {
             let site = asking.site().await?;
             match self.try_ping(&site, &get).await {
-                Ok(()) => return Ok(asking.answered(&site, ())),
+                Ok(()) => {
+                    asking.answered(&site, ());
+                    return Ok(());
+                }
                 Err(failure) => asking.failed(&site, failure),
             }
         }

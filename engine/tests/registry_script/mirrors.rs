@@ -35,10 +35,14 @@ pub struct Settings {
 
 impl Settings {
     pub fn new(registry: &str, text: &str) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::create_dir(dir.path().join(registry)).unwrap();
-        std::fs::write(dir.path().join(registry).join("hosts.toml"), text).unwrap();
-        Self { dir }
+        Self { dir: tempfile::tempdir().unwrap() }.and(registry, text)
+    }
+
+    /// The same with `text` for `registry` as well.
+    pub fn and(self, registry: &str, text: &str) -> Self {
+        std::fs::create_dir(self.dir.path().join(registry)).unwrap();
+        std::fs::write(self.dir.path().join(registry).join("hosts.toml"), text).unwrap();
+        self
     }
 
     pub fn config(&self) -> ClientConfig {

@@ -36,7 +36,7 @@ impl Sender {
     /// The blob is asked for elsewhere first, for ten minutes from now.
     pub fn distrust(&self) {
         let standing = &self.endpoint.standing;
-        if !standing.mark(&self.repository, &self.blob).is_some_and(|mark| mark.why == Passed::Wrong) {
+        if standing.mark(&self.repository, &self.blob).is_none_or(|mark| mark.why != Passed::Wrong) {
             tracing::warn!(host = %self.endpoint.origin, blob = %self.blob, "a host sent wrong bytes of a layer; the others are asked for it");
         }
         standing.pass_over(&self.repository, &self.blob, Passed::Wrong);
