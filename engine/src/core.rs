@@ -142,7 +142,7 @@ impl Core {
         match &layer.source {
             BlobSource::Registry { repository, digest, .. } => self.client.forget_target(repository, digest),
             BlobSource::Foreign(blob) => {
-                drop(blob.repository().map(|repository| self.client.forget_target(repository, &layer.store.digest)))
+                blob.repository().into_iter().for_each(|repository| self.client.forget_target(repository, &layer.store.digest));
             }
             BlobSource::File { .. } => {}
         }

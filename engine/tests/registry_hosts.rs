@@ -4,82 +4,16 @@
 mod registry_script;
 
 use std::{
-    ops::Range,
     path::Path,
     time::{Duration, Instant},
 };
 
 use clip_engine::{
     EngineError, ErrorKind,
-    registry::{Client, ClientConfig, PlainHttp, Reference},
+    registry::{Client, ClientConfig, Login, PlainHttp},
 };
 use clip_format::digest::Digest;
-use registry_script::*;
-
-const MANIFEST: &str = r#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","layers":[]}"#;
-
-/// A registry that has the blob and the manifest, under every name.
-async fn registry(blob: &[u8]) -> Server {
-    let own = blob.to_owned();
-    Server::start(move |seen| answer(seen, &own)).await
-}
-
-fn answer(seen: &Seen, blob: &[u8]) -> Reply {
-    if seen.path.contains("/blobs/") {
-        serve_blob(seen, blob)
-    } else {
-        reply(200, MANIFEST).header("content-type", "application/vnd.oci.image.manifest.v1+json")
-    }
-}
-
-/// A hosts directory in which `registry` has `hosts.toml`.
-struct Settings {
-    dir: tempfile::TempDir,
-}
-
-impl Settings {
-    fn new(registry: &str, text: &str) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::create_dir(dir.path().join(registry)).unwrap();
-        std::fs::write(dir.path().join(registry).join("hosts.toml"), text).unwrap();
-        Self { dir }
-    }
-
-    fn config(&self) -> ClientConfig {
-        ClientConfig { hosts_dir: Some(self.dir.path().to_owned()), tries_max: 1, ..config(Path::new("/nonexistent")) }
-    }
-
-    fn client(&self) -> Client {
-        Client::new(self.config()).unwrap()
-    }
-}
-
-fn mirror(server: &Server) -> String {
-    format!("[host.\"{}\"]\n", server.url(""))
-}
-
-fn origin(server: &Server) -> String {
-    format!("server = \"{}\"\n", server.url(""))
-}
-
-fn image(text: &str) -> Reference {
-    text.parse().unwrap()
-}
-
-/// The bytes of a range of `blob` in `reference`'s repository.
-async fn read_of(client: &Client, reference: &Reference, blob: &[u8], range: Range<u64>) -> Result<Vec<u8>, EngineError> {
-    let mut reader = client.blob(reference, &sha256(blob), blob.len() as u64, range).await?;
-    let mut all = Vec::new();
-    while let Some(bytes) = reader.chunk().await? {
-        all.extend_from_slice(&bytes);
-    }
-    Ok(all)
-}
-
-/// A port that refuses connections.
-fn dead_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
+use registry_script::{mirrors::*, *};
 
 /// Claim: behind a mirror that refuses connections the next host serves manifests and blobs, is told for whom it is asked, and the dead one
 /// is not asked again.
@@ -263,6 +197,32 @@ async fn credentials_and_headers_stay_with_their_host() {
     let seen = store.seen();
     assert_eq!((seen.len(), seen[0].query.as_str()), (1, "signature=s3cret"));
     assert_eq!((seen[0].header("authorization"), seen[0].header("x-own")), (None, None));
+}
+
+/// Claim: at a mirror the logins of an image are those of its own mounts: another registry's image that has the same name there gets neither
+/// their credentials nor what these were granted.
+#[tokio::test]
+async fn logins_are_of_the_image_not_of_its_name_at_a_mirror() {
+    let server = Server::start(|seen| match seen.header("authorization") {
+        None => reply(401, "").header("www-authenticate", "Basic realm=x"),
+        Some(_) => answer(seen, b""),
+    })
+    .await;
+    let docker = tempfile::tempdir().unwrap();
+    let auths = format!(r#"{{"auths":{{"127.0.0.1:{}":{{"auth":"dTpmaXJzdA=="}}}}}}"#, server.port);
+    std::fs::write(docker.path().join("config.json"), auths).unwrap();
+    let prefixed = format!("server = \"{}\"\noverride_path = true\n", server.url("/v2/team"));
+    let settings = Settings::new("h.x", &prefixed).and("g.x", &origin(&server));
+    let client = Client::new(ClientConfig { login: Login::anonymous(), ..settings.config() }).unwrap();
+    let mount = client.log_in(&image("h.x/app:t"), login(docker.path()));
+    client.manifest(&image("h.x/app:t")).await.unwrap();
+    assert_eq!(client.manifest(&image("g.x/team/app:t")).await.unwrap_err().kind(), ErrorKind::Denied);
+    let paths: Vec<_> =
+        server.seen().into_iter().map(|seen| (seen.path, seen.headers.iter().any(|(name, _)| name == "authorization"))).collect();
+    let path = "/v2/team/app/manifests/t".to_owned();
+    assert_eq!(paths, [(path.clone(), false), (path.clone(), true), (path, false)]);
+    drop(mount);
+    assert_eq!(client.manifest(&image("h.x/app:t")).await.unwrap_err().kind(), ErrorKind::Denied);
 }
 
 /// Claim: a path in a host's URL comes before `/v2`, or stands alone with override_path.

@@ -44,8 +44,8 @@ pub use self::{
     secret::Secret,
 };
 
-/// A token is replaced this long before its end, so that it does not end under way. Source: twice the default first-byte deadline of 15 s,
-/// the longest way of one request; but a token of 60 s must be of use too, so a quarter of its life at most.
+/// A token is replaced this long before its end, so that it does not end under way. Source: 30 s, the default time of a read, is the
+/// longest way; but a token of 60 s must be of use too, so a quarter of its life at most.
 const TOKEN_MARGIN_MAX: Duration = Duration::from_secs(30);
 /// How long a token that could not be replaced, but lives yet, is used before the next attempt. Source: the cap of our own waits between tries.
 const RENEW_AGAIN: Duration = Duration::from_secs(5);
@@ -116,10 +116,26 @@ impl Standing {
     }
 }
 
-/// Grants per registry and repository.
+/// A repository at the host that is asked.
+#[derive(Clone, Copy)]
+pub(super) struct Repository<'a> {
+    /// What it is called there: under this name credentials are looked up.
+    pub here: &'a Reference,
+    /// What the image is called: whose mounts read this, their logins are asked.
+    pub image: &'a Reference,
+}
+
+/// Registry and repository of an image.
+type ImageName = (String, String);
+
+/// Grants per host, and per image: two images may be one repository at a mirror that keeps both, and have different readers.
 pub(super) struct Auth {
     pub logins: Logins,
-    slots: Mutex<HashMap<(String, String), Slot>>,
+    slots: Mutex<HashMap<(ImageName, ImageName), Slot>>,
+}
+
+fn name(reference: &Reference) -> ImageName {
+    (reference.registry.clone(), reference.repository.clone())
 }
 
 impl Auth {
@@ -128,8 +144,8 @@ impl Auth {
         Self { logins: Logins::new(login), slots: Mutex::default() }
     }
 
-    fn slot(&self, reference: &Reference) -> Slot {
-        let key = (reference.registry.clone(), reference.repository.clone());
+    fn slot(&self, repository: Repository<'_>) -> Slot {
+        let key = (name(repository.here), name(repository.image));
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         if slots.len() >= SLOTS_MAX && !slots.contains_key(&key) {
             slots.clear();
@@ -137,14 +153,14 @@ impl Auth {
         Arc::clone(slots.entry(key).or_default())
     }
 
-    /// What was granted in the repositories named `repository` is forgotten.
-    pub(super) fn forget(&self, repository: &str) {
-        self.slots.lock().unwrap_or_else(PoisonError::into_inner).retain(|(_, known), _| !logins::is_repository(known, repository));
+    /// What was granted for `image`, anywhere, is forgotten.
+    pub(super) fn forget(&self, image: &ImageName) {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner).retain(|(_, known), _| known != image);
     }
 
     /// What to send with a first request: the grant there is, renewed if it is about to end.
-    pub async fn authorization(&self, transport: &Transport, reference: &Reference) -> Result<Option<HeaderValue>, Failure> {
-        let (since, slot) = (Instant::now(), self.slot(reference));
+    pub async fn authorization(&self, transport: &Transport, repository: Repository<'_>) -> Result<Option<HeaderValue>, Failure> {
+        let (since, slot) = (Instant::now(), self.slot(repository));
         let mut standing = slot.lock().await;
         let Some(old) = standing.grant.clone() else {
             return standing.failed_since(since).map(|()| None);
@@ -152,8 +168,8 @@ impl Auth {
         if old.is_fresh() {
             return Ok(Some(old.authorization));
         }
-        let mut candidates = self.logins.candidates(reference, old.refused_before);
-        let asked = match grant(transport, reference, &old.challenge, &mut candidates, None).await {
+        let mut candidates = self.logins.candidates(repository.image, old.refused_before);
+        let asked = match grant(transport, repository.here, &old.challenge, &mut candidates, None).await {
             Err(failure) if old.is_alive() => {
                 tracing::debug!(error = %failure.error, "a token that is about to end cannot be replaced yet");
                 Ok(Some(old.postponed()))
@@ -163,11 +179,11 @@ impl Auth {
         standing.settle(asked)
     }
 
-    /// Whether anybody who is logged in has credentials for `reference`; a place that cannot be read counts as none.
-    pub async fn has_credentials(&self, transport: &Transport, reference: &Reference) -> bool {
-        let mut candidates = self.logins.candidates(reference, 0);
+    /// Whether anybody who is logged in has credentials for `repository`; a place that cannot be read counts as none.
+    pub async fn has_credentials(&self, transport: &Transport, repository: Repository<'_>) -> bool {
+        let mut candidates = self.logins.candidates(repository.image, 0);
         while let Some(login) = candidates.next() {
-            if credentials(transport, login, reference).await.is_ok_and(|found| found.is_some()) {
+            if credentials(transport, login, repository.here).await.is_ok_and(|found| found.is_some()) {
                 return true;
             }
         }
@@ -179,7 +195,7 @@ impl Auth {
     pub async fn answer(
         &self,
         transport: &Transport,
-        reference: &Reference,
+        repository: Repository<'_>,
         refusal: &Exchange,
         refused: Option<&HeaderValue>,
         tried: usize,
@@ -187,7 +203,7 @@ impl Auth {
         if tried > logins::CANDIDATES_MAX {
             return Ok(None);
         }
-        let (since, slot) = (Instant::now(), self.slot(reference));
+        let (since, slot) = (Instant::now(), self.slot(repository));
         let mut standing = slot.lock().await;
         if let Some(other) = standing.grant.as_ref()
             && other.is_fresh()
@@ -205,8 +221,8 @@ impl Auth {
             Some(old) => old.refused_before + usize::from(tried > 0 && old.challenge == challenge),
             None => tried,
         };
-        let mut candidates = self.logins.candidates(reference, refused_before);
-        let asked = grant(transport, reference, &challenge, &mut candidates, refused).await;
+        let mut candidates = self.logins.candidates(repository.image, refused_before);
+        let asked = grant(transport, repository.here, &challenge, &mut candidates, refused).await;
         Ok(standing.settle(asked)?.filter(|new| Some(new) != refused))
     }
 }

@@ -10,7 +10,7 @@ use super::{
     client::{Client, blob_path},
     exchange::Exchange,
     fetch::Get,
-    hosts::{Endpoint, Need, Sender, Site},
+    hosts::{Avoided, Endpoint, Need, Sender, Site},
     pace::Transfer,
     part,
     reference::Reference,
@@ -20,6 +20,10 @@ use crate::error::EngineError;
 
 /// Connections of one reader that are given up for being far behind their peers. Source: the third is as likely to be slow as the network.
 const STRAGGLERS_MAX: u32 = 2;
+
+/// A host that was dead is asked by all again when a body has brought the range, or so much. Source: judgement: a server whose disk hangs still
+/// sends what is in memory; sockets hold up to some 100 KiB of a body at its head, and a MiB is less than a second of any link.
+const ALIVE_BYTES: u64 = 1 << 20;
 
 /// The body of a blob request, chunk by chunk. Dropping it midway closes its connection.
 pub struct BlobReader {
@@ -35,17 +39,21 @@ pub struct BlobReader {
     stragglers_left: u32,
     /// Who sent the latest bytes, where there are several hosts.
     sender: Option<Arc<Sender>>,
-    /// Hosts whose latest body here brought nothing; they are asked last.
-    avoided: Vec<Arc<Endpoint>>,
+    /// Asked behind others.
+    avoided: Avoided,
 }
 
 /// An answer under way.
 struct Body {
     exchange: Exchange,
     from: Arc<Endpoint>,
+    /// When that was asked for it.
+    asked: Instant,
     is_alone: bool,
-    /// It has brought bytes.
-    has_moved: bool,
+    /// Bytes of the range.
+    brought: u64,
+    /// It was noted that its host serves.
+    is_noted: bool,
     transfer: Transfer,
     /// Bytes before the range, from a registry that ignored it.
     skip: u64,
@@ -57,6 +65,15 @@ impl Body {
     fn close_if_slow(&mut self) {
         if self.transfer.is_slow() {
             self.exchange.close_after();
+        }
+    }
+
+    /// `bytes` of the range came, behind which there are `left`.
+    fn note(&mut self, bytes: u64, left: u64) {
+        self.brought += bytes;
+        if !self.is_alone && !self.is_noted && (left == 0 || self.brought >= ALIVE_BYTES) {
+            self.is_noted = true;
+            self.from.note_alive();
         }
     }
 }
@@ -95,7 +112,7 @@ impl BlobReader {
             resumes_left,
             stragglers_left: STRAGGLERS_MAX,
             sender: None,
-            avoided: Vec::new(),
+            avoided: Avoided::default(),
         };
         while reader.body.is_none() && !reader.rest.is_empty() {
             match reader.tries.in_time(|| reader.what(), reader.request()).await {
@@ -163,7 +180,7 @@ impl BlobReader {
             let asked = Instant::now();
             let watched = watched(&mut body, self.rest.end - self.rest.start, self.stragglers_left > 0);
             let watched = self.tries.in_time(|| self.what(), watched).await;
-            let Watched::Chunk(chunk) = watched.inspect_err(|_| self.note_failed(&body))? else {
+            let Watched::Chunk(chunk) = watched.inspect_err(|failure| self.note_failed(&body, &failure.error))? else {
                 self.stragglers_left -= 1;
                 self.client.transport.counters.note_straggler();
                 tracing::debug!(url = %body.exchange.url, at = self.rest.start, "the connection is far behind its peers; another brings the rest");
@@ -172,12 +189,14 @@ impl BlobReader {
                 continue;
             };
             let Some(bytes) = chunk else {
-                self.note_failed(&body);
-                return Err(part::ended_early(&body.exchange, &self.rest));
+                let failure = part::ended_early(&body.exchange, &self.rest);
+                self.note_failed(&body, &failure.error);
+                return Err(failure);
             };
             let bytes = part::wanted(bytes, &mut body.skip, &self.rest);
             if !bytes.is_empty() {
-                body.has_moved = true;
+                let len = bytes.len() as u64;
+                body.note(len, self.rest.end - self.rest.start - len);
                 self.body = Some(body);
                 return Ok(bytes);
             }
@@ -199,10 +218,14 @@ impl BlobReader {
         answered
     }
 
-    /// A host whose bodies bring nothing is asked last from now on.
-    fn note_failed(&mut self, body: &Body) {
-        if !body.has_moved && !self.avoided.iter().any(|avoided| Arc::ptr_eq(avoided, &body.from)) {
-            self.avoided.push(Arc::clone(&body.from));
+    /// A host whose body brought nothing or stood still is asked behind others from now on; one whose body stood still, by nobody for a while.
+    fn note_failed(&mut self, body: &Body, error: &EngineError) {
+        let has_stalled = body.exchange.has_stalled();
+        if body.brought == 0 || has_stalled {
+            self.avoided.add(&body.from);
+        }
+        if has_stalled && !body.is_alone {
+            body.from.note_dead(body.asked, &self.reference.registry, error);
         }
     }
 
@@ -214,10 +237,7 @@ impl BlobReader {
         let mut round = self.client.round(&self.reference, Need::Pull, Some(self.digest), &self.avoided)?;
         while let Some(site) = round.next() {
             match self.answer_of(&site, &get).await {
-                Ok(body) => {
-                    round.answered(&site);
-                    return Ok(Body { is_alone: round.is_alone(), ..body });
-                }
+                Ok(body) => return Ok(Body { is_alone: round.is_alone(), ..body }),
                 Err(failure) => round.failed(&site, failure),
             }
         }
@@ -234,7 +254,8 @@ impl BlobReader {
             self.warn_rangeless(&exchange);
         }
         let from = Arc::clone(&site.endpoint);
-        Ok(Body { exchange, from, is_alone: true, has_moved: false, transfer: pace.begin(), skip, may_be_left: skip == 0 })
+        let (transfer, may_be_left) = (pace.begin(), skip == 0);
+        Ok(Body { exchange, from, asked, is_alone: true, brought: 0, is_noted: false, transfer, skip, may_be_left })
     }
 
     fn warn_rangeless(&self, exchange: &Exchange) {

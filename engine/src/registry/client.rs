@@ -17,7 +17,7 @@ use super::{
     blob::BlobReader,
     exchange::{Counters, Exchange, Transport},
     fetch::Get,
-    hosts::{Endpoint, Need, Round, Site, directory::HostsDirectory},
+    hosts::{Avoided, Endpoint, Need, Round, Site, directory::HostsDirectory},
     pace::{Pace, Paces},
     pool::Pool,
     proxy::ProxyVariables,
@@ -367,7 +367,7 @@ struct Asking<'a> {
 
 impl<'a> Asking<'a> {
     fn new(client: &'a Client, reference: &'a Reference, need: Need, blob: Option<Digest>) -> Result<Self, EngineError> {
-        let round = client.round(reference, need, blob, &[])?;
+        let round = client.round(reference, need, blob, &Avoided::default())?;
         Ok(Self { client, reference, need, blob, tries: client.tries(), round })
     }
 
@@ -380,7 +380,7 @@ impl<'a> Asking<'a> {
             if let Some(site) = self.round.next() {
                 return Ok(site);
             }
-            let next = self.client.round(self.reference, self.need, self.blob, &[])?;
+            let next = self.client.round(self.reference, self.need, self.blob, &Avoided::default())?;
             self.tries.after(std::mem::replace(&mut self.round, next).into_failure()).await?;
         }
     }

@@ -202,6 +202,8 @@ pub(super) struct Exchange {
     pool: Arc<Pool>,
     counters: Arc<Counters>,
     headway: Headway,
+    /// The body was given up for standing still.
+    has_stalled: bool,
     /// The connection is worth keeping.
     is_kept: bool,
     /// The body said so: one without a length tells it only by giving no more.
@@ -221,6 +223,7 @@ impl Exchange {
             counters: Arc::clone(&transport.counters),
             received: Bytes::new(),
             headway: Headway::new(transport.config.rate_min, transport.config.progress_timeout),
+            has_stalled: false,
             is_kept: true,
             has_ended: false,
         };
@@ -289,7 +292,8 @@ impl Exchange {
         }
     }
 
-    fn stalled(&self) -> Failure {
+    fn stalled(&mut self) -> Failure {
+        self.has_stalled = true;
         if let Some(connection) = &self.connection {
             self.pool.forget(&connection.line);
         }
@@ -298,6 +302,11 @@ impl Exchange {
             Some(reason) => EngineError::Transport { method, url, reason },
             None => EngineError::Deadline { what: format!("{method} {url} (body)"), waited: self.headway.stall_max() },
         })
+    }
+
+    /// Whether the body was given up because it stood still.
+    pub fn has_stalled(&self) -> bool {
+        self.has_stalled
     }
 
     /// Its body may stand still for `time` at most.

@@ -103,7 +103,7 @@ impl Client {
     pub(super) async fn ask_registry(&self, site: &Site, get: &Get) -> Result<(Exchange, Option<HeaderValue>), Failure> {
         let (auth, transport) = (&self.shared.auth, &site.transport);
         let url = site.endpoint.location(&get.path)?;
-        let mut authorization = auth.authorization(transport, &site.reference).await?;
+        let mut authorization = auth.authorization(transport, site.repository()).await?;
         let mut tried = 0;
         loop {
             let mut exchange = transport.send(&url, &get.ask(site, &url.origin, authorization.as_ref())?).await?;
@@ -113,7 +113,7 @@ impl Client {
                     None => return Ok((exchange, authorization)),
                 }
             }
-            let renewed = auth.answer(transport, &site.reference, &exchange, authorization.as_ref(), tried).await?;
+            let renewed = auth.answer(transport, site.repository(), &exchange, authorization.as_ref(), tried).await?;
             let Some(renewed) = renewed else { return Err(auth::refused(exchange).await) };
             exchange.drain().await;
             authorization = Some(renewed);
@@ -132,7 +132,7 @@ impl Client {
         authorization: Option<&HeaderValue>,
     ) -> Result<Option<Exchange>, Failure> {
         let may_be_hidden = authorization.is_none() && matches!(exchange.status(), StatusCode::FORBIDDEN | StatusCode::NOT_FOUND);
-        if !may_be_hidden || !self.shared.auth.has_credentials(&site.transport, &site.reference).await {
+        if !may_be_hidden || !self.shared.auth.has_credentials(&site.transport, site.repository()).await {
             return Ok(None);
         }
         let url = site.endpoint.location("/")?;

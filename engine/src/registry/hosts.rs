@@ -12,10 +12,11 @@ use std::sync::Arc;
 
 use hyper::HeaderMap;
 
-pub(super) use self::round::Round;
 pub use self::round::Sender;
+pub(super) use self::round::{Avoided, Round};
 use self::standing::Standing;
 use super::{
+    auth::Repository,
     client::{ClientConfig, PlainHttp},
     exchange::Transport,
     location::{Location, Origin, Scheme, percent_encoded, plain_allowed},
@@ -137,6 +138,8 @@ pub(super) struct Site {
     pub endpoint: Arc<Endpoint>,
     /// See [`Endpoint::own_reference`].
     pub reference: Reference,
+    /// The image's own, whose readers' logins are asked.
+    image: Reference,
     pub transport: Transport,
 }
 
@@ -144,7 +147,12 @@ impl Site {
     fn new(endpoint: &Arc<Endpoint>, reference: &Reference, transport: &Transport) -> Self {
         let (config, route) = (Arc::clone(&endpoint.config), Arc::clone(&endpoint.route));
         let transport = Transport { config, route, ..transport.clone() };
-        Self { endpoint: Arc::clone(endpoint), reference: endpoint.own_reference(reference), transport }
+        Self { endpoint: Arc::clone(endpoint), reference: endpoint.own_reference(reference), image: reference.clone(), transport }
+    }
+
+    /// For auth.
+    pub fn repository(&self) -> Repository<'_> {
+        Repository { here: &self.reference, image: &self.image }
     }
 }
 
@@ -169,7 +177,12 @@ fn canonical(origin: Origin) -> Origin {
     origin
 }
 
-/// The registry that `origin` is.
+/// The registry that `origin` is. Docker Hub is one behind TLS on the port of https only, or its password would go to whatever answers elsewhere:
+/// other ways to its hosts are named with their port, which is no name of Docker Hub.
 fn name_of(origin: &Origin) -> String {
-    if origin.host == DOCKER_HUB_ENDPOINT { DOCKER_HUB.to_owned() } else { origin.authority() }
+    match (DOCKER_HUB_HOSTS.contains(&origin.host.as_str()), origin.scheme, origin.port) {
+        (true, Scheme::Https, 443) => DOCKER_HUB.to_owned(),
+        (true, _, port) => format!("{}:{port}", origin.host),
+        (false, ..) => origin.authority(),
+    }
 }

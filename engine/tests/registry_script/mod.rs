@@ -1,6 +1,8 @@
 //! A server on loopback that answers each request as its script says, faults included, and remembers what it saw.
 #![allow(clippy::unwrap_used, dead_code)]
 
+pub mod mirrors;
+
 use std::{
     path::Path,
     sync::{

@@ -7,7 +7,9 @@ use std::{
 
 use super::{
     super::{client::Shared, reference::Reference},
+    ImageName,
     login::{Login, Typed},
+    name,
 };
 
 /// Logins that are asked for one answer. Source: judgement, not measured: those of one person in one session are equal and count once, so
@@ -28,8 +30,7 @@ struct Known {
 }
 
 struct Entry {
-    registry: String,
-    repository: String,
+    image: ImageName,
     login: Arc<Login>,
 }
 
@@ -50,7 +51,7 @@ impl Drop for LoggedIn {
         let Some(client) = self.client.upgrade() else { return };
         let removed = client.auth.logins.known.lock().unwrap_or_else(PoisonError::into_inner).by_id.remove(&self.id);
         if let Some(entry) = removed {
-            client.auth.forget(&entry.repository);
+            client.auth.forget(&entry.image);
         }
     }
 }
@@ -60,25 +61,25 @@ impl Logins {
         Self { own: Arc::new(own), known: Mutex::default() }
     }
 
-    /// `login` is asked about the repository of `reference`, there and at its mirrors, until the result is dropped.
+    /// `login` is asked about the repository of `reference`, at its registry and at the mirrors of that, until the result is dropped.
     pub fn add(&self, client: &Arc<Shared>, reference: &Reference, login: Login) -> LoggedIn {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let equal = known.by_id.values().find(|entry| *entry.login == login).map(|entry| entry.login.clone());
         let login = equal.unwrap_or_else(|| Arc::new(login));
         let id = known.next_id;
         known.next_id += 1;
-        let (registry, repository) = (reference.registry.clone(), reference.repository.clone());
-        known.by_id.insert(id, Entry { registry, repository, login });
+        known.by_id.insert(id, Entry { image: name(reference), login });
         LoggedIn { client: Arc::downgrade(client), id }
     }
 
-    /// Whom to ask about `reference`, after `refused` of those who knew credentials were refused.
-    pub(super) fn candidates(&self, reference: &Reference, refused: usize) -> Candidates {
+    /// Whom to ask about `image`, wherever it is asked for, after `refused` of those who knew credentials were refused.
+    pub(super) fn candidates(&self, image: &Reference, refused: usize) -> Candidates {
+        let image = name(image);
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let newest_first = known.by_id.values().rev().filter(|entry| is_repository(&reference.repository, &entry.repository));
+        let newest_first = known.by_id.values().rev().filter(|entry| entry.image == image);
         let mut entries: Vec<_> = newest_first.collect();
-        // A stable sort: the newest stays first among equals. A mirror is asked about under the repository's name.
-        entries.sort_by_key(|entry| (entry.registry != reference.registry, !is_explicit(&entry.login)));
+        // A stable sort: the newest stays first among equals.
+        entries.sort_by_key(|entry| !is_explicit(&entry.login));
         let mut logins: Vec<Arc<Login>> = Vec::new();
         for login in entries.into_iter().map(|entry| &entry.login).chain([&self.own]) {
             if logins.len() < CANDIDATES_MAX && !logins.contains(login) {
@@ -88,11 +89,6 @@ impl Logins {
         logins.reverse();
         Candidates { logins, refused: 0, refused_already: refused }
     }
-}
-
-/// Whether `asked` is the repository `known`, or the same at a mirror that keeps it under a prefix.
-pub(super) fn is_repository(asked: &str, known: &str) -> bool {
-    asked.strip_suffix(known).is_some_and(|prefix| prefix.is_empty() || prefix.ends_with('/'))
 }
 
 /// Whether somebody typed where credentials are.
@@ -147,7 +143,8 @@ mod tests {
         std::iter::from_fn(|| candidates.next()).map(name).collect()
     }
 
-    /// Claim: the newest explicit login of a repository is asked first, equal ones once, mirrors too, others never; a dropped one no more.
+    /// Claim: the newest explicit login of a repository is asked first, equal ones once; those of other registries and of names with the
+    /// same end never; a dropped one no more.
     #[test]
     fn the_newest_explicit_login_is_asked_first() {
         let config = ClientConfig { login: Login::anonymous(), ..ClientConfig::default() };
@@ -162,7 +159,9 @@ mod tests {
             asked(&client, "h.x/a/b@sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"),
             ["first", "second", "Nothing", "Anonymous"]
         );
-        assert_eq!(asked(&client, "mirror.x/a/b"), ["first", "second", "Nothing", "Anonymous"]);
+        for other in ["other.x/a/b", "h.x/team/a/b", "h.x/b"] {
+            assert_eq!(asked(&client, other), ["Anonymous"], "{other}");
+        }
         drop(second);
         assert_eq!(asked(&client, "h.x/a/b"), ["first", "Nothing", "Anonymous"]);
         assert_eq!(asked(&client, "h.x/none"), ["Anonymous"]);

@@ -165,6 +165,7 @@ impl HostsDirectory {
         let mut config = ClientConfig::clone(&self.config);
         if !is_last {
             config.connect_timeout /= 2;
+            config.tls_timeout /= 2;
             config.first_byte_timeout /= 2;
         }
         config.connect_timeout = dial_timeout.map_or(config.connect_timeout, |own| own.min(self.config.connect_timeout));
@@ -343,6 +344,20 @@ mod tests {
         assert_eq!(names, ["m.x/hub/v2/library/alpine:latest", "m.x/q/library/alpine:latest", "docker.io/library/alpine:latest"]);
     }
 
+    /// Claim: Docker Hub's name, and so its password, is of https on port 443 only: every other way to its hosts has a name of its own.
+    #[test]
+    fn docker_hubs_credentials_stay_on_tls() {
+        let hosts = ["docker.io", "index.docker.io", "registry-1.docker.io"];
+        for (scheme, port, is_hub) in [("https", "", true), ("http", "", false), ("http", ":443", false), ("https", ":5000", false)] {
+            for host in hosts {
+                let text = format!("[host.\"{scheme}://{host}{port}\"]");
+                let (_dir, directory) = directory(&[("docker.io/hosts.toml", &text)]);
+                let name = directory.of("docker.io").unwrap().endpoints[0].name.clone();
+                assert_eq!(hosts.contains(&name.as_str()), is_hub, "{text}: {name}");
+            }
+        }
+    }
+
     /// Claim: hosts are asked only for what they can; a server that is not named can do everything; pull is needed for all.
     #[test]
     fn capabilities_choose_the_hosts() {
@@ -368,9 +383,10 @@ mod tests {
         let waits: Vec<_> = hosts
             .endpoints
             .iter()
-            .map(|endpoint| (endpoint.config.connect_timeout.as_secs(), endpoint.config.first_byte_timeout.as_secs()))
+            .map(|endpoint| [endpoint.config.connect_timeout, endpoint.config.tls_timeout, endpoint.config.first_byte_timeout])
+            .map(|waits| waits.map(|wait| wait.as_secs()))
             .collect();
-        assert_eq!(waits, [(5, 7), (7, 7), (10, 15)]);
+        assert_eq!(waits, [[5, 5, 7], [7, 5, 7], [10, 10, 15]]);
     }
 
     /// Claim: without a hosts.toml docker's certificate files count, and files that cannot be used are an error that names them.

@@ -24,8 +24,8 @@ const WRONG_FOR: Duration = Duration::from_secs(10 * 60);
 /// has; half a MiB.
 const BLOBS_MAX: usize = 4096;
 
-/// Why a host is passed over for a blob.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Why a host is passed over for a blob, the lighter reason first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(in super::super) enum Passed {
     /// It does not have it.
     Lacks,
@@ -37,7 +37,24 @@ pub(in super::super) enum Passed {
 #[derive(Default)]
 pub(super) struct Standing {
     dead: Mutex<Option<Dead>>,
-    blobs: Mutex<HashMap<(String, Digest), Instant>>,
+    blobs: Mutex<HashMap<(String, Digest), Mark>>,
+}
+
+/// Something that is held against a host.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Mark {
+    pub why: Passed,
+    pub since: Instant,
+}
+
+impl Mark {
+    fn is_in_force(&self) -> bool {
+        let wait = match self.why {
+            Passed::Lacks => LACKS_FOR,
+            Passed::Wrong => WRONG_FOR,
+        };
+        self.since.elapsed() < wait
+    }
 }
 
 struct Dead {
@@ -76,13 +93,13 @@ impl Standing {
         self.dead().take().is_some()
     }
 
-    /// It did not answer a caller who asked at `asked`. For how long it is not asked now, when that is news.
+    /// It did not answer a caller who asked at `asked`. For how long it is not asked now, when that is news: whoever asked before its
+    /// rest was over, together with others or for want of another host, has met the same outage.
     pub fn note_dead(&self, asked: Instant) -> Option<Duration> {
         let mut dead = self.dead();
         let wait = match dead.as_ref() {
             None => DEAD_MIN,
-            // Others, who asked at the same time, have noted it.
-            Some(known) if known.noted >= asked => return None,
+            Some(known) if asked < known.noted + known.wait => return None,
             Some(known) => (known.wait * 2).min(DEAD_MAX),
         };
         let now = Instant::now();
@@ -96,17 +113,13 @@ impl Standing {
         if blobs.len() >= BLOBS_MAX {
             blobs.clear();
         }
-        let wait = match why {
-            Passed::Lacks => LACKS_FOR,
-            Passed::Wrong => WRONG_FOR,
-        };
-        blobs.insert((repository.to_owned(), *blob), Instant::now() + wait);
+        blobs.insert((repository.to_owned(), *blob), Mark { why, since: Instant::now() });
     }
 
-    /// Whether the blob is asked for elsewhere first.
-    pub fn passes_over(&self, repository: &str, blob: &Digest) -> bool {
+    /// Why the blob is asked for elsewhere first, if it is.
+    pub fn mark(&self, repository: &str, blob: &Digest) -> Option<Mark> {
         let blobs = self.blobs.lock().unwrap_or_else(PoisonError::into_inner);
-        blobs.get(&(repository.to_owned(), *blob)).is_some_and(|until| Instant::now() < *until)
+        blobs.get(&(repository.to_owned(), *blob)).copied().filter(Mark::is_in_force)
     }
 }
 
@@ -114,7 +127,7 @@ impl Standing {
 mod tests {
     use super::*;
 
-    /// Claim: many who find a host dead at once count once; later finds double the wait up to its limit; an answer ends it.
+    /// Claim: all who find a host dead before its rest is over count once; later finds double the wait up to its limit; an answer ends it.
     #[test]
     fn a_dead_host_rests_longer_each_time() {
         let standing = Standing::default();
@@ -122,11 +135,13 @@ mod tests {
         assert!(standing.claim() && !standing.is_dead());
         assert_eq!(standing.note_dead(asked), Some(DEAD_MIN));
         assert_eq!(standing.note_dead(asked), None);
+        assert_eq!(standing.note_dead(Instant::now()), None);
         assert!(standing.is_dead() && !standing.claim());
         let mut wait = DEAD_MIN;
         for _ in 0..8 {
             wait = (wait * 2).min(DEAD_MAX);
-            assert_eq!(standing.note_dead(Instant::now()), Some(wait));
+            let rested = Instant::now() + DEAD_MAX;
+            assert_eq!(standing.note_dead(rested), Some(wait));
         }
         assert_eq!(wait, DEAD_MAX);
         assert!(standing.note_alive() && !standing.note_alive());
@@ -153,7 +168,10 @@ mod tests {
         let standing = Standing::default();
         let blob = Digest::Sha256([1; 32]);
         standing.pass_over("a/b", &blob, Passed::Lacks);
-        assert!(standing.passes_over("a/b", &blob));
-        assert!(!standing.passes_over("a/c", &blob) && !standing.passes_over("a/b", &Digest::Sha256([2; 32])));
+        let why = |repository: &str, blob: &Digest| standing.mark(repository, blob).map(|mark| mark.why);
+        assert_eq!(why("a/b", &blob), Some(Passed::Lacks));
+        assert_eq!((why("a/c", &blob), why("a/b", &Digest::Sha256([2; 32]))), (None, None));
+        standing.pass_over("a/b", &blob, Passed::Wrong);
+        assert_eq!(why("a/b", &blob), Some(Passed::Wrong));
     }
 }
