@@ -23,7 +23,7 @@ use crate::{
     Indexed, LayerSummary, Summary,
     cpu_clock::thread_cpu,
     error::IndexError,
-    layer::{Cancel, LayerCpu, LayerInput, LayerOutput, LayerSettings, index_layer, set_window},
+    layer::{Cancel, DecoderMemory, LayerCpu, LayerInput, LayerOutput, LayerSettings, index_layer, set_window},
     options::IndexOptions,
     progress::Progress,
     repeats::Repeats,
@@ -77,9 +77,9 @@ pub(crate) fn index(options: &IndexOptions, progress: &dyn Progress) -> Result<I
 
 /// All layers, `jobs` at a time, the largest first; merged in manifest order as soon as they can be.
 fn index_layers(image: &ResolvedImage, options: &IndexOptions, client: &Client, progress: &dyn Progress) -> Result<Merged, IndexError> {
-    let cancel = &Cancel::new();
-    let settings =
-        LayerSettings { span_bytes: options.span_bytes, windows: options.windows, diff_ids: options.diff_ids, client, cancel, progress };
+    let (cancel, decoders) = (&Cancel::new(), &DecoderMemory::default());
+    let (span_bytes, windows, diff_ids) = (options.span_bytes, options.windows, options.diff_ids);
+    let settings = LayerSettings { span_bytes, windows, diff_ids, client, decoders, cancel, progress };
     let repeats = Repeats::new(&image.layers);
     let mut order: Vec<&LayerInput> = repeats.firsts(&image.layers).collect();
     order.sort_by_key(|layer| std::cmp::Reverse(layer.blob.size()));

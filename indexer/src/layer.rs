@@ -6,6 +6,7 @@
 
 mod blocks;
 mod candidates;
+mod decoder_memory;
 mod fetch;
 mod frame_cuts;
 mod gzip;
@@ -29,6 +30,8 @@ use clip_format::{
 use crossbeam::channel::{Receiver, bounded};
 
 use candidates::Judged;
+pub(crate) use decoder_memory::DecoderMemory;
+use decoder_memory::DecoderShare;
 pub(crate) use fetch::Cancel;
 use fetch::Message;
 use gzip::GzipSpans;
@@ -76,6 +79,8 @@ pub(crate) struct LayerSettings<'a> {
     pub(crate) windows: Windows,
     pub(crate) diff_ids: DiffIds,
     pub(crate) client: &'a Client,
+    /// Shared by all layers of the image.
+    pub(crate) decoders: &'a DecoderMemory,
     pub(crate) cancel: &'a Cancel,
     pub(crate) progress: &'a dyn Progress,
 }
@@ -211,8 +216,9 @@ fn decode(
             spans.finish(&mut sink)?
         }
         Codec::Zstd => {
-            let mut spans = ZstdSpans::new(input.digest, settings.span_bytes);
-            if !each_chunk(head, &chunks, &mut |chunk| spans.push(&chunk, &mut sink))? {
+            let share = DecoderShare::new(settings.decoders, settings.cancel);
+            let mut spans = ZstdSpans::new(input.digest, settings.span_bytes, share);
+            if !each_chunk(head, &chunks, &mut |chunk| spans.push(&chunk, &mut sink))? || spans.is_stopped() {
                 return Ok(None);
             }
             spans.finish(&mut sink)?

@@ -1,10 +1,11 @@
 //! Where a zstd stream is cut into spans: at frames, and inside those that are too big for that (`frame_cuts.rs`).
 
-use clip_engine::zstd::{Zstd, ZstdError, ZstdStop};
+use clip_engine::zstd::{Zstd, ZstdError, ZstdStop, decoder_bytes};
 use clip_format::{digest::Digest, limits::FRAME_WINDOW_LOG_MAX};
 
 use super::{
     blocks::{Blocks, StreamSink},
+    decoder_memory::DecoderShare,
     frame_cuts::FrameCuts,
     spans::{SpanDraft, check_stream_size},
 };
@@ -12,25 +13,34 @@ use crate::error::IndexError;
 
 /// Spans of a stream of zstd frames. Cost: a window of up to 128 MiB, and at most two spans of the stream where it is undecided which
 /// frame begins a span.
-pub(super) struct ZstdSpans {
+pub(super) struct ZstdSpans<'a> {
     layer: Digest,
     zstd: Zstd,
+    /// The decoder's part of the memory for decoders.
+    share: DecoderShare<'a>,
+    /// The work was stopped while it waited for that.
+    is_stopped: bool,
     /// Blob bytes used.
     consumed: u64,
     blocks: Blocks,
     cuts: FrameCuts,
 }
 
-impl ZstdSpans {
-    pub(super) fn new(layer: Digest, span_bytes: u64) -> Self {
+impl<'a> ZstdSpans<'a> {
+    pub(super) fn new(layer: Digest, span_bytes: u64, share: DecoderShare<'a>) -> Self {
         let (zstd, cuts) = (Zstd::new(FRAME_WINDOW_LOG_MAX), FrameCuts::new(span_bytes));
-        Self { layer, zstd, consumed: 0, blocks: Blocks::new(), cuts }
+        Self { layer, zstd, share, is_stopped: false, consumed: 0, blocks: Blocks::new(), cuts }
     }
 
-    /// Takes the next bytes of the blob.
+    /// The work was stopped; what comes is not looked at any more.
+    pub(super) fn is_stopped(&self) -> bool {
+        self.is_stopped
+    }
+
+    /// Takes the next bytes of the blob. Waits where a frame needs memory that other layers' decoders hold.
     pub(super) fn push(&mut self, chunk: &[u8], sink: &mut impl StreamSink) -> Result<(), IndexError> {
         let (mut at, mut output_waits) = (0, false);
-        while at < chunk.len() || output_waits {
+        while !self.is_stopped && (at < chunk.len() || output_waits) {
             let (used, more) = self.step(&chunk[at..], sink)?;
             at += used;
             output_waits = more;
@@ -69,6 +79,8 @@ impl ZstdSpans {
                     self.blocks.cut(cut);
                 }
                 self.cuts.block_start(self.consumed);
+                // Nothing of the window is written before the frame's first block.
+                self.is_stopped = !self.share.grow(decoder_bytes(window_log));
             }
             ZstdStop::BlockEnd => self.cuts.block_start(self.consumed),
             ZstdStop::FrameEnd | ZstdStop::Skipped | ZstdStop::More => {}

@@ -28,7 +28,8 @@ fn skippable(body: &[u8]) -> Vec<u8> {
 }
 
 fn spans_of(blob: &[u8], chunk: usize) -> Result<(Vec<SpanDraft>, u64, Kept), IndexError> {
-    let (mut spans, mut kept) = (ZstdSpans::new(LAYER, SPAN), Kept::default());
+    let (decoders, cancel) = (DecoderMemory::default(), Cancel::new());
+    let (mut spans, mut kept) = (ZstdSpans::new(LAYER, SPAN, DecoderShare::new(&decoders, &cancel)), Kept::default());
     blob.chunks(chunk).try_for_each(|piece| spans.push(piece, &mut kept))?;
     let (drafts, len) = spans.finish(&mut kept)?;
     Ok((drafts, len, kept))
@@ -166,7 +167,8 @@ fn a_giant_frame_is_cut_in_bounded_memory() {
     }
     let blob = encoder.finish().unwrap();
     let mut kept = Kept { discard: true, ..Kept::default() };
-    let mut spans = ZstdSpans::new(LAYER, 1 << 20);
+    let (decoders, cancel) = (DecoderMemory::default(), Cancel::new());
+    let mut spans = ZstdSpans::new(LAYER, 1 << 20, DecoderShare::new(&decoders, &cancel));
     blob.chunks(65_536).try_for_each(|piece| spans.push(piece, &mut kept)).unwrap();
     let (drafts, len) = spans.finish(&mut kept).unwrap();
     assert_eq!((len, kept.stream_len), (1 << 30, 1 << 30));
