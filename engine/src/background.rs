@@ -67,7 +67,7 @@ pub struct BackgroundHandle {
 pub struct BackgroundProgress {
     /// Spans that it was asked for.
     pub spans: u64,
-    /// Those that are done with: brought, found present or in flight, or given up. `<= spans`
+    /// Those that are there: brought, or found present or in flight. `<= spans`; less than that at the end where a request failed for good.
     pub spans_done: u64,
     /// Nothing more will come: all is done, or the rest was given up after failures (one warning in the log says why).
     pub is_finished: bool,
@@ -123,9 +123,10 @@ impl Drop for Finish {
     }
 }
 
-/// Held by whatever works on one request of a task; with the last of them the request's spans are done with.
+/// Held by whatever works on one request of a task; with the last of them the request's spans are done, or given up and absent again.
 pub(crate) struct Ticket {
-    spans: u64,
+    layer: Arc<ImageLayer>,
+    spans: Range<u32>,
     finish: Arc<Finish>,
 }
 
@@ -142,7 +143,8 @@ impl Ticket {
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        self.finish.0.add_done(self.spans);
+        let is_there = |span: &u32| self.layer.store.states.get(SpanIndex(*span)) != SpanState::Absent;
+        self.finish.0.add_done(self.spans.clone().filter(is_there).count() as u64);
     }
 }
 
@@ -268,7 +270,7 @@ fn send_request(layer: &Arc<ImageLayer>, spans: &mut Range<u32>, task: &mut Task
     limits.request_bytes_max = limits.request_bytes_max.min(REQUEST_BYTES_MAX).min(task.pacer.request_bytes_max());
     let before = spans.start;
     let claimed = claim_request(layer, spans, limits);
-    let ticket = Arc::new(Ticket { spans: u64::from(spans.start - before), finish: task.finish.clone() });
+    let ticket = Arc::new(Ticket { layer: layer.clone(), spans: before..spans.start, finish: task.finish.clone() });
     let flows = core.flows(layer, claimed.clone(), limits, task.priority);
     flows.iter().for_each(|flow| layer.store.backlog.enter(&flow.course));
     // Who came to wait since the claim has not found the course: for what it was to bring, or for what lies on the way there.

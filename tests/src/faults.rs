@@ -50,6 +50,9 @@ pub enum Fault {
     OtherLength(i64),
     /// What the [`Gate`] gave out so far is void from now on, for this request too.
     Expire,
+    /// The connection closes after so many bytes of the body, and what the [`Gate`] gave out so far is void from then on; a request that the
+    /// gate refuses is answered as ever.
+    ExpireAfter(u64),
     /// 200 and the whole blob, whatever range was asked for.
     WholeBlob,
     /// The right answer, this much later.
@@ -108,6 +111,8 @@ struct State {
     script: Mutex<Script>,
     seen: Mutex<Vec<Seen>>,
     count: AtomicU64,
+    /// Connections so far.
+    accepted: AtomicU64,
     /// Set when the listener must end; sleeping requests look at it too.
     ended: AtomicBool,
     open: Mutex<BTreeMap<u64, TcpStream>>,
@@ -148,6 +153,7 @@ impl Server {
             script: Mutex::new(Box::new(|_, _| Fault::None)),
             seen: Mutex::default(),
             count: AtomicU64::new(0),
+            accepted: AtomicU64::new(0),
             ended: AtomicBool::new(false),
             open: Mutex::default(),
         });
@@ -240,12 +246,14 @@ impl Server {
     fn accept(&mut self, listener: TcpListener) {
         let state = self.state.clone();
         self.accepting = Some(thread::spawn(move || {
-            for (id, stream) in (0u64..).zip(listener.incoming()) {
+            for stream in listener.incoming() {
                 if state.ended.load(Ordering::SeqCst) {
                     return;
                 }
                 let Ok(stream) = stream else { continue };
                 let state = state.clone();
+                // Those from before it died are still among the open ones for a moment.
+                let id = state.accepted.fetch_add(1, Ordering::SeqCst);
                 thread::spawn(move || {
                     if let Ok(clone) = stream.try_clone() {
                         lock(&state.open).insert(id, clone);
@@ -295,7 +303,11 @@ fn serve(state: &State, stream: TcpStream) -> Result<()> {
             state.generation.fetch_add(1, Ordering::SeqCst);
         }
         let mut answer = Answer::to(state, &request, fault)?;
+        let fault = if matches!(fault, Fault::ExpireAfter(_)) && answer.is_refusal() { Fault::None } else { fault };
         let (served, outcome) = answer.write(state, &mut stream, fault, seen.method == "HEAD");
+        if matches!(fault, Fault::ExpireAfter(_)) {
+            state.generation.fetch_add(1, Ordering::SeqCst);
+        }
         if let Some(entry) = lock(&state.seen).get_mut(place) {
             entry.served = served;
         }

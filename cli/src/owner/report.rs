@@ -52,7 +52,7 @@ pub struct Work {
 pub struct Progress {
     /// To be there.
     pub spans: u64,
-    /// There, or given up.
+    /// There; at the end less than `spans` where the rest was given up.
     pub spans_done: u64,
     /// Nothing more will come.
     pub is_finished: bool,

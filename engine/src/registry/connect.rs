@@ -175,7 +175,9 @@ async fn connect_to_one(addresses: &[SocketAddr], deadline: Instant) -> io::Resu
                 return Ok(stream);
             }
             Ok(Err(error)) => last = error,
-            Err(_) => last = io::Error::new(io::ErrorKind::TimedOut, format!("{address} does not answer")),
+            Err(_) => {
+                last = io::Error::new(io::ErrorKind::TimedOut, format!("{address} does not answer within {:.1} s", share.as_secs_f64()))
+            }
         }
     }
     Err(last)

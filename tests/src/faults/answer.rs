@@ -91,6 +91,11 @@ impl Answer {
         }
     }
 
+    /// Whether it is an error.
+    pub(super) fn is_refusal(&self) -> bool {
+        self.status >= 400
+    }
+
     /// What the gate says instead of the registry behind it.
     fn of_gate(gate: Gate, state: &State, request: &Request) -> Option<Self> {
         let (generation, port) = (state.generation.load(Ordering::SeqCst), state.port);
@@ -209,7 +214,11 @@ impl Answer {
         write!(stream, "HTTP/1.1 {} Scripted\r\n{}Content-Length: {said}\r\n\r\n", self.status, self.headers)?;
         let end = match fault {
             _ if head_only => 0,
-            Fault::CutAfter(limit) | Fault::ResetAfter(limit) | Fault::SilentAfter(limit) | Fault::TrickleAfter(limit) => limit.min(len),
+            Fault::CutAfter(limit)
+            | Fault::ExpireAfter(limit)
+            | Fault::ResetAfter(limit)
+            | Fault::SilentAfter(limit)
+            | Fault::TrickleAfter(limit) => limit.min(len),
             _ => len.min(said),
         };
         while *served < end {
@@ -220,7 +229,7 @@ impl Answer {
             *served += chunk.len() as u64;
         }
         match fault {
-            Fault::CutAfter(_) => return Ok(Ended::Closed),
+            Fault::CutAfter(_) | Fault::ExpireAfter(_) => return Ok(Ended::Closed),
             Fault::ResetAfter(_) => {
                 // A RST overtakes what was written and not read yet.
                 thread::sleep(Duration::from_millis(50));

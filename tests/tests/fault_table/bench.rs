@@ -11,6 +11,7 @@ use std::{
 use clip_tests::{
     clip::{Clip, Mount, text},
     faults::{Fault, Gate, Seen, Server},
+    holes::Hole,
     process::wait_until,
     tls::{Scheme, TlsFront},
 };
@@ -27,12 +28,27 @@ pub struct Bench<'a> {
     pub image: &'a Image,
     row: &'static Row,
     server: Arc<Mutex<Server>>,
-    front: Option<TlsFront>,
+    front: Option<Front>,
     port: u16,
     /// A place for files.
     pub clip: Clip,
     /// Counts what was begun, so that a registry is not revived by an earlier plan.
     turn: Arc<Mutex<u64>>,
+}
+
+/// What is asked instead of the registry.
+enum Front {
+    Tls(TlsFront),
+    Hole(Hole),
+}
+
+impl Front {
+    fn port(&self) -> u16 {
+        match self {
+            Self::Tls(front) => front.authority().rsplit_once(':').unwrap().1.parse().unwrap(),
+            Self::Hole(hole) => hole.port(),
+        }
+    }
 }
 
 impl<'a> Bench<'a> {
@@ -42,7 +58,11 @@ impl<'a> Bench<'a> {
             Behind::Registry(port) => Server::before_registry(port).unwrap(),
         };
         server.set_gate(row.gate);
-        let front = (row.at == Name::Tls).then(|| TlsFront::start(&server, Scheme::Basic).unwrap());
+        let front = match row.at {
+            Name::Tls => Some(Front::Tls(TlsFront::start(&server, Scheme::Basic).unwrap())),
+            Name::Hole(step) => Some(Front::Hole(Hole::start(step).unwrap())),
+            Name::Address | Name::Unknown => None,
+        };
         let port = server.port();
         Self { image, row, server: Arc::new(Mutex::new(server)), front, port, clip: Clip::new(), turn: Arc::default() }
     }
@@ -56,7 +76,7 @@ impl<'a> Bench<'a> {
         match (&self.front, self.row.at) {
             (_, Name::Unknown) => format!("clip-fault.invalid:{}/test/table:t", self.port),
             // No loopback address by its looks, and one all the same.
-            (Some(front), _) => format!("0.0.0.0:{}/test/table:t", front.authority().rsplit_once(':').unwrap().1),
+            (Some(front), _) => format!("0.0.0.0:{}/test/table:t", front.port()),
             _ => self.reference(),
         }
     }
@@ -168,11 +188,19 @@ impl<'a> Bench<'a> {
         self.server.lock().unwrap().seen().len()
     }
 
-    /// Connections that a program which has ended left open.
+    /// Connections that programs which have ended left open.
     pub fn left(&self) -> usize {
         let open = || self.server.lock().unwrap().open_connections();
         let _ = wait_until("connections close", Duration::from_secs(2), || open() == 0);
-        open() * 100
+        open()
+    }
+
+    /// What an error has to name of what failed by `plan`: the layer where requests for that failed, else the registry.
+    pub fn culprit(&self, plan: Plan) -> String {
+        match plan {
+            Plan::First(..) | Plan::Always(_) | Plan::Outages(..) => self.image.layer.clone(),
+            _ => self.faulty_reference().split('/').next().unwrap().to_owned(),
+        }
     }
 }
 

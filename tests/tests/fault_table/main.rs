@@ -29,11 +29,11 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use cell::{Behind, Cell, Operation, Outcome};
-use rows::{Plan, ROWS, Row};
+use rows::{BY_DEFAULT, ROWS, Row};
 
 const NEEDS: &[Need] = &[Need::Root, Need::Fuse, Need::Tool("openssl"), Need::Tool("unshare")];
 /// Cells that are tried side by side: nearly all of their time is waiting.
-const WORKERS: usize = 24;
+const WORKERS: usize = 32;
 /// Files of the image, of [`FILE_BYTES`] that do not compress.
 const FILES: usize = 6;
 const FILE_BYTES: usize = 200_000;
@@ -69,15 +69,13 @@ fn faults_are_survived_or_told_and_never_leave_anything() {
         return;
     }
     let image = Image::new(FILE_BYTES);
-    let registry = (!lacks(&[Need::Tool("docker-registry"), Need::Tool("skopeo")])).then(|| Registry::start().unwrap());
-    if let Some(registry) = &registry {
-        registry.push(image.layout.dir(), "t", "test/table").unwrap();
-    }
-    let behinds = [Some(Behind::Layout), registry.as_ref().map(|registry| Behind::Registry(registry.port()))];
+    let (_registry, behinds) = behinds(&image);
     let only = std::env::var("FAULT").unwrap_or_default();
     let rows = || ROWS.iter().filter(|row| row.name.contains(&only));
     let kinds = |row: &'static Row| Operation::ALL.into_iter().map(move |operation| (row, operation));
-    let cells: Vec<_> = behinds.into_iter().flatten().flat_map(|behind| rows().flat_map(kinds).map(move |cell| (behind, cell))).collect();
+    let mut cells: Vec<_> = behinds.into_iter().flat_map(|behind| rows().flat_map(kinds).map(move |cell| (behind, cell))).collect();
+    // The longest first, so that none is waited for alone.
+    cells.sort_by_key(|(_, (row, _))| std::cmp::Reverse(row.passing_max));
     let (next, tried, began) = (AtomicUsize::new(0), Mutex::new(Vec::new()), Instant::now());
     thread::scope(|scope| {
         for _ in 0..WORKERS {
@@ -131,47 +129,20 @@ fn many_readers_of_a_dead_registry_wait_no_longer_than_one() {
 /// The default deadlines, with real outages in the middle of a body: 2 and 6 s are survived, a minute ends in an error within 30 s, and is
 /// survived with a longer --read-timeout.
 #[test]
-#[ignore = "takes three minutes; run by hand: cargo test -p clip-tests --test fault_table -- --ignored --nocapture"]
+#[ignore = "takes a minute; run by hand: cargo test -p clip-tests --test fault_table -- --ignored --nocapture"]
 fn outages_with_the_default_deadlines() {
     if lacks(NEEDS) {
         return;
     }
     let image = Image::new(2_000_000);
-    let outage = |name, seconds: u64, patience| Row {
-        passing: Some(Plan::Outages(1, Duration::from_secs(seconds))),
-        patience,
-        passing_max: Duration::from_secs(seconds + 8),
-        ..Row::named(name)
-    };
-    let rows: Vec<&'static Row> = vec![
-        Box::leak(Box::new(outage("outage of 2 s", 2, None))),
-        Box::leak(Box::new(outage("outage of 6 s", 6, None))),
-        Box::leak(Box::new(outage("outage of 60 s, --read-timeout 2m", 60, Some("2m")))),
-        Box::leak(Box::new(Row {
-            lasting: Some(Plan::Outages(1, Duration::from_secs(60))),
-            patience: None,
-            lasting_max: Duration::from_secs(32),
-            ..Row::named("outage of 60 s")
-        })),
-        Box::leak(Box::new(Row {
-            lasting: Some(Plan::Always(Fault::TrickleAfter(0))),
-            patience: None,
-            lasting_max: Duration::from_secs(42),
-            ..Row::named("slow-loris")
-        })),
-        Box::leak(Box::new(Row {
-            passing: Some(Plan::First(1, Fault::SilentAfter(10_000))),
-            patience: None,
-            passing_max: Duration::from_secs(15),
-            ..Row::named("stall in a body")
-        })),
-    ];
+    let (_registry, behinds) = behinds(&image);
     let cells: Mutex<Vec<Cell>> = Mutex::default();
     thread::scope(|scope| {
-        for (row, operation) in rows.iter().flat_map(|row| Operation::ALL.map(|operation| (*row, operation))) {
+        let kinds = BY_DEFAULT.iter().flat_map(|row| Operation::ALL.map(|operation| (row, operation)));
+        for (behind, (row, operation)) in behinds.iter().flat_map(|behind| kinds.clone().map(move |kind| (*behind, kind))) {
             let (image, cells) = (&image, &cells);
             scope.spawn(move || {
-                let cell = Cell::try_it(image, row, operation, Behind::Layout);
+                let cell = Cell::try_it(image, row, operation, behind);
                 cells.lock().unwrap().push(cell);
             });
         }
@@ -181,17 +152,28 @@ fn outages_with_the_default_deadlines() {
     assert_no_problems(&tried);
 }
 
+/// The scripted registry, and docker-registry with `image` where there is one.
+fn behinds(image: &Image) -> (Option<Registry>, Vec<Behind>) {
+    let registry = (!lacks(&[Need::Tool("docker-registry"), Need::Tool("skopeo")])).then(|| Registry::start().unwrap());
+    if let Some(registry) = &registry {
+        registry.push(image.layout.dir(), "t", "test/table").unwrap();
+    }
+    let behind = registry.as_ref().map(|registry| Behind::Registry(registry.port()));
+    (registry, [Some(Behind::Layout), behind].into_iter().flatten().collect())
+}
+
 fn assert_no_problems(cells: &[Cell]) {
     let problems: Vec<String> = cells.iter().flat_map(Cell::problems).collect();
     assert!(problems.is_empty(), "{} problems:\n{}", problems.len(), problems.join("\n"));
 }
 
-/// One line a fault and operation: how it ended, seconds, requests, milliseconds of processor, connections left.
+/// One line a fault and operation: what was seen (of a fill that was given up: how many spans it brought), seconds, requests, milliseconds of
+/// processor, connections kept by the mount for later, connections left after it.
 fn print_table(cells: &[Cell]) {
-    let shown = |outcome: &Option<Outcome>| outcome.as_ref().map_or_else(|| format!("{:32}", "-"), Outcome::text);
+    let shown = |outcome: &Option<Outcome>| outcome.as_ref().map_or_else(|| format!("{:36}", "-"), Outcome::text);
     println!(
-        "{:34} {:6} {:9} | {:32} | {:32}",
-        "fault", "during", "registry", "it passes: time req cpu left", "it lasts: time req cpu left"
+        "{:34} {:6} {:9} | {:36} | {:36}",
+        "fault", "during", "registry", "it passes: time requests cpu kept left", "it lasts: time requests cpu kept left"
     );
     let mut lines: Vec<_> = cells.iter().collect();
     lines.sort_by_key(|cell| (cell.row.place(), cell.operation, cell.behind));

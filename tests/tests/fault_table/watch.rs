@@ -10,28 +10,31 @@ use clip_tests::{clip::Clip, process::Running};
 
 /// How a program ended.
 pub struct Ended {
+    /// `None`: of a signal, or not at all.
     pub code: Option<i32>,
+    /// It did not end in the time it had.
+    pub hangs: bool,
     pub stderr: String,
     pub time: Duration,
     pub cpu: Duration,
 }
 
-/// Runs `command` to its end, or `None` when that does not come within `time`.
-pub fn run(clip: &Clip, command: &mut Command, time: Duration) -> Option<Ended> {
+/// Runs `command` to its end, or for `time`, after which it is killed.
+pub fn run(clip: &Clip, command: &mut Command, time: Duration) -> Ended {
     let path = clip.path("stderr");
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(&path).unwrap());
     let (began, mut child) = (Instant::now(), Running::start(command).unwrap());
     let mut spent = Duration::ZERO;
+    let ended = |code, hangs, cpu| Ended { code, hangs, stderr: std::fs::read_to_string(&path).unwrap(), time: began.elapsed(), cpu };
     while began.elapsed() < time {
         // Of a process that has ended and was not waited for, this is still there.
         spent = cpu(child.0.id()).unwrap_or(spent);
         if let Some(status) = child.0.try_wait().unwrap() {
-            let stderr = std::fs::read_to_string(&path).unwrap();
-            return Some(Ended { code: status.code(), stderr, time: began.elapsed(), cpu: spent });
+            return ended(status.code(), false, spent);
         }
         std::thread::sleep(Duration::from_millis(10));
     }
-    None
+    ended(None, true, spent)
 }
 
 /// The processor time of process `pid` so far.
