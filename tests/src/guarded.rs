@@ -92,7 +92,15 @@ impl Guarded {
     /// # Panics
     /// When it has not.
     pub fn assert_read(&self, mount: &Mount<'_>, path: &str) {
-        assert!(std::fs::read(mount.path(path)).unwrap_or_default() == self.sample.contents(path), "{path}");
+        self.assert_read_at(mount.dir(), path);
+    }
+
+    /// As [`Self::assert_read`], of what is mounted at `dir`.
+    ///
+    /// # Panics
+    /// When it has not.
+    pub fn assert_read_at(&self, dir: &Path, path: &str) {
+        assert!(std::fs::read(dir.join(path)).unwrap_or_default() == self.sample.contents(path), "{path}");
     }
 }
 
