@@ -144,9 +144,13 @@ fn interrupted_mount_leaves_none() {
         "options": { "fsname": "a", "suid": true, "dev": true, "exec": true, "allow_other": true, "contexts": [],
             "session_threads": 1, "read_ahead_kb": 512 },
     });
+    let owner = place.owner().unwrap();
     let mut socket = UnixStream::connect(place.path().join("cache/owner.sock")).unwrap();
+    // Else it may answer before the socket is closed, and all is well.
+    signal(owner, rustix::process::Signal::STOP);
     socket.write_all(format!("{request}\n").as_bytes()).unwrap();
     drop(socket);
+    signal(owner, rustix::process::Signal::CONT);
     let log = || std::fs::read_to_string(place.path().join("cache/owner.log")).unwrap();
     eventually("the owner notices", || log().contains("whoever asked for this mount is gone"));
     eventually("the mount is gone", || !place.path().join("m1/run").exists());
