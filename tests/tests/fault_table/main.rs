@@ -38,7 +38,7 @@ const WORKERS: usize = 32;
 const FILES: usize = 6;
 const FILE_BYTES: usize = 200_000;
 
-/// The image that is read: one layer of 19 spans of 64 KiB.
+/// The image that is read: one layer of 17 spans of 64 KiB or more.
 pub struct Image {
     /// Its tag is `t`.
     pub layout: Layout,
