@@ -289,7 +289,7 @@ fn a_helper_that_hangs_is_named() {
     let hanging = [("DOCKER_CONFIG", elsewhere.path().to_str().unwrap()), ("PATH", path.as_str())];
     let (reference, clip) = (guarded.reference("private/sample"), guarded.clip.path("a.clip"));
     // It is built by the first who asks.
-    binary();
+    let _ = binary();
     let named = |text: &str| text.contains("docker-credential-clip-hangs: no answer within 2 s");
 
     let begun = Instant::now();
