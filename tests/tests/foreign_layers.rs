@@ -255,7 +255,8 @@ fn a_url_that_trickles_is_left_for_the_next() {
     .unwrap();
     let at = |path: &str| format!("http://{}{path}", web.authority());
     let server = Server::start(&foreign.layout).unwrap();
-    for (bad, word) in [("/trickle", "stalls"), ("/crumbs", "body ended")] {
+    // The deadline of a body that stands still and the URL's patience end at about the same time.
+    for (bad, words) in [("/trickle", ["stalls", "no progress"]), ("/crumbs", ["body ended", "body ended"])] {
         let clip = Clip::new();
         let index = |urls: &[String], out: &str| {
             std::fs::write(foreign.layout.dir().join("index.json"), r#"{"schemaVersion":2,"manifests":[]}"#).unwrap();
@@ -267,7 +268,7 @@ fn a_url_that_trickles_is_left_for_the_next() {
             (finished.status.success(), finished.stderr)
         };
         let (indexed, said) = index(&[at(bad)], "none.clip");
-        assert!(!indexed && said.contains(word) && said.contains(bad), "{bad}: {said}");
+        assert!(!indexed && words.iter().any(|word| said.contains(word)) && said.contains(bad), "{bad}: {said}");
         let (indexed, said) = index(&[at(bad), at("/blob")], "a.clip");
         assert!(indexed, "{bad}: {said}");
         let from = |head: &Head| head.target == "/blob" && head.header("range").is_some_and(|range| !range.starts_with("bytes=0-"));
