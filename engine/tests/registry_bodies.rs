@@ -228,24 +228,29 @@ async fn idle_connections_that_went_silent_cost_one_deadline() {
     assert!(begun.elapsed() < Duration::from_millis(1600), "{:?}", begun.elapsed());
 }
 
-/// Claim: a link of 2 KiB/s is waited for however long it takes, though a read has but a second without progress.
-#[tokio::test]
-async fn a_slow_but_honest_link_is_waited_for() {
+/// The port of a server that answers one request with `header`, and then a piece of the body each 100 ms.
+async fn drips(header: &'static str, pieces: Vec<Vec<u8>>) -> u16 {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-    let blob = pattern(6000);
-    let own = blob.clone();
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     tokio::spawn(async move {
         let (mut stream, _) = listener.accept().await.unwrap();
         let _ = stream.read(&mut [0; 4096]).await.unwrap();
-        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 6000\r\n\r\n").await.unwrap();
-        for piece in own.chunks(200) {
+        stream.write_all(format!("HTTP/1.1 200 OK\r\n{header}\r\n\r\n").as_bytes()).await.unwrap();
+        for piece in pieces {
             tokio::time::sleep(Duration::from_millis(100)).await;
-            stream.write_all(piece).await.unwrap();
+            stream.write_all(&piece).await.unwrap();
         }
         let _ = stream.read(&mut [0]).await;
     });
+    port
+}
+
+/// Claim: a link of 2 KiB/s is waited for however long it takes, though a read has but a second without progress.
+#[tokio::test]
+async fn a_slow_but_honest_link_is_waited_for() {
+    let blob = pattern(6000);
+    let port = drips("content-length: 6000", blob.chunks(200).map(<[u8]>::to_vec).collect()).await;
     let mut patient = config(Path::new("/nonexistent"));
     patient.set_patience(Duration::from_secs(1));
     let client = Client::new(patient).unwrap();
@@ -312,22 +317,10 @@ fn a_client_works_on_a_tokio_uring_runtime_and_its_futures_are_send() {
 
 #[tokio::test]
 async fn with_no_least_rate_a_trickling_body_is_progress() {
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     let blob = pattern(8);
-    let own = blob.clone();
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = listener.local_addr().unwrap().port();
-    tokio::spawn(async move {
-        let (mut stream, _) = listener.accept().await.unwrap();
-        let _ = stream.read(&mut [0; 4096]).await.unwrap();
-        stream.write_all(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n").await.unwrap();
-        for byte in own {
-            tokio::time::sleep(Duration::from_millis(100)).await;
-            stream.write_all(&[b"1\r\n", &[byte][..], b"\r\n"].concat()).await.unwrap();
-        }
-        stream.write_all(b"0\r\n\r\n").await.unwrap();
-        let _ = stream.read(&mut [0]).await;
-    });
+    let mut chunks: Vec<_> = blob.iter().map(|byte| [b"1\r\n", &[*byte][..], b"\r\n"].concat()).collect();
+    chunks.last_mut().unwrap().extend_from_slice(b"0\r\n\r\n");
+    let port = drips("transfer-encoding: chunked", chunks).await;
     let config =
         ClientConfig { tries_max: 1, progress_timeout: Duration::from_millis(400), rate_min: 0, ..config(Path::new("/nonexistent")) };
     let client = Client::new(config).unwrap();

@@ -92,14 +92,7 @@ impl BlobReader {
         blob_size: u64,
         range: Range<u64>,
     ) -> Result<Self, EngineError> {
-        if range.start > range.end || range.end > blob_size {
-            return Err(EngineError::Layer {
-                layer: digest,
-                place: format!("bytes {}..{}", range.start, range.end),
-                expected: format!("a range within the blob's {blob_size} bytes"),
-                found: "one that is not".to_owned(),
-            });
-        }
+        part::check_range(&range, digest, blob_size)?;
         let (tries, resumes_left) = (client.tries(), part::resumes_max(&range));
         let mut reader = Self {
             client,

@@ -339,10 +339,7 @@ struct Body {
 
 impl UrlReader {
     async fn open(client: Client, blob: &ForeignBlob, url: Location, range: Range<u64>) -> Result<Self, EngineError> {
-        if range.start > range.end || range.end > blob.size {
-            let (place, expected) = (format!("bytes {}..{}", range.start, range.end), format!("a range within its {} bytes", blob.size));
-            return Err(EngineError::Layer { layer: blob.digest, place, expected, found: "one that is not".to_owned() });
-        }
+        part::check_range(&range, blob.digest, blob.size)?;
         let (tries, resumes_left) = (client.tries_within(URL_TIME_MAX, URL_PART), part::resumes_max(&range));
         let mut reader = Self { client, url, size: blob.size, rest: range, body: None, tries, resumes_left };
         while reader.body.is_none() && !reader.rest.is_empty() {

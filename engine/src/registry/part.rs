@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use bytes::Bytes;
+use clip_format::digest::Digest;
 use hyper::{
     StatusCode,
     header::{CONTENT_RANGE, HeaderValue},
@@ -15,6 +16,22 @@ use crate::error::EngineError;
 const RESUMES_MAX: u64 = 1024;
 /// ... and one more for so many bytes of the range. Source: a proxy that cuts each body at 16 MiB, of a layer of any length.
 const RESUME_BYTES: u64 = 1 << 20;
+
+/// `range` is one of the blob's `size` bytes.
+///
+/// # Errors
+/// `Layer`, which names `blob`.
+pub(super) fn check_range(range: &Range<u64>, blob: Digest, size: u64) -> Result<(), EngineError> {
+    if range.start <= range.end && range.end <= size {
+        return Ok(());
+    }
+    Err(EngineError::Layer {
+        layer: blob,
+        place: format!("bytes {}..{}", range.start, range.end),
+        expected: format!("a range within the blob's {size} bytes"),
+        found: "one that is not".to_owned(),
+    })
+}
 
 /// How many bodies of one reader of `range` may break off.
 pub(super) fn resumes_max(range: &Range<u64>) -> u64 {
