@@ -131,6 +131,8 @@ pub struct Zstd {
     part: Part,
     head: Head,
     has_checksum: bool,
+    /// Bytes that the frame still has, where its header says how many it has in all.
+    content_left: Option<u64>,
     /// The output was full: there may be more.
     output_waits: bool,
     window_log_max: u8,
@@ -146,8 +148,15 @@ impl Zstd {
         let mut context = DCtx::create();
         let limit = DParameter::WindowLogMax(u32::from(FRAME_WINDOW_LOG_MAX));
         context.set_parameter(limit).expect("the limit is one that libzstd knows");
-        let window_log_max = window_log_max.min(FRAME_WINDOW_LOG_MAX);
-        Self { context, part: Part::Head, head: Head::default(), has_checksum: false, output_waits: false, window_log_max }
+        Self {
+            context,
+            part: Part::Head,
+            head: Head::default(),
+            has_checksum: false,
+            content_left: None,
+            output_waits: false,
+            window_log_max: window_log_max.min(FRAME_WINDOW_LOG_MAX),
+        }
     }
 
     /// What the stream breaks off in when it ends here, in words; `None` between frames.
@@ -209,7 +218,7 @@ impl Zstd {
         self.context.reset(ResetDirective::SessionOnly).map_err(data)?;
         let header = self.head.take();
         self.feed(header.as_slice())?;
-        (self.part, self.has_checksum) = (Part::BlockHead, frame.has_checksum);
+        (self.part, self.has_checksum, self.content_left) = (Part::BlockHead, frame.has_checksum, frame.content_bytes);
         Ok(ZstdStop::FrameStart { header_len: header.len(), window_log })
     }
 
@@ -271,7 +280,19 @@ impl Zstd {
         self.context.decompress_stream(&mut target, &mut source).map_err(data)?;
         let produced = target.pos();
         self.output_waits = has_room && produced == target.capacity();
+        self.count_content(produced as u64)?;
         Ok((source.pos(), produced))
+    }
+
+    /// A frame with more content than its header says is refused at the first byte too many. libzstd sees it where its buffer is full,
+    /// and how large that is depends on the frames before: the same frame would be sound after them and damaged to who enters at it.
+    fn count_content(&mut self, produced: u64) -> Result<(), ZstdError> {
+        let Some(left) = &mut self.content_left else { return Ok(()) };
+        *left = left.checked_sub(produced).ok_or_else(|| {
+            let reason = "a zstd frame with more content than its header says".to_owned();
+            ZstdError::Data { reason }
+        })?;
+        Ok(())
     }
 }
 

@@ -43,13 +43,13 @@ struct Found {
     breaks_off_in: Option<&'static str>,
 }
 
-/// The spans of `blob`, found as the indexer finds them, with `room` bytes of output at a time.
-fn find(blob: &[u8], chunk: usize, room: usize) -> Result<Found, ZstdError> {
+/// The spans of the first `stream_max` bytes of `blob`, found as the indexer finds them, with `room` bytes of output at a time.
+fn find(blob: &[u8], chunk: usize, room: usize, stream_max: usize) -> Result<Found, ZstdError> {
     let (mut zstd, mut cuts, mut stream, mut consumed) = (Zstd::new(WINDOW_LOG_MAX), FrameCuts::new(SPAN_BYTES), Vec::new(), 0);
     let (mut known, mut buffer) = (Vec::new(), vec![0; room]);
     loop {
         let input = &blob[consumed..blob.len().min(consumed + chunk)];
-        let wanted = room.min((cuts.span_end_max() - stream.len() as u64) as usize);
+        let wanted = room.min(stream_max - stream.len()).min((cuts.span_end_max() - stream.len() as u64) as usize);
         let step = zstd.step(input, &mut buffer[..wanted])?;
         consumed += step.consumed;
         stream.extend_from_slice(&buffer[..step.produced]);
@@ -67,9 +67,8 @@ fn find(blob: &[u8], chunk: usize, room: usize) -> Result<Found, ZstdError> {
             _ => {}
         }
         let is_stuck = step.consumed == 0 && step.produced == 0 && step.stop == ZstdStop::More;
-        if is_stuck || stream.len() >= STREAM_BYTES_MAX {
-            assert!(consumed == blob.len() || stream.len() >= STREAM_BYTES_MAX, "no progress at {consumed}");
-            stream.truncate(STREAM_BYTES_MAX);
+        if is_stuck || stream.len() == stream_max {
+            assert!(consumed == blob.len() || stream.len() == stream_max, "no progress at {consumed}");
             let spans = cuts.finish();
             assert!(known.windows(2).all(|pair| pair[0] <= pair[1]), "{known:?}");
             return Ok(Found { stream, spans, breaks_off_in: zstd.is_within() });
@@ -79,18 +78,18 @@ fn find(blob: &[u8], chunk: usize, room: usize) -> Result<Found, ZstdError> {
 
 fuzz_target!(|bytes: &[u8]| {
     let [chunk, room, blob @ ..] = bytes else { return };
-    let whole = find(blob, blob.len().max(1), 4096);
-    let pieces = find(blob, usize::from(*chunk) + 1, usize::from(*room) + 1);
+    let whole = find(blob, blob.len().max(1), 4096, STREAM_BYTES_MAX);
+    let pieces = find(blob, usize::from(*chunk) + 1, usize::from(*room) + 1, STREAM_BYTES_MAX);
     let Ok(found) = &whole else { return assert!(pieces.is_err()) };
-    assert!(found.stream.len() >= STREAM_BYTES_MAX || pieces.as_ref() == Ok(found), "{chunk} {room}");
+    assert!(found.stream.len() == STREAM_BYTES_MAX || pieces.as_ref() == Ok(found), "{chunk} {room}");
     for pair in found.spans.windows(2) {
         let len = pair[1].stream - pair[0].stream;
         assert!(len > 0 && len <= 2 * SPAN_BYTES && pair[0].compressed <= pair[1].compressed, "{pair:?}");
     }
     assert!(found.spans.first().is_none_or(|span| span.stream == 0 && span.start != SpanStart::Chained));
     for span in found.spans.iter().filter(|span| span.start != SpanStart::Chained).take(4) {
-        let rest = find(&blob[span.compressed.get() as usize..], 4096, 4096);
         let expected = &found.stream[span.stream as usize..];
-        assert!(rest.is_ok_and(|rest| rest.stream[..expected.len()] == *expected), "{span:?}");
+        let rest = find(&blob[span.compressed.get() as usize..], 4096, 4096, expected.len());
+        assert!(rest.as_ref().is_ok_and(|rest| rest.stream == *expected), "{span:?} of {} bytes", found.stream.len());
     }
 });

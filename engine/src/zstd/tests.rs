@@ -123,6 +123,29 @@ fn what_cannot_be_decoded_is_named() {
     assert!(Zstd::new(17).step(&frame(&text(300_000), &[]), &mut [0; 100]).is_err(), "the index promised less");
 }
 
+/// Claim: a frame that has more content than its header says is refused, and alike by a decoder that has room left from a larger frame
+/// and by one that enters at it; up to the first byte too many its content is there.
+#[test]
+fn content_beyond_the_promise_is_refused_wherever_decoding_began() {
+    // A content size of four bytes, a window of 512 KiB, and one raw block of 1000 bytes that is not the last.
+    let frame_of = |content: u32| {
+        let block = (1000u32 << 3).to_le_bytes();
+        [&[0x28, 0xb5, 0x2f, 0xfd, 0x80, 0x48][..], &content.to_le_bytes(), &block[..3], &[5; 1000]].concat()
+    };
+    let large = frame(&text(300_000), &[]);
+    for content in [0, 1, 999] {
+        for (piece, room) in [(4096, 4096), (100, 4096), (4096, 100), (1, 1)] {
+            let lone = decoded(&frame_of(content), piece, room).unwrap_err();
+            let after = decoded(&[&large[..], &frame_of(content)].concat(), piece, room).unwrap_err();
+            // Alone, libzstd may see it first: its buffer is as large as the promise.
+            assert!(matches!(lone, ZstdError::Data { .. }), "{content} {piece} {room}: {lone}");
+            assert!(after.to_string().contains("more content"), "{content} {piece} {room}: {after}");
+        }
+    }
+    let whole = decoded(&frame_of(1000), 100, 100).unwrap_err();
+    assert_eq!(whole.to_string(), "a zstd frame", "what was promised is decoded, and the rest is missing");
+}
+
 /// Claim: arbitrary bytes after a frame's magic number are an error or some output, never a panic or a call without an end.
 #[test]
 fn damage_is_an_error_or_output() {
