@@ -17,25 +17,26 @@ const POOLED_BYTES_MIN: usize = 128 << 10;
 /// not measured: spans of one layer differ by a deflate block, some tens of KiB in 1 MiB; a quarter of a buffer is wasted at most.
 const STEPS: usize = 8;
 
-/// The idle buffers of one engine.
+/// The buffers of one engine.
 pub(crate) struct Buffers {
     idle: Mutex<Idle>,
-    kept_bytes_max: u64,
+    mapped_bytes_max: u64,
 }
 
 #[derive(Default)]
 struct Idle {
     /// Oldest first.
     maps: Vec<MmapMut>,
-    bytes: u64,
+    /// Bytes of all maps, idle and in use.
+    mapped_bytes: u64,
     /// The fewest there were since [`Buffers::trim`]: so many were not needed.
     fewest: usize,
 }
 
 impl Buffers {
-    /// Keeps at most `kept_bytes_max` bytes of idle buffers.
-    pub(crate) fn new(kept_bytes_max: u64) -> Arc<Self> {
-        Arc::new(Self { idle: Mutex::default(), kept_bytes_max })
+    /// Keeps idle buffers as long as they and those in use are `mapped_bytes_max` bytes at most.
+    pub(crate) fn new(mapped_bytes_max: u64) -> Arc<Self> {
+        Arc::new(Self { idle: Mutex::default(), mapped_bytes_max })
     }
 
     /// A buffer of `len` bytes, whose contents are anything: what was in it before, or zeros.
@@ -49,37 +50,38 @@ impl Buffers {
     fn map(&self, size: usize) -> Memory {
         let mut idle = self.lock();
         let Some(place) = idle.maps.iter().rposition(|map| map.len() == size) else {
+            idle.mapped_bytes += size as u64;
+            let given_up = idle.shrink(self.mapped_bytes_max);
             drop(idle);
-            // Without a map (the system's limit on maps) the heap may still have room, and if not, that is the end as everywhere.
-            return MmapMut::map_anon(size).map_or_else(|_| Memory::Heap(vec![0; size]), Memory::Map);
+            // Before there is one map more. Unmapping takes a while: not under the lock.
+            drop(given_up);
+            return MmapMut::map_anon(size).map_or_else(
+                |_| {
+                    self.lock().mapped_bytes -= size as u64;
+                    // Without a map (the system's limit on maps) the heap may still have room, and if not, that is the end as everywhere.
+                    Memory::Heap(vec![0; size])
+                },
+                Memory::Map,
+            );
         };
         let map = idle.maps.remove(place);
-        idle.bytes -= size as u64;
         idle.fewest = idle.fewest.min(idle.maps.len());
         Memory::Map(map)
     }
 
     fn put_back(&self, map: MmapMut) {
-        let mut given_up = Vec::new();
         let mut idle = self.lock();
-        idle.bytes += map.len() as u64;
         idle.maps.push(map);
-        while idle.bytes > self.kept_bytes_max {
-            let oldest = idle.maps.remove(0);
-            idle.bytes -= oldest.len() as u64;
-            given_up.push(oldest);
-        }
-        idle.fewest = idle.fewest.min(idle.maps.len());
-        // Unmapping takes a while: not under the lock.
+        let given_up = idle.shrink(self.mapped_bytes_max);
         drop(idle);
+        drop(given_up);
     }
 
     /// Gives the system back what was not needed since the last call. True when that was something.
     pub(crate) fn trim(&self) -> bool {
         let mut idle = self.lock();
         let unneeded = idle.fewest;
-        let given_up: Vec<MmapMut> = idle.maps.drain(..unneeded).collect();
-        idle.bytes -= given_up.iter().map(|map| map.len() as u64).sum::<u64>();
+        let given_up = idle.give_up(unneeded);
         idle.fewest = idle.maps.len();
         drop(idle);
         !given_up.is_empty()
@@ -87,6 +89,25 @@ impl Buffers {
 
     fn lock(&self) -> MutexGuard<'_, Idle> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Idle {
+    /// Gives up the oldest until all maps together have `mapped_bytes_max` bytes at most, or none is idle.
+    fn shrink(&mut self, mapped_bytes_max: u64) -> Vec<MmapMut> {
+        let (mut left, mut count) = (self.mapped_bytes, 0);
+        while let Some(oldest) = self.maps.get(count).filter(|_| left > mapped_bytes_max) {
+            left -= oldest.len() as u64;
+            count += 1;
+        }
+        self.give_up(count)
+    }
+
+    fn give_up(&mut self, count: usize) -> Vec<MmapMut> {
+        let given_up: Vec<MmapMut> = self.maps.drain(..count).collect();
+        self.mapped_bytes -= given_up.iter().map(|map| map.len() as u64).sum::<u64>();
+        self.fewest = self.fewest.min(self.maps.len());
+        given_up
     }
 }
 
@@ -155,7 +176,7 @@ mod tests {
 
     fn kept(buffers: &Buffers) -> (usize, u64) {
         let idle = buffers.lock();
-        (idle.maps.len(), idle.bytes)
+        (idle.maps.len(), idle.mapped_bytes)
     }
 
     /// Claim: a buffer that was dropped serves the next length near its own, as long as that, and small ones are not kept.
@@ -168,7 +189,7 @@ mod tests {
         let whole = Bytes::from(first);
         let part = whole.slice(5..10);
         drop(whole);
-        assert_eq!(kept(&buffers).0, 0, "a slice keeps the buffer");
+        assert_eq!(kept(&buffers), (0, rounded(1_100_000) as u64), "a slice keeps the buffer");
         drop(part);
         let second = buffers.take(1_099_000);
         assert_eq!((second.len(), second.as_ptr()), (1_099_000, address));
@@ -176,7 +197,8 @@ mod tests {
         assert_eq!(kept(&buffers), (1, rounded(1_100_000) as u64));
     }
 
-    /// Claim: what is kept never passes the bound, and all of it goes back after a while without use, none that is used meanwhile.
+    /// Claim: what is kept passes the bound never, not together with what is in use either; all of it goes back after a while without
+    /// use, none that is used meanwhile.
     #[test]
     fn idle_buffers_are_bounded_and_go() {
         let buffers = Buffers::new(3 << 20);
@@ -190,6 +212,21 @@ mod tests {
         assert!(buffers.trim());
         assert_eq!(kept(&buffers), (0, 0));
         drop(Buffers::new(0).take(1 << 20));
+    }
+
+    /// Claim: buffers in use push idle ones out, of another size too, and come back within the bound.
+    #[test]
+    fn buffers_in_use_count() {
+        let buffers = Buffers::new(4 << 20);
+        drop([buffers.take(1 << 20), buffers.take(1 << 20)]);
+        let large = buffers.take(3 << 20);
+        assert_eq!(kept(&buffers), (1, 4 << 20), "one of the two made room");
+        let larger = buffers.take(8 << 20);
+        assert_eq!(kept(&buffers), (0, 11 << 20), "what is in use is not bounded here");
+        drop(large);
+        assert_eq!(kept(&buffers), (0, 8 << 20));
+        drop(larger);
+        assert_eq!(kept(&buffers), (0, 0));
     }
 
     /// Claim: rounding wastes a quarter at most, and the length fits.

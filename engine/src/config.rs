@@ -42,8 +42,6 @@ pub struct EngineConfig {
     /// Memory of zstd decoders (a frame's window, up to 128 MiB each), half of it at most for background work; a larger one passes alone. As
     /// much as `bytes_in_flight_max`, and on top of it.
     pub decoder_bytes_max: u64,
-    /// Buffers of decoded bytes that are kept for the next spans; what is not used for a second goes back to the system. Default 32 MiB.
-    pub buffers_kept_bytes_max: u64,
     /// Compressed bytes that one ranged GET may ask for. Default 16 MiB.
     pub request_bytes_max: u64,
     /// Largest read-ahead of a sequential reader. Default 32 MiB; 0 turns it off.
@@ -57,23 +55,18 @@ const MEMORY_BYTES: u64 = 320 << 20;
 /// One part in so many of them is compressed. Source: judgement, not measured: layers shrink to a half or a third, and a compressed byte waits
 /// for a decoder only, a decoded one for the disk.
 const COMPRESSED_PART: u64 = 5;
-/// Idle buffers kept by default. Source: judgement, not measured: a read-ahead of 32 MiB finds its buffers again.
-const BUFFERS_KEPT_BYTES: u64 = 32 << 20;
-/// ... and at most one part in so many of the memory for bytes under way, where that is set low.
-const BUFFERS_KEPT_PART: u64 = 8;
 
 impl EngineConfig {
     /// The least that [`Self::set_memory_max`] is meant for. Source: a fifth of it, 3.2 MiB, holds what one decode job takes of a long group
     /// (2.25 MiB); what takes more than the limit passes alone, so that a lower one would be passed.
     pub const MEMORY_BYTES_MIN: u64 = 16 << 20;
 
-    /// Bounds the bytes under way, decoded and compressed together, by `bytes`, a fifth of it for compressed ones as by default. Idle buffers
-    /// come on top: an eighth of it, 32 MiB at most; and so do the windows of zstd decoders, up to four fifths of it where layers need that.
+    /// Bounds the bytes under way, decoded and compressed together, by `bytes`, a fifth of it for compressed ones as by default. The
+    /// windows of zstd decoders come on top, up to four fifths of it where layers need that.
     pub fn set_memory_max(&mut self, bytes: u64) {
         self.compressed_bytes_max = bytes / COMPRESSED_PART;
         self.bytes_in_flight_max = bytes - self.compressed_bytes_max;
         self.decoder_bytes_max = self.bytes_in_flight_max;
-        self.buffers_kept_bytes_max = BUFFERS_KEPT_BYTES.min(bytes / BUFFERS_KEPT_PART);
     }
 
     /// What [`Self::set_memory_max`] was given last, or its default.
@@ -97,7 +90,6 @@ impl EngineConfig {
             bytes_in_flight_max: 0,
             compressed_bytes_max: 0,
             decoder_bytes_max: 0,
-            buffers_kept_bytes_max: 0,
             request_bytes_max: 16 << 20,
             read_ahead_bytes_max: 32 << 20,
             client: ClientConfig::default(),
@@ -111,14 +103,14 @@ impl EngineConfig {
 mod tests {
     use super::*;
 
-    /// Claim: the defaults are those that the fields' docs name; a limit is split without a rest, and buffers are kept within it.
+    /// Claim: the defaults are those that the fields' docs name; a limit is split without a rest.
     #[test]
     fn one_limit_for_all_memory() {
         let mut config = EngineConfig::new("/c".into());
-        let parts = |config: &EngineConfig| (config.bytes_in_flight_max, config.compressed_bytes_max, config.buffers_kept_bytes_max);
-        assert_eq!(parts(&config), (256 << 20, 64 << 20, 32 << 20));
+        let parts = |config: &EngineConfig| (config.bytes_in_flight_max, config.compressed_bytes_max);
+        assert_eq!(parts(&config), (256 << 20, 64 << 20));
         config.set_memory_max((80 << 20) + 3);
-        assert_eq!(parts(&config), ((64 << 20) + 3, 16 << 20, 10 << 20));
+        assert_eq!(parts(&config), ((64 << 20) + 3, 16 << 20));
         assert_eq!(config.memory_max(), (80 << 20) + 3);
     }
 }

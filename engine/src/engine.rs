@@ -79,7 +79,7 @@ impl Engine {
         image_dir::remove_leftovers(&config.cache_dir);
         let client = Client::new(config.client.clone())?;
         let (handles, queues): (Vec<_>, Vec<_>) = (0..config.shards.max(1)).map(|_| shard::queues(client.with_own_pool())).unzip();
-        let tended = Tended::start(Buffers::new(config.buffers_kept_bytes_max));
+        let tended = Tended::start(Buffers::new(config.bytes_in_flight_max));
         let mut threads = Threads {
             core: Arc::new(Core::new(config, client, handles, lock)),
             tended,
