@@ -165,8 +165,7 @@ impl Origin {
 fn reference(info: &StorageInfo) -> Option<Reference> {
     match &info.source {
         Source::Registry { registry, repository, .. } => {
-            let (registry, repository) = (registry.clone(), repository.clone());
-            Some(Reference { registry, repository, tag: None, digest: Some(info.manifest_digest) })
+            Some(Reference::recorded(registry, repository).ok()?.at_digest(info.manifest_digest))
         }
         Source::Local { .. } => None,
     }

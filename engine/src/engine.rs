@@ -202,10 +202,7 @@ fn blob_sources(info: &StorageInfo, options: &ImageOptions) -> Result<Vec<BlobSo
         return local_sources(info, blobs);
     }
     match &info.source {
-        Source::Registry { registry, repository, .. } => {
-            let (registry, repository) = (registry.clone(), repository.clone());
-            Ok(registry_sources(info, Reference { registry, repository, tag: None, digest: None }))
-        }
+        Source::Registry { registry, repository, .. } => Ok(registry_sources(info, Reference::recorded(registry, repository)?)),
         Source::Local { transport, .. } => {
             let path = options.source.clone().or_else(|| info.source.local_path()).unwrap_or_default();
             let found = format!("{}:{}", transport.as_str(), path.display());

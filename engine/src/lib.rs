@@ -19,6 +19,7 @@ mod disk;
 pub mod engine;
 pub mod error;
 mod fetch;
+pub mod files;
 pub mod image;
 mod image_layer;
 pub mod inflate;

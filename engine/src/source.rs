@@ -7,6 +7,7 @@ use clip_format::digest::Digest;
 
 use crate::{
     error::EngineError,
+    files::open_regular,
     registry::{BlobReader, CHUNK_BYTES_MAX, Client, ForeignBlob, FoundBlob, Reference, Sender},
 };
 
@@ -104,7 +105,7 @@ impl BlobSource {
                 let (Some(start), Some(end)) = (offset.checked_add(range.start), offset.checked_add(range.end)) else {
                     return Err(outside());
                 };
-                let file = File::open(path).map_err(|error| EngineError::io("open", path, error))?;
+                let file = open_regular(path).map_err(|error| EngineError::io("open", path, error))?;
                 Ok(SourceReader::File { file, path: path.clone(), rest: start..end })
             }
         }

@@ -25,7 +25,7 @@ use memmap2::Mmap;
 use rustix::fs::{Mode, OFlags};
 
 use super::{background::Background, create_dir, open_private};
-use crate::error::EngineError;
+use crate::{error::EngineError, files::open_regular};
 
 /// A device of the index is its layer's stream, rounded up to this. Source: the index has 512-byte blocks, those of tar
 /// (docs/decisions/001.md).
@@ -56,7 +56,7 @@ pub(crate) struct ExpandedImage {
 /// `Io`, `Format`.
 pub(crate) fn read_header(path: &Path) -> Result<Header, EngineError> {
     let mut bytes = Vec::with_capacity(HEADER_LEN);
-    let file = File::open(path).map_err(|error| EngineError::io("open", path, error))?;
+    let file = open_regular(path).map_err(|error| EngineError::io("open", path, error))?;
     file.take(HEADER_LEN as u64).read_to_end(&mut bytes).map_err(|error| EngineError::io("read", path, error))?;
     Header::from_bytes(&bytes).map_err(|source| format_error(path, source))
 }
@@ -187,7 +187,7 @@ fn expand(dir: &Path, path: &Path, header: &Header, background: &Background) -> 
 /// The `.clip` up to the end of its last section, and one byte more where there is one: enough to see that there is too much.
 fn read_clip(path: &Path, header: &Header) -> std::io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    File::open(path)?.take(header.file_len().saturating_add(1)).read_to_end(&mut bytes)?;
+    open_regular(path)?.take(header.file_len().saturating_add(1)).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 

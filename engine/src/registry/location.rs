@@ -90,6 +90,10 @@ pub(super) struct Location {
 impl Location {
     /// `path` (absolute, already escaped) at the registry `authority`.
     pub fn at_registry(plain_http: PlainHttp, authority: &str, path: &str) -> Result<Self, EngineError> {
+        if let Some(sign) = authority.chars().find(|sign| matches!(sign, '@' | '/' | '\\' | '?' | '#')) {
+            let expected = format!("a host and perhaps a port, without {sign:?}");
+            return Err(EngineError::Invalid { what: "registry".to_owned(), expected, found: authority.chars().take(160).collect() });
+        }
         let host = authority.rsplit_once(':').filter(|(_, port)| !port.contains(']')).map_or(authority, |(host, _)| host);
         let scheme = if plain_allowed(plain_http, host) { "http" } else { "https" };
         Self::parse(&format!("{scheme}://{authority}{path}"))

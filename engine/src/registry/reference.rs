@@ -29,6 +29,23 @@ pub struct Reference {
 }
 
 impl Reference {
+    /// A repository as a `.clip` has recorded it, which nobody vouches for.
+    ///
+    /// # Errors
+    /// `Invalid` for names that are not of the form in which references are recorded: they lead to other hosts, paths and settings.
+    pub fn recorded(registry: &str, repository: &str) -> Result<Self, EngineError> {
+        let found = Self {
+            registry: parse_registry(registry)?,
+            repository: parse_repository(registry, repository, repository)?,
+            tag: None,
+            digest: None,
+        };
+        if (found.registry.as_str(), found.repository.as_str()) == (registry, repository) {
+            return Ok(found);
+        }
+        Err(invalid("recorded image reference", &found.to_string(), &format!("{registry}/{repository}")))
+    }
+
     /// The host, with port if there is one, that answers for `registry`: `registry-1.docker.io` for `docker.io`.
     #[must_use]
     pub fn endpoint(&self) -> &str {
@@ -196,6 +213,25 @@ mod tests {
     use super::*;
 
     const HEX: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+
+    /// Claim: what a reference was parsed to is accepted where it was recorded, and nothing that leads elsewhere.
+    #[test]
+    fn recorded_names_lead_nowhere_else() {
+        for text in ["alpine", "localhost:5000/app", "quay.io/team/app:1.2", "[::1]:5000/x"] {
+            let Reference { registry, repository, .. } = text.parse().unwrap();
+            let recorded = Reference::recorded(&registry, &repository).unwrap();
+            assert_eq!((recorded.registry, recorded.repository), (registry, repository), "{text}");
+        }
+        let registries =
+            ["", ".", "..", "../certs", "/etc", "localhost:x@evil.example", "a.example/b", "a.example?q", "a.example#f", "A.example"];
+        for registry in registries.into_iter().chain(["index.docker.io", "a.example:0", "a.example:5000:1", "a b", "a\nb", "[::1"]) {
+            assert!(Reference::recorded(registry, "team/app").is_err(), "{registry:?}");
+        }
+        for repository in ["", "..", "../app", "team/../app", "/app", "app?q", "app#f", "a b", "App", "a%2fb", "app:1", "a\r\nb"] {
+            assert!(Reference::recorded("quay.io", repository).is_err(), "{repository:?}");
+        }
+        assert!(Reference::recorded("docker.io", "alpine").is_err(), "recorded as library/alpine");
+    }
 
     #[test]
     fn references_are_read_as_docker_reads_them() {

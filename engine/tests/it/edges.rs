@@ -6,13 +6,19 @@ use std::{
     time::{Duration, Instant},
 };
 
-use clip_engine::{DiskIo, Engine, EngineError, ReadStream};
-use clip_format::{checkpoints::SpanStart, limits::WINDOW_BYTES, storage_info::Codec, units::LayerIndex, windows::WindowsWriter};
+use clip_engine::{DiskIo, Engine, EngineError, ImageOptions, ReadStream};
+use clip_format::{
+    checkpoints::SpanStart,
+    limits::WINDOW_BYTES,
+    storage_info::{Codec, Source},
+    units::LayerIndex,
+    windows::WindowsWriter,
+};
 use flate2::{Compression, write::GzEncoder};
 
 use crate::{
     registry::{Answer, Registry, start},
-    sample::{BASE, Layer, Node, each_disk_io, gzip, read, text, wait_present},
+    sample::{BASE, Layer, Node, clip_bytes, clip_bytes_from, each_disk_io, gzip, read, text, wait_present},
 };
 
 /// Claim: layers without a span, of one span, and of one span longer than the whole budget are read as any other.
@@ -41,6 +47,39 @@ fn layers_of_no_span_and_of_one() {
         }
         assert_eq!(engine.stats().spans_fetched, 2);
     });
+}
+
+/// Claim: an index that names a registry or a repository by a path or a URL is refused before anything is looked up under that name: no
+/// settings of its own choice, no other host. A `.clip` and a source that are no regular files are refused, too, and nobody waits for them.
+#[test]
+fn an_index_cannot_lead_elsewhere() {
+    let node = Node::new(vec![Layer::plain(vec![7; 5000], 1000)], WindowsWriter::default(), DiskIo::Auto);
+    let mut config = node.config();
+    config.client.hosts_dir = Some(node.dir.path().join("certs.d"));
+    let engine = Engine::start(config).unwrap();
+    let open = |registry: &str, repository: &str| {
+        let (registry, repository) = (registry.to_owned(), repository.to_owned());
+        let source = Source::Registry { registry, repository, reference: "latest".to_owned() };
+        std::fs::write(node.clip(), clip_bytes_from(source, &node.layers, WindowsWriter::default())).unwrap();
+        engine.open_image(&node.clip(), &ImageOptions::default()).map(drop).map_err(|error| error.to_string())
+    };
+    assert_eq!(open("registry.invalid:5000", "team/app"), Ok(()));
+    for registry in ["../evil", "/etc", "..", "localhost:x@evil.invalid", "registry.invalid/v2", ""] {
+        let error = open(registry, "team/app").unwrap_err();
+        assert!(error.contains("registry of the reference") && error.contains(registry), "{registry:?}: {error}");
+    }
+    for repository in ["../../any/path?q#", "team/../app", ""] {
+        assert!(open("registry.invalid", repository).is_err(), "{repository:?}");
+    }
+    let fifo = node.dir.path().join("fifo");
+    rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU, 0).unwrap();
+    let error = engine.open_image(&fifo, &ImageOptions::default()).map(drop).unwrap_err().to_string();
+    assert!(error.contains("found a FIFO"), "{error}");
+    std::fs::remove_file(node.blob(0)).unwrap();
+    std::fs::rename(&fifo, node.blob(0)).unwrap();
+    std::fs::write(node.clip(), clip_bytes(&node.layers, WindowsWriter::default(), "")).unwrap();
+    let error = read(&node.open(&engine), LayerIndex(0), 0, 10).unwrap_err().to_string();
+    assert!(error.contains("found a FIFO"), "{error}");
 }
 
 /// Claim: thousands of parked reads of one layer, from one thread, are each answered once, with one fetch a span.

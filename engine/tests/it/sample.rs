@@ -173,11 +173,17 @@ impl Layer {
 
 /// The bytes of a `.clip` over `layers`; `note` makes images differ that are otherwise the same.
 pub fn clip_bytes(layers: &[Layer], windows: WindowsWriter, note: &str) -> Vec<u8> {
+    let source = Source::Local { transport: Transport::Oci, path: b"/nowhere".to_vec(), reference: Some(note.to_owned()) };
+    clip_bytes_from(source, layers, windows)
+}
+
+/// As [`clip_bytes`], with any source.
+pub fn clip_bytes_from(source: Source, layers: &[Layer], windows: WindowsWriter) -> Vec<u8> {
     let root =
         InodeSpec { permissions: 0o755, uid: 0, gid: 0, mtime_s: 0, mtime_ns: 0, xattrs: Vec::new(), body: Body::Directory(Vec::new()) };
     let devices: Vec<Device> = layers.iter().map(|layer| Device { stream_size: layer.stream.len() as u64, tag: [b'0'; 64] }).collect();
     let storage_info = StorageInfo {
-        source: Source::Local { transport: Transport::Oci, path: b"/nowhere".to_vec(), reference: Some(note.to_owned()) },
+        source,
         manifest_digest: Digest::Sha256([1; 32]),
         platform: Platform { os: "linux".to_owned(), architecture: "amd64".to_owned(), variant: None },
         config: ImageConfig::default(),

@@ -7,7 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use clip_engine::{error::EngineError, source::BlobSource};
+use clip_engine::{error::EngineError, files::open_regular, source::BlobSource};
 use clip_format::digest::Digest;
 
 use super::oci_layout::{LayoutFiles, read_small};
@@ -38,7 +38,7 @@ impl Archive {
     /// `Io`, also for a file that is no tar; `Unsupported` for a compressed one.
     pub(super) fn open(path: &Path) -> Result<Self, IndexError> {
         let io = |error| EngineError::io("read the archive", path, error);
-        let file = fs::File::open(path).map_err(|error| EngineError::io("open", path, error))?;
+        let file = open_regular(path).map_err(|error| EngineError::io("open", path, error))?;
         refuse_compressed(&file, path)?;
         let mut archive = tar::Archive::new(file);
         let mut members = HashMap::new();

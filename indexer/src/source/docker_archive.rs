@@ -6,7 +6,7 @@
 use std::{collections::HashMap, os::unix::fs::FileExt, path::Path};
 
 use bytes::Bytes;
-use clip_engine::{error::EngineError, registry::Reference, source::BlobSource};
+use clip_engine::{error::EngineError, files::open_regular, registry::Reference, source::BlobSource};
 use clip_format::{digest::Digest, storage_info::Source};
 use serde::Deserialize;
 
@@ -171,7 +171,7 @@ fn file_digest(blob: &BlobSource) -> Result<Digest, IndexError> {
 
 fn each_chunk(blob: &BlobSource, len: u64, take: &mut dyn FnMut(&[u8])) -> Result<(), IndexError> {
     let BlobSource::File { path, offset, .. } = blob else { return Ok(()) };
-    let file = std::fs::File::open(path).map_err(|error| EngineError::io("open", path, error))?;
+    let file = open_regular(path).map_err(|error| EngineError::io("open", path, error))?;
     let mut buffer = vec![0; READ_BYTES.min(len as usize)];
     let mut done = 0;
     while done < len {

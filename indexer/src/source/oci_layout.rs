@@ -6,7 +6,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use clip_engine::{error::EngineError, source::BlobSource};
+use clip_engine::{error::EngineError, files::open_regular, source::BlobSource};
 use clip_format::{digest::Digest, storage_info::Source};
 
 use super::{
@@ -80,7 +80,7 @@ pub(super) fn read_small(blob: &BlobSource) -> Result<Bytes, IndexError> {
         });
     }
     let mut bytes = vec![0; *size as usize];
-    let file = fs::File::open(path).map_err(|error| EngineError::io("open", path, error))?;
+    let file = open_regular(path).map_err(|error| EngineError::io("open", path, error))?;
     file.read_exact_at(&mut bytes, *offset).map_err(|error| EngineError::io("read", path, error))?;
     Ok(bytes.into())
 }

@@ -58,10 +58,11 @@ fn examine_clip(path: &Path, args: &ReadArgs) -> Vec<Finding> {
             });
         }
         Source::Registry { registry, repository, .. } => {
-            let digest = Some(info.manifest_digest);
-            let reference = Reference { registry: registry.clone(), repository: repository.clone(), tag: None, digest };
-            match client_config(&reference, args) {
-                Ok(config) => {
+            let recorded = Reference::recorded(registry, repository).map(|reference| reference.at_digest(info.manifest_digest));
+            let hint = "index the image again, or say where its layers are with --store-ref REF";
+            let recorded = recorded.map_err(|error| Finding::fail(NAME, error.to_string(), hint));
+            match recorded.and_then(|reference| Ok((client_config(&reference, args)?, reference))) {
+                Ok((config, reference)) => {
                     findings.extend(examine_manifest(&reference, &config));
                     findings.extend(first_blob(&reference, &info, &config));
                 }

@@ -5,7 +5,7 @@ use std::{
     collections::HashMap,
     io::{ErrorKind, Read as _},
     os::unix::fs::MetadataExt as _,
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -23,7 +23,7 @@ use super::{
     name_of, own_origin,
     standing::Standing,
 };
-use crate::error::EngineError;
+use crate::{error::EngineError, files::open_regular};
 
 /// How often a registry's settings are looked at for changes. Source: judgement: somebody who edits them looks at the log for so long; three
 /// stat calls are nothing.
@@ -114,6 +114,11 @@ impl HostsDirectory {
     /// The directory with the settings of `registry`. Source: containerd's `hostPaths`.
     fn find(&self, registry: &str) -> Result<Option<PathBuf>, EngineError> {
         let Some(root) = &self.dir else { return Ok(None) };
+        // One name, which leads nowhere else.
+        if !Path::new(registry).components().eq([Component::Normal(registry.as_ref())]) {
+            let (what, expected) = ("registry".to_owned(), "a host and perhaps a port".to_owned());
+            return Err(EngineError::Invalid { what, expected, found: registry.chars().take(160).collect() });
+        }
         for name in directory_names(registry) {
             let path = root.join(name);
             match std::fs::metadata(&path) {
@@ -228,7 +233,7 @@ fn stamp(dir: PathBuf) -> (PathBuf, [Option<FileStamp>; 2]) {
 /// What is in a registry's directory.
 fn settings(dir: &Path) -> Result<HostsFile, EngineError> {
     let path = dir.join("hosts.toml");
-    let text = match std::fs::File::open(&path) {
+    let text = match open_regular(&path) {
         Ok(file) => read_text(file, &path)?,
         Err(error) if error.kind() == ErrorKind::NotFound => String::new(),
         Err(error) => return Err(EngineError::io("open", path, error)),
