@@ -42,7 +42,7 @@ pub struct Attr {
 /// `Corrupt` when a sparse file's chunks cannot be read.
 pub(super) fn attr(index: &Index, node: NodeId, inode: &Inode) -> Result<Attr, FormatError> {
     let bytes = match inode.file_type {
-        FileType::Regular => data_bytes(index, inode)?,
+        FileType::Regular => index.data_bytes(inode)?,
         FileType::Directory | FileType::Symlink => inode.size,
         FileType::CharDevice | FileType::BlockDevice | FileType::Fifo | FileType::Socket => 0,
     };
@@ -59,17 +59,6 @@ pub(super) fn attr(index: &Index, node: NodeId, inode: &Inode) -> Result<Attr, F
         mtime_s: inode.mtime_s,
         mtime_ns: inode.mtime_ns.min(999_999_999),
     })
-}
-
-fn data_bytes(index: &Index, file: &Inode) -> Result<u64, FormatError> {
-    let mut bytes = 0;
-    for extent in index.extents(file, 0..file.size) {
-        let extent = extent?;
-        if extent.data.is_some() {
-            bytes += extent.file.end - extent.file.start;
-        }
-    }
-    Ok(bytes)
 }
 
 /// Source: linux include/linux/kdev_t.h, `new_encode_dev`: 12 bits of major, 20 of minor.
