@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
-use clip_format::digest::Digest;
+use clip_format::{digest::Digest, storage_info::Platform};
 use serde_json::json;
 
 use crate::layout::LayoutImage;
@@ -227,7 +227,7 @@ impl Manifest {
 pub(crate) fn image_of(layers: &[Layer]) -> LayoutImage {
     let diff_ids: Vec<_> = layers.iter().map(|layer| layer.diff_id.to_string()).collect();
     let config = json!({
-        "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
+        "architecture": Platform::of_this_machine().architecture,
         "os": "linux",
         "config": { "Env": ["PATH=/usr/bin"], "Cmd": ["/bin/true"] },
         "rootfs": { "type": "layers", "diff_ids": diff_ids },

@@ -51,7 +51,7 @@ fn docker_manifests_are_read_like_oci_ones() {
 /// Tags an image index over two one-file images, for this machine's architecture and another.
 fn two_platforms(layout: &Layout, other: &str) {
     let mut manifests = Vec::new();
-    for platform in [architecture(), other] {
+    for platform in [&*architecture(), other] {
         let layer = layout.layer(&TarWriter::stream(&[Member::file("platform", platform)], Headers::Pax), &Compression::ZlibRs(6)).unwrap();
         let manifest = layout.image_for(platform, platform, &[layer], json!({})).unwrap();
         manifests.push(json!({

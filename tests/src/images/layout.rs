@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use clip_format::storage_info::Platform;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
@@ -133,7 +134,7 @@ impl Layout {
     /// # Errors
     /// The system's.
     pub fn image(&self, tag: &str, layers: &[LayerBlob], runtime: Value) -> Result<Blob> {
-        self.image_for(architecture(), tag, layers, runtime)
+        self.image_for(&architecture(), tag, layers, runtime)
     }
 
     /// As [`Layout::image`], for another GOARCH.
@@ -209,12 +210,8 @@ impl Layout {
 
 /// GOARCH of this machine.
 #[must_use]
-pub fn architecture() -> &'static str {
-    match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        other => other,
-    }
+pub fn architecture() -> String {
+    Platform::of_this_machine().architecture
 }
 
 /// The blob of `stream`.
