@@ -106,7 +106,7 @@ fn parse_runs(text: &str) -> Result<usize, String> {
 ///
 /// # Errors
 /// What was expected.
-pub fn parse_time(text: &str) -> Result<Duration, String> {
+fn parse_time(text: &str) -> Result<Duration, String> {
     let wrong = || format!("expected a time up to 60s such as 20ms, found {text:?}");
     let (number, unit) = text.split_at(text.find(|character: char| !character.is_ascii_digit() && character != '.').ok_or_else(wrong)?);
     let seconds = match unit {

@@ -146,6 +146,69 @@ fn a_given_clip_is_measured() {
     assert_sound(&from_registry);
     assert_eq!(works(&from_registry), works(&from_layout));
     assert_eq!(works(&from_registry), works(&shaped));
-    let index = run(&["index", "--clip", clip]);
-    assert!(figures(&index).is_empty() && !index["skipped"].as_array().unwrap().is_empty());
+}
+
+/// What clip-bench says on standard error when it fails.
+fn fails(arguments: &[&str]) -> String {
+    let output = Command::new(env!("CARGO_BIN_EXE_clip-bench")).arg("--tiny").args(arguments).output().unwrap();
+    assert!(!output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stdout));
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// Claim: where nothing could be measured the status says so, with the reason; a program, a tree or a profile that is not there is
+/// refused before an image is made, and so are two images.
+#[test]
+fn what_cannot_be_measured_is_a_failure() {
+    use clip_bench::{args::Common, setup::Setup};
+    let setup = Setup::new(&Common::tiny(), 0).unwrap();
+    let clip = setup.clip.path.to_str().unwrap();
+    for part in ["index", "memory"] {
+        let said = fails(&[part, "--clip", clip]);
+        assert!(said.contains("nothing was measured") && said.contains("leave out --clip"), "{said}");
+    }
+    for (arguments, word) in [
+        (&["size", "--clip-program", "/nonexistent/clip"][..], "/nonexistent/clip"),
+        (&["size", "--clip-program", clip], "not a program"),
+        (&["coldstart", "--unpacked", "/nonexistent/tree"], "/nonexistent/tree"),
+        (&["coldstart", "--profile", "/nonexistent/profile"], "/nonexistent/profile"),
+        (&["coldstart", "--oci", "/nonexistent/layout"], "no command"),
+        (&["coldstart", "--oci", "/nonexistent/layout", "--", "true"], "/nonexistent/layout"),
+        (&["coldstart", "--oci", "/nonexistent/layout", "--clip", clip, "--", "true"], "cannot be used with"),
+    ] {
+        let said = fails(arguments);
+        assert!(said.contains(word), "{arguments:?}: {said}");
+    }
+}
+
+/// Claim: the image that is named, in a layout or in a registry, is the one that is measured and shown, and no other is made.
+#[test]
+fn a_named_image_is_the_one_that_is_shown() {
+    use clip_bench::{
+        args::Common,
+        corpus::TAG_ALL,
+        setup::{Setup, Subject},
+    };
+    let common = Common::tiny();
+    let setup = Setup::new(&common, 0).unwrap();
+    let made = setup.made.as_ref().unwrap();
+    let (layout, reference) = (made.corpus.local_reference(TAG_ALL), made.registry.reference(TAG_ALL));
+    for (subject, name) in [(Subject::Layout(&layout), &layout), (Subject::Reference(&reference), &reference)] {
+        let named = Setup::of(&common, subject).unwrap();
+        assert!(named.made.is_none() && named.registry.is_some() == matches!(subject, Subject::Layout(_)));
+        let (shown, expected) = (named.summary(), setup.summary());
+        assert_eq!((&shown.name, shown.digest, shown.files), (name, expected.digest, expected.files));
+        assert_eq!((shown.stream_bytes, shown.layers), (expected.stream_bytes, expected.layers));
+    }
+}
+
+/// Claim: the table is that of docs/performance.md, whose rows a test of its own holds against the page.
+#[test]
+fn markdown_is_the_table_of_the_page() {
+    let output = Command::new(env!("CARGO_BIN_EXE_clip-bench")).args(["--tiny", "--markdown", "size"]).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(
+        text.contains("\n| figure | median (min .. max) | floor | ratio | bar |\n|---|---|---|---|---|\n| `size.clip` the .clip | "),
+        "{text}"
+    );
+    assert!(text.contains("(sha256:") && text.contains("\nThe floors:\n"), "{text}");
 }

@@ -1,6 +1,6 @@
 //! Measures clip on this machine: makes an image from a seed, serves it on loopback, and reports each figure beside its floor.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::{Parser, Subcommand};
 use clip_bench::{
     args::Common,
@@ -13,7 +13,7 @@ use clip_bench::{
     measure::{coldstart, decode, index, memory, metadata, mount, read, size},
     page::{self, ReportArgs},
     report::Report,
-    setup::Setup,
+    setup::{Setup, Subject},
 };
 
 const AFTER: &str = "\
@@ -73,7 +73,6 @@ enum Command {
 /// read them makes do with less, since making it takes 14 s a GiB.
 const LARGE_MIB: u32 = 1024;
 const SMALL_MIB: u32 = 384;
-const UNREAD_MIB: u32 = 4;
 /// Layers of the image of equal layers. Source: chosen: more than cores.
 const EQUAL_LAYERS: usize = 8;
 
@@ -85,21 +84,26 @@ fn main() -> Result<()> {
         _ => {}
     }
     let machine = Machine::now();
-    let corpus_mib = match &cli.command {
-        Command::Index(_) | Command::Decode(_) | Command::Read(_) | Command::All => LARGE_MIB,
-        Command::Coldstart(args) if args.names_an_image() => UNREAD_MIB,
-        _ => SMALL_MIB,
+    let made = |corpus_mib, equal_layers| Subject::MadeOrClip { corpus_mib, equal_layers };
+    let subject = match &cli.command {
+        Command::Index(_) | Command::All => made(LARGE_MIB, EQUAL_LAYERS),
+        Command::Decode(_) | Command::Read(_) => made(LARGE_MIB, 0),
+        Command::Coldstart(args) => {
+            args.check()?;
+            args.subject(SMALL_MIB)
+        }
+        _ => made(SMALL_MIB, 0),
     };
-    eprintln!("{}", if cli.common.clip.is_some() { "opening the image" } else { "making the image" });
-    let equal_layers = if matches!(cli.command, Command::Index(_) | Command::All) { EQUAL_LAYERS } else { 0 };
-    let setup = Setup::with_equal_layers(&cli.common, corpus_mib, equal_layers)?;
+    let is_made = cli.common.clip.is_none() && matches!(subject, Subject::MadeOrClip { .. });
+    eprintln!("{}", if is_made { "making the image" } else { "opening the image" });
+    let setup = Setup::of(&cli.common, subject)?;
     let mut findings = cli.command.measure(&setup)?;
     if cli.common.tiny || !machine.optimised {
         // Times that mean nothing reach no bar and miss none.
         findings.figures.iter_mut().for_each(|figure| figure.bar = None);
     }
     let command = std::env::args().skip(1).collect::<Vec<_>>().join(" ");
-    let report = Report { command, machine, image: setup.summary()?, figures: findings.figures, skipped: findings.skipped };
+    let report = Report { command, machine, image: setup.summary(), figures: findings.figures, skipped: findings.skipped };
     if let Some(path) = &cli.common.save {
         std::fs::write(path, serde_json::to_string_pretty(&report)?).with_context(|| format!("write {}", path.display()))?;
     }
@@ -108,6 +112,7 @@ fn main() -> Result<()> {
         (_, true) => print!("{}", report.markdown()),
         _ => print!("{report}"),
     }
+    ensure!(!report.figures.is_empty(), "nothing was measured; {}", report.skipped.join("; "));
     Ok(())
 }
 
