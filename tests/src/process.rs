@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 /// How long a command may take before it is killed. Source: ten times the slowest step of these tests on 2 cores (an mmdebstrap of 22 s).
-pub const COMMAND_DEADLINE: Duration = Duration::from_secs(240);
+const COMMAND_DEADLINE: Duration = Duration::from_secs(240);
 
 /// What a finished program left.
 #[derive(Debug)]
@@ -80,7 +80,7 @@ impl Drop for Running {
 /// Runs `command` to its end, whatever its exit status. Its standard input is empty.
 ///
 /// # Errors
-/// When it cannot be started or takes longer than [`COMMAND_DEADLINE`].
+/// When it cannot be started or takes longer than four minutes.
 pub fn run(command: &mut Command) -> Result<Finished> {
     let shown = format!("{command:?}");
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);

@@ -54,7 +54,7 @@ pub enum Answer {
 }
 
 /// Answers requests.
-pub type Handler = Box<dyn Fn(&Head) -> Answer + Send + Sync>;
+type Handler = Box<dyn Fn(&Head) -> Answer + Send + Sync>;
 
 /// A running server. Dropping it closes its port.
 pub struct Web {

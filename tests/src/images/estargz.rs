@@ -10,7 +10,7 @@ use super::{
 };
 
 /// Bytes of the footer.
-pub const FOOTER_BYTES: usize = 51;
+const FOOTER_BYTES: usize = 51;
 /// The table of contents.
 pub const TOC: &str = "stargz.index.json";
 /// Stands behind the prioritised files.
