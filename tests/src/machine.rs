@@ -104,7 +104,9 @@ mod tests {
         let (mut tools, start) = (Vec::new(), "Need::Tool(\"");
         for file in sources(Path::new(env!("CARGO_MANIFEST_DIR"))) {
             let text = std::fs::read_to_string(file).unwrap();
-            tools.extend(text.split(start).skip(1).filter_map(|rest| Some(rest.split_once('"')?.0.to_owned())).filter(|tool| !tool.is_empty()));
+            tools.extend(
+                text.split(start).skip(1).filter_map(|rest| Some(rest.split_once('"')?.0.to_owned())).filter(|tool| !tool.is_empty()),
+            );
         }
         assert!(tools.len() > 20, "{tools:?}");
         for tool in tools.iter().map(String::as_str).chain(["docker-registry", "cc", "zstd", "pzstd", "gzip", "pigz"]) {
