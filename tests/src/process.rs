@@ -3,6 +3,7 @@
 use std::{
     io::Read,
     os::unix::process::CommandExt,
+    path::Path,
     process::{Child, Command, ExitStatus, Stdio},
     thread,
     time::{Duration, Instant},
@@ -116,6 +117,26 @@ pub fn shell(script: &str, arguments: &[&std::ffi::OsStr]) -> Result<String> {
     command.arg("-euc").arg(script).arg("test");
     command.args(arguments);
     Ok(run_ok(&mut command)?.text())
+}
+
+/// `to` gets the variables that were set and removed for `from`.
+pub fn copy_environment(from: &Command, to: &mut Command) {
+    for (name, value) in from.get_envs() {
+        match value {
+            Some(value) => to.env(name, value),
+            None => to.env_remove(name),
+        };
+    }
+}
+
+/// `inner` in a mount namespace of its own, as root, where `hosts` stands at /etc/hosts; what it mounts is gone with it.
+#[must_use]
+pub fn with_hosts(inner: &Command, hosts: &Path) -> Command {
+    let mut command = Command::new("unshare");
+    command.args(["-m", "bash", "-euc", "mount --bind \"$1\" /etc/hosts; shift; exec \"$@\"", "test"]).arg(hosts);
+    command.arg(inner.get_program()).args(inner.get_args());
+    copy_environment(inner, &mut command);
+    command
 }
 
 /// Waits until `condition` holds.

@@ -11,13 +11,12 @@ use std::{
 use clip_format::{clip_file::ClipFile, erofs::check::check};
 use clip_tests::{
     clip::{Clip, text},
-    images::{Compression, Headers, Layout, Member, TarWriter, sample},
+    images::{Layout, Member, sample},
     machine::{Need, lacks},
     served::Served,
     spans::Parts,
 };
 use serde_json::json;
-use tempfile::TempDir;
 
 const NEEDS: &[Need] = &[Need::Root, Need::Fuse];
 /// One failed read of a dead registry is one line in the log when nothing reads ahead.
@@ -139,10 +138,9 @@ fn a_full_disk_passes_through() {
 
 /// A `.clip` of a few hundred bytes of tree.
 fn tiny_clip(clip: &Clip) -> Vec<u8> {
-    let scratch = TempDir::new().unwrap();
-    let layout = Layout::create(scratch.path()).unwrap();
+    let layout = Layout::scratch().unwrap();
     let members = [Member::dir("d"), Member::file("d/f", "contents"), Member::symlink("l", "d/f"), Member::hard_link("h", "d/f")];
-    let layer = layout.layer(&TarWriter::stream(&members, Headers::Pax), &Compression::ZlibRs(6)).unwrap();
+    let layer = layout.gzip(&members).unwrap();
     layout.image("tiny", &[layer], json!({})).unwrap();
     std::fs::read(clip.index(&layout.reference("tiny"), "tiny", &[]).unwrap()).unwrap()
 }
