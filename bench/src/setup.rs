@@ -15,8 +15,8 @@ use clip_format::{
     clip_file::ClipFile,
     erofs::Index,
     header::Header,
-    storage_info::{Source, StorageInfo},
-    units::LayerIndex,
+    storage_info::{Codec, Source, StorageInfo},
+    units::{LayerIndex, SpanIndex},
 };
 use clip_indexer::{IndexOptions, Indexed, index_image, progress::NoProgress, write_clip};
 use serde::{Deserialize, Serialize};
@@ -24,7 +24,7 @@ use tempfile::TempDir;
 
 use crate::{
     args::{Common, Shape},
-    corpus::{Corpus, Sizes, TAG_ALL},
+    corpus::{Corpus, Packing, Sizes, TAG_ALL},
     floor,
     layout::{self, LayoutImage},
     origin::Origin,
@@ -212,10 +212,10 @@ impl Setup {
                     (Scale::Tiny, Some(mib)) => Sizes::TINY.with_large_layer(mib),
                     (Scale::Full, mib) => Sizes::FULL.with_large_layer(mib.unwrap_or(corpus_mib)),
                 };
-                let corpus = Corpus::make(&dir.join("corpus"), common.seed, Sizes { equal_layers, ..sizes })?;
+                let corpus = Corpus::make(&dir.join("corpus"), common.seed, Sizes { equal_layers, packing: common.codec, ..sizes })?;
                 let registry = Registry::start(&corpus)?;
                 let clip = Clip::make(dir, &registry.reference(TAG_ALL))?;
-                (format!("seed {}", common.seed), Some(Made { corpus, registry }), None, clip)
+                (made_name(common), Some(Made { corpus, registry }), None, clip)
             }
         };
         let serving = made.as_ref().map(|made| &made.registry).or(registry.as_ref());
@@ -300,10 +300,23 @@ impl Setup {
         Ok(Plain { path, hash: hasher.finalize() })
     }
 
+    /// What the large file's layer is compressed with.
+    #[must_use]
+    pub fn large_codec(&self) -> Codec {
+        self.clip.info.layers[usize::from(self.clip.large.layer.get())].codec
+    }
+
     /// The large file's layer's spans.
     #[must_use]
     pub fn large_table(&self) -> &SpanTable {
         self.clip.checkpoints.layer(self.clip.large.layer)
+    }
+
+    /// Whether nothing but its start is a place to enter the large file's layer: one zstd frame.
+    #[must_use]
+    pub fn large_layer_is_in_one_piece(&self) -> bool {
+        let table = self.large_table();
+        table.len() > 1 && table.entry_of(SpanIndex(table.len() - 1)) == SpanIndex(0)
     }
 
     /// The image in a line.
@@ -402,6 +415,12 @@ impl Clip {
         let large = LargeFile { path: large_path, layer: piece.layer, stream: piece.stream, len: piece.len };
         Ok(Self { path: path.to_owned(), bytes, index, info, checkpoints, windows, files, large })
     }
+}
+
+/// `seed 1`, `seed 1 in zstd-frames`
+fn made_name(common: &Common) -> String {
+    let codec = if common.codec == Packing::Gzip { String::new() } else { format!(" in {}", common.codec.id()) };
+    format!("seed {}{codec}", common.seed)
 }
 
 /// The program that was named, else the one beside this one, where there is one.

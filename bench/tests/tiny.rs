@@ -77,8 +77,14 @@ fn all_is_everything_repeats_and_makes_a_page() {
     let saved = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
     let one = run(&["all", "--runs", "1", "--save", &saved("one.json")]);
     let two = run(&["read", "--runs", "1", "--save", &saved("two <b>.json")]);
-    let reads: BTreeMap<_, _> = works(&one).into_iter().filter(|(id, _)| id.starts_with("read.")).collect();
+    let reads: BTreeMap<_, _> = works(&one).into_iter().filter(|(id, _)| id.starts_with("read.") && !id.starts_with("read.zstd")).collect();
     assert_eq!(reads, works(&two));
+    for codec in ["zstd", "zstd-frames"] {
+        // The same file out of other layers.
+        assert_eq!(works(&one)[&format!("read.{codec}.sequential.library.cold")], reads["read.sequential.library.cold"]);
+        assert!(works(&one).contains_key(&format!("index.{codec}.large.registry.library")), "{codec} is not indexed");
+    }
+    assert!(works(&one).contains_key("decode.zstd-frames.resume") && !works(&one).contains_key("decode.zstd.resume"));
     assert_sound(&one);
     assert_same_work_both_ways(&one);
     for name in ["index.", "size.", "decode.", "read.", "memory."] {
@@ -199,6 +205,19 @@ fn a_named_image_is_the_one_that_is_shown() {
         assert_eq!((&shown.name, shown.digest, shown.files), (name, expected.digest, expected.files));
         assert_eq!((shown.stream_bytes, shown.layers), (expected.stream_bytes, expected.layers));
     }
+}
+
+/// Claim: a layer in one zstd frame is read in order and nothing else, one in many frames in every way, each beside libzstd.
+#[test]
+fn zstd_layers_are_measured_beside_libzstd() {
+    let frames = run(&["read", "--codec", "zstd-frames", "--via", "library", "--runs", "1"]);
+    let floor = |id: &str| figures(&frames).iter().find(|figure| text(figure, "id") == id).map(|figure| figure["floor"]["what"].to_string());
+    assert!(floor("read.zstd-frames.sequential.library.cold").unwrap().contains("libzstd decodes"), "{frames}");
+    assert!(floor("read.zstd-frames.random.library.p50").is_some() && text(&frames["image"], "name").ends_with("in zstd-frames"));
+    let one = run(&["read", "--codec", "zstd", "--via", "library", "--runs", "1"]);
+    let skipped = one["skipped"].to_string();
+    assert!(skipped.contains("zstd: read Random") && !works(&one).keys().any(|id| id.contains("random")), "{skipped}");
+    assert_eq!(works(&one)["read.zstd.sequential.library.cold"], works(&frames)["read.zstd-frames.sequential.library.cold"]);
 }
 
 /// Claim: the table is that of docs/performance.md, whose rows a test of its own holds against the page.

@@ -1,14 +1,21 @@
 //! Measures clip on this machine: makes an image from a seed, serves it on loopback, and reports each figure beside its floor.
 
 use anyhow::{Context, Result, ensure};
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum as _};
 use clip_bench::{
     args::Common,
     child,
+    corpus::Packing,
     machine::Machine,
     measure::{
-        Findings, coldstart::ColdstartArgs, decode::DecodeArgs, index::IndexArgs, memory::MemoryArgs, metadata::MetadataArgs,
-        mount::MountArgs, read::ReadArgs,
+        Findings,
+        coldstart::ColdstartArgs,
+        decode::DecodeArgs,
+        index::{ImageArg, IndexArgs},
+        memory::MemoryArgs,
+        metadata::MetadataArgs,
+        mount::MountArgs,
+        read::{Part, ReadArgs},
     },
     measure::{coldstart, decode, index, memory, metadata, mount, read, size},
     page::{self, ReportArgs},
@@ -97,7 +104,10 @@ fn main() -> Result<()> {
     let is_made = cli.common.clip.is_none() && matches!(subject, Subject::MadeOrClip { .. });
     eprintln!("{}", if is_made { "making the image" } else { "opening the image" });
     let setup = Setup::of(&cli.common, subject)?;
-    let mut findings = cli.command.measure(&setup)?;
+    let mut findings = match &cli.command {
+        Command::All => every(&setup, &cli.common)?,
+        command => command.measure(&setup)?.of(cli.common.codec),
+    };
     if cli.common.tiny || !machine.optimised {
         // Times that mean nothing reach no bar and miss none.
         findings.figures.iter_mut().for_each(|figure| figure.bar = None);
@@ -141,16 +151,31 @@ impl Command {
             Self::Metadata(args) => ("metadata", metadata::measure(setup, args)),
             Self::Memory(args) => ("memory", memory::measure(setup, args)),
             Self::Coldstart(args) => ("coldstart", coldstart::measure(setup, args)),
-            Self::All | Self::Report(_) | Self::Child { .. } => return every(setup),
+            Self::All | Self::Report(_) | Self::Child { .. } => return Ok(Findings::default()),
         };
         found.with_context(|| format!("measure {name}"))
     }
 }
 
-fn every(setup: &Setup) -> Result<Findings> {
+/// Everything, and of the image in the other codecs what depends on them most.
+fn every(setup: &Setup, common: &Common) -> Result<Findings> {
     let mut all = Findings::default();
     for command in Command::every() {
-        all.append(command.measure(setup)?);
+        all.append(command.measure(setup)?.of(common.codec));
+    }
+    if setup.made.is_none() {
+        return Ok(all);
+    }
+    for codec in Packing::value_variants().iter().copied().filter(|codec| *codec != common.codec) {
+        let setup = Setup::of(&Common { codec, ..common.clone() }, Subject::MadeOrClip { corpus_mib: SMALL_MIB, equal_layers: 0 })?;
+        let parts = [
+            Command::Index(IndexArgs { image: vec![ImageArg::Large], ..IndexArgs::default() }),
+            Command::Decode(DecodeArgs::default()),
+            Command::Read(ReadArgs { what: vec![Part::Sequential], ..ReadArgs::default() }),
+        ];
+        for command in parts {
+            all.append(command.measure(&setup)?.of(codec));
+        }
     }
     Ok(all)
 }

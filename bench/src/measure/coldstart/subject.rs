@@ -135,7 +135,7 @@ fn reading(setup: &Setup) -> Vec<String> {
 
 /// The run's own image, with `cat` and what it is linked to as one more layer.
 fn made_image(made: &Made) -> Result<LayoutImage> {
-    let mut layer = LayerWriter::new();
+    let mut layer = LayerWriter::new(made.corpus.packing())?;
     for file in tools()? {
         let content = fs::read(&file).with_context(|| format!("read {}", file.display()))?;
         layer.program(file.to_str().context("a library whose name is not UTF-8")?.trim_start_matches('/'), &content)?;
