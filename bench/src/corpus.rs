@@ -263,8 +263,8 @@ pub(crate) fn image_of(layers: &[Layer]) -> LayoutImage {
 }
 
 /// An image of `files` small files in directories of 100, for what depends on their number alone.
-pub(crate) fn image_of_files(files: usize, bytes: usize) -> Result<LayoutImage> {
-    let mut layer = LayerWriter::new(Packing::Gzip)?;
+pub(crate) fn image_of_files(files: usize, bytes: usize, packing: Packing) -> Result<LayoutImage> {
+    let mut layer = LayerWriter::new(packing)?;
     let content = vec![b'x'; bytes];
     for number in 0..files {
         if number % 100 == 0 {

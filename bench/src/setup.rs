@@ -312,6 +312,12 @@ impl Setup {
         self.clip.checkpoints.layer(self.clip.large.layer)
     }
 
+    /// How images that are made are compressed.
+    #[must_use]
+    pub fn packing(&self) -> Packing {
+        self.made.as_ref().map_or(Packing::Gzip, |made| made.corpus.packing())
+    }
+
     /// Whether nothing but its start is a place to enter the large file's layer: one zstd frame.
     #[must_use]
     pub fn large_layer_is_in_one_piece(&self) -> bool {

@@ -211,7 +211,8 @@ fn a_named_image_is_the_one_that_is_shown() {
 #[test]
 fn zstd_layers_are_measured_beside_libzstd() {
     let frames = run(&["read", "--codec", "zstd-frames", "--via", "library", "--runs", "1"]);
-    let floor = |id: &str| figures(&frames).iter().find(|figure| text(figure, "id") == id).map(|figure| figure["floor"]["what"].to_string());
+    let floor =
+        |id: &str| figures(&frames).iter().find(|figure| text(figure, "id") == id).map(|figure| figure["floor"]["what"].to_string());
     assert!(floor("read.zstd-frames.sequential.library.cold").unwrap().contains("libzstd decodes"), "{frames}");
     assert!(floor("read.zstd-frames.random.library.p50").is_some() && text(&frames["image"], "name").ends_with("in zstd-frames"));
     let one = run(&["read", "--codec", "zstd", "--via", "library", "--runs", "1"]);
