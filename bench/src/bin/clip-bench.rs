@@ -26,7 +26,8 @@ use clip_bench::{
 const AFTER: &str = "\
 A ratio is the median over the floor's median, taken in the same run: 1 is the floor. Of a rate less than 1 is worse, of a time or a
 size more than 1. `ok` and `NOT MET` hold a figure against its bar, where it has one. Nothing outside temporary directories is
-written but what --save and report name; mounts need root and /dev/fuse and are skipped without.
+written but what --save and report name; mounts need root and /dev/fuse and are skipped without. Where nothing
+could be measured, the status is not 0.
 
 Examples:
   clip-bench all --save runs/node-7.json        every figure, kept for the report
