@@ -5,6 +5,8 @@ use std::{path::PathBuf, time::Duration};
 use clap::Args;
 use serde::Serialize;
 
+use crate::corpus::Packing;
+
 /// What every subcommand takes.
 #[derive(Clone, Debug, Args)]
 pub struct Common {
@@ -36,6 +38,9 @@ pub struct Common {
     /// all, 384 for the others; 6 with --tiny]
     #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u32).range(4..=65536), help_heading = "What is measured")]
     pub corpus_mib: Option<u32>,
+    /// How the layers of the image that is made are compressed; all runs parts of itself with the others too
+    #[arg(long, global = true, value_enum, default_value_t, conflicts_with = "clip", help_heading = "What is measured")]
+    pub codec: Packing,
     /// What stands between clip and the registry.
     #[command(flatten)]
     pub shape: Shape,
@@ -55,6 +60,7 @@ impl Common {
             clip_program: None,
             clip: None,
             corpus_mib: None,
+            codec: Packing::Gzip,
             shape: Shape::default(),
         }
     }
@@ -106,7 +112,7 @@ fn parse_runs(text: &str) -> Result<usize, String> {
 ///
 /// # Errors
 /// What was expected.
-pub fn parse_time(text: &str) -> Result<Duration, String> {
+fn parse_time(text: &str) -> Result<Duration, String> {
     let wrong = || format!("expected a time up to 60s such as 20ms, found {text:?}");
     let (number, unit) = text.split_at(text.find(|character: char| !character.is_ascii_digit() && character != '.').ok_or_else(wrong)?);
     let seconds = match unit {

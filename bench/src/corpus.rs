@@ -1,4 +1,4 @@
-//! The image that is measured: three gzip layers, made from a seed, as an OCI layout on disk and in memory.
+//! The image that is measured: three layers, made from a seed, as an OCI layout on disk and in memory.
 //!
 //! The layers are the three shapes that cost differently: very many small files, libraries of some MiB, and one large file.
 
@@ -12,14 +12,14 @@ use std::{
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
-use clip_format::digest::Digest;
+use clip_format::{digest::Digest, storage_info::Platform};
 use serde_json::json;
 
 use crate::layout::LayoutImage;
 use content::{Draws, Kind, Writer};
-pub use layer::Layer;
 pub(crate) use layer::LayerWriter;
 use layer::sha256;
+pub use layer::{Layer, Packing};
 
 /// Path of the large file in the image.
 pub const LARGE_PATH: &str = "data/large.bin";
@@ -36,9 +36,8 @@ pub const LARGE_LAYER: usize = 2;
 
 const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG_TYPE: &str = "application/vnd.oci.image.config.v1+json";
-const LAYER_TYPE: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 
-/// How much of each shape there is.
+/// How much of each shape there is, and how it is compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sizes {
     /// Small files, of 4 KiB on average.
@@ -53,6 +52,8 @@ pub struct Sizes {
     pub beside_large_bytes: usize,
     /// Equal layers of an image of their own.
     pub equal_layers: usize,
+    /// How all layers are compressed.
+    pub packing: Packing,
 }
 
 impl Sizes {
@@ -64,6 +65,7 @@ impl Sizes {
         large_bytes: 192 << 20,
         beside_large_bytes: 192 << 20,
         equal_layers: 0,
+        packing: Packing::Gzip,
     };
     /// What tests run: everything once, in a few seconds without optimisation.
     pub const TINY: Self = Self {
@@ -73,6 +75,7 @@ impl Sizes {
         large_bytes: 5_000_000,
         beside_large_bytes: 1 << 20,
         equal_layers: 0,
+        packing: Packing::Gzip,
     };
 
     /// With a large layer of `mib` MiB, half of it one file.
@@ -112,6 +115,7 @@ pub struct Corpus {
     /// BLAKE3 of the large file.
     pub large_hash: blake3::Hash,
     seed: u64,
+    packing: Packing,
 }
 
 impl Corpus {
@@ -137,6 +141,7 @@ impl Corpus {
             large_bytes: sizes.large_bytes as u64,
             large_hash,
             seed,
+            packing: sizes.packing,
         };
         for tag in [TAG_ALL, TAG_LARGE, TAG_EQUAL] {
             corpus.add_manifest(tag);
@@ -177,6 +182,12 @@ impl Corpus {
     #[must_use]
     pub fn seed(&self) -> u64 {
         self.seed
+    }
+
+    /// How its layers are compressed.
+    #[must_use]
+    pub fn packing(&self) -> Packing {
+        self.packing
     }
 
     /// Images without layers are not made.
@@ -227,14 +238,14 @@ impl Manifest {
 pub(crate) fn image_of(layers: &[Layer]) -> LayoutImage {
     let diff_ids: Vec<_> = layers.iter().map(|layer| layer.diff_id.to_string()).collect();
     let config = json!({
-        "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
+        "architecture": Platform::of_this_machine().architecture,
         "os": "linux",
         "config": { "Env": ["PATH=/usr/bin"], "Cmd": ["/bin/true"] },
         "rootfs": { "type": "layers", "diff_ids": diff_ids },
     });
     let config = Bytes::from(config.to_string());
     let config_digest = sha256(&config);
-    let descriptor = |layer: &Layer| json!({ "mediaType": LAYER_TYPE, "digest": layer.digest.to_string(), "size": layer.blob.len() });
+    let descriptor = |layer: &Layer| json!({ "mediaType": layer.media_type, "digest": layer.digest.to_string(), "size": layer.blob.len() });
     let manifest = json!({
         "schemaVersion": 2,
         "mediaType": MANIFEST_TYPE,
@@ -252,8 +263,8 @@ pub(crate) fn image_of(layers: &[Layer]) -> LayoutImage {
 }
 
 /// An image of `files` small files in directories of 100, for what depends on their number alone.
-pub(crate) fn image_of_files(files: usize, bytes: usize) -> Result<LayoutImage> {
-    let mut layer = LayerWriter::new();
+pub(crate) fn image_of_files(files: usize, bytes: usize, packing: Packing) -> Result<LayoutImage> {
+    let mut layer = LayerWriter::new(packing)?;
     let content = vec![b'x'; bytes];
     for number in 0..files {
         if number % 100 == 0 {
@@ -271,13 +282,13 @@ fn plain_file(dir: &Path) -> PathBuf {
 fn other_layers(writer: &Writer, seed: u64, sizes: Sizes) -> Result<(Layer, Layer, Vec<Layer>)> {
     let (small, library) = (small_layer(writer, seed, sizes)?, library_layer(writer, seed, sizes)?);
     let bytes = sizes.large_bytes.checked_div(sizes.equal_layers).unwrap_or(0);
-    let equal = (0..sizes.equal_layers).map(|number| equal_layer(writer, seed, number, bytes)).collect::<Result<_>>()?;
+    let equal = (0..sizes.equal_layers).map(|number| equal_layer(writer, seed, number, bytes, sizes.packing)).collect::<Result<_>>()?;
     Ok((small, library, equal))
 }
 
 /// A layer of libraries of up to 4 MiB.
-fn equal_layer(writer: &Writer, seed: u64, number: usize, bytes: usize) -> Result<Layer> {
-    let mut layer = LayerWriter::new();
+fn equal_layer(writer: &Writer, seed: u64, number: usize, bytes: usize, packing: Packing) -> Result<Layer> {
+    let mut layer = LayerWriter::new(packing)?;
     let mut draws = Draws::new(seed ^ 0xe9a1 ^ ((number as u64) << 32));
     let directory = format!("opt/part-{number}");
     layer.directory(&directory)?;
@@ -309,7 +320,7 @@ fn append_libraries(layer: &mut LayerWriter, writer: &Writer, directory: &str, m
 }
 
 fn small_layer(writer: &Writer, seed: u64, sizes: Sizes) -> Result<Layer> {
-    let mut layer = LayerWriter::new();
+    let mut layer = LayerWriter::new(sizes.packing)?;
     let mut draws = Draws::new(seed ^ 0x5a11);
     let mut content = Vec::new();
     for number in 0..sizes.small_files {
@@ -328,7 +339,7 @@ fn small_layer(writer: &Writer, seed: u64, sizes: Sizes) -> Result<Layer> {
 }
 
 fn library_layer(writer: &Writer, seed: u64, sizes: Sizes) -> Result<Layer> {
-    let mut layer = LayerWriter::new();
+    let mut layer = LayerWriter::new(sizes.packing)?;
     let mut draws = Draws::new(seed ^ 0x11b);
     layer.directory("usr/lib")?;
     for number in 0..sizes.libraries {
@@ -341,7 +352,7 @@ fn library_layer(writer: &Writer, seed: u64, sizes: Sizes) -> Result<Layer> {
 }
 
 fn large_layer(dir: &Path, writer: &Writer, seed: u64, sizes: Sizes) -> Result<(Layer, blake3::Hash)> {
-    let mut layer = LayerWriter::new();
+    let mut layer = LayerWriter::new(sizes.packing)?;
     let mut content = Vec::with_capacity(sizes.large_bytes + 64);
     writer.append_mixed(&mut content, sizes.large_bytes, &mut Draws::new(seed ^ 0x1a26e));
     fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;

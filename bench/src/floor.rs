@@ -16,6 +16,16 @@ use crate::origin::Ranges;
 /// Bytes that one step of a loop reads or inflates. Source: the kernel's largest FUSE request, and the default span.
 pub const PIECE_BYTES: usize = 1 << 20;
 
+/// Who decodes a layer of `codec` for a floor, in words.
+#[must_use]
+pub fn decoder(codec: Codec) -> &'static str {
+    match codec {
+        Codec::Gzip => "zlib-rs inflates",
+        Codec::Zstd => "libzstd decodes",
+        Codec::Plain => "a loop passes over",
+    }
+}
+
 /// Decodes a blob in memory, into a buffer that is used again, and returns how many bytes came out.
 ///
 /// # Errors

@@ -4,7 +4,7 @@ use std::{fs, path::Path};
 
 use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
-use clip_format::digest::Digest;
+use clip_format::{digest::Digest, storage_info::Platform};
 use serde_json::Value;
 
 /// An image: its manifest, its config, its layers.
@@ -62,7 +62,7 @@ impl LayoutImage {
                 let layers = layers.iter().map(|layer| digest_and_blob(dir, layer)).collect::<Result<_>>()?;
                 return Ok(Self { manifest: bytes, media_type, digest, config, layers });
             }
-            let ours = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
+            let ours = Platform::of_this_machine().architecture;
             let fits = |entry: &&Value| entry["platform"]["architecture"].as_str().is_none_or(|architecture| architecture == ours);
             entry = manifests(&manifest).iter().find(fits).with_context(|| format!("no image for {ours} in {digest}"))?.clone();
         }
@@ -75,6 +75,16 @@ impl LayoutImage {
         let config: Value = serde_json::from_slice(&self.config.1).unwrap_or_default();
         let list = config["config"]["Env"].as_array().cloned().unwrap_or_default();
         list.iter().filter_map(|entry| entry.as_str().map(str::to_owned)).collect()
+    }
+}
+
+/// `DIR:TAG` or `DIR`, with `oci:` before it or not.
+#[must_use]
+pub fn split_tag(oci: &str) -> (&str, Option<&str>) {
+    let path = oci.strip_prefix("oci:").unwrap_or(oci);
+    match path.rsplit_once(':') {
+        Some((dir, tag)) if !tag.contains('/') => (dir, Some(tag)),
+        _ => (path, None),
     }
 }
 
@@ -145,5 +155,13 @@ mod tests {
         }
         fs::remove_file(blobs.join(layer.to_hex())).unwrap();
         assert!(LayoutImage::read(dir.path(), Some("a")).is_err());
+    }
+
+    /// Claim: a tag is what stands behind the last colon, unless that is part of a path.
+    #[test]
+    fn a_tag_is_no_part_of_a_path() {
+        assert_eq!(split_tag("oci:/a/b:c"), ("/a/b", Some("c")));
+        assert_eq!(split_tag("/a/b"), ("/a/b", None));
+        assert_eq!(split_tag("/a:b/c"), ("/a:b/c", None));
     }
 }

@@ -84,7 +84,7 @@ pub fn anonymous_kib(pid: rustix::process::Pid) -> Result<u64> {
 
 /// Time on a core so far. Precision: 10 ms.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct CpuTime {
+pub(crate) struct CpuTime {
     /// Of all threads of this process, ended ones included.
     pub own: Duration,
     /// Of all children that have ended and were waited for.
@@ -95,7 +95,7 @@ pub struct CpuTime {
 ///
 /// # Errors
 /// When /proc/self/stat is not as proc(5) says.
-pub fn cpu_time() -> Result<CpuTime> {
+pub(crate) fn cpu_time() -> Result<CpuTime> {
     cpu_time_in("/proc/self/stat")
 }
 
@@ -103,7 +103,7 @@ pub fn cpu_time() -> Result<CpuTime> {
 ///
 /// # Errors
 /// When there is no such process.
-pub fn cpu_time_of(pid: rustix::process::Pid) -> Result<CpuTime> {
+pub(crate) fn cpu_time_of(pid: rustix::process::Pid) -> Result<CpuTime> {
     cpu_time_in(&format!("/proc/{}/stat", pid.as_raw_nonzero()))
 }
 

@@ -15,7 +15,7 @@ use anyhow::Result;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{machine, report::Figure};
+use crate::{corpus::Packing, machine, report::Figure};
 
 /// What one subcommand found.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -30,6 +30,18 @@ impl Findings {
     /// Notes what could not be measured, and why.
     pub fn skip(&mut self, what: &str, why: impl std::fmt::Display) {
         self.skipped.push(format!("{what}: {why}"));
+    }
+
+    /// The same, of an image in `codec`: what is not gzip has it in the figures' names, behind the first word, and in what was skipped.
+    #[must_use]
+    pub fn of(mut self, codec: Packing) -> Self {
+        if codec != Packing::Gzip {
+            for figure in &mut self.figures {
+                figure.id = figure.id.replacen('.', &format!(".{}.", codec.id()), 1);
+            }
+            self.skipped.iter_mut().for_each(|skipped| *skipped = format!("{}: {skipped}", codec.id()));
+        }
+        self
     }
 
     /// Adds what another subcommand found.

@@ -134,7 +134,7 @@ fn head(runs: &[Run]) -> String {
             escaped(&machine.processor),
             escaped(&machine.kernel),
             machine.load,
-            escaped(&image.name),
+            escaped(&image.title()),
             image.files,
             mebibytes(image.stream_bytes),
             image.layers,

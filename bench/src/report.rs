@@ -1,5 +1,7 @@
 //! Figures, and how they are shown.
 
+mod markdown;
+
 use std::{fmt, time::Duration};
 
 use serde::{Deserialize, Serialize};
@@ -411,24 +413,10 @@ impl fmt::Display for Report {
 }
 
 impl Report {
-    /// The figures as a table for docs/performance.md.
+    /// The figures as a table of docs/performance.md, what the floors are, and what was skipped.
     #[must_use]
     pub fn markdown(&self) -> String {
-        let mut text = format!("{}\\\n{}\n\n", self.machine, self.image);
-        text += "| figure | state | median (min .. max) | floor | ratio | bar | work |\n|---|---|---|---|---|---|---|\n";
-        for figure in &self.figures {
-            let state = match figure.temperature {
-                Temperature::None => "",
-                state => &state.as_str()[2..],
-            };
-            let floor =
-                figure.floor.as_ref().map_or_else(String::new, |floor| format!("{}: {}", Shown(floor.spread, figure.unit), floor.what));
-            let ratio = figure.ratio.map_or_else(String::new, |ratio| format!("{ratio:.2}"));
-            let bar = figure.bar.as_ref().map_or_else(String::new, Bar::to_string);
-            let Figure { id, what, spread, unit, work, .. } = figure;
-            text += &format!("| `{id}`: {what} | {state} | {} | {floor} | {ratio} | {bar} | `{work}` |\n", Shown(*spread, *unit));
-        }
-        text
+        markdown::page(self)
     }
 }
 

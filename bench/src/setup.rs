@@ -3,20 +3,20 @@
 use std::{
     fmt,
     io::Write as _,
-    os::unix::ffi::OsStrExt as _,
+    os::unix::{ffi::OsStrExt as _, fs::PermissionsExt as _},
     path::{Path, PathBuf},
     sync::{Arc, OnceLock},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail, ensure};
 use clip_engine::{Engine, EngineConfig, Image, ImageOptions, registry::PlainHttp};
 use clip_format::{
     checkpoints::{Checkpoints, SpanTable},
     clip_file::ClipFile,
     erofs::Index,
     header::Header,
-    storage_info::{Source, StorageInfo},
-    units::LayerIndex,
+    storage_info::{Codec, Source, StorageInfo},
+    units::{LayerIndex, SpanIndex},
 };
 use clip_indexer::{IndexOptions, Indexed, index_image, progress::NoProgress, write_clip};
 use serde::{Deserialize, Serialize};
@@ -24,8 +24,9 @@ use tempfile::TempDir;
 
 use crate::{
     args::{Common, Shape},
-    corpus::{Corpus, Sizes, TAG_ALL},
+    corpus::{Corpus, Packing, Sizes, TAG_ALL},
     floor,
+    layout::{self, LayoutImage},
     origin::Origin,
     registry::Registry,
     tree,
@@ -48,10 +49,30 @@ pub struct Made {
     pub registry: Registry,
 }
 
+/// Which image is measured.
+#[derive(Clone, Copy, Debug)]
+pub enum Subject<'a> {
+    /// One that is made from the seed, or the `.clip` that `--clip` names.
+    MadeOrClip {
+        /// Of the large layer, where nothing else was asked for.
+        corpus_mib: u32,
+        /// Of one more image; 0 for none.
+        equal_layers: usize,
+    },
+    /// One of an OCI layout, `DIR[:TAG]` with `oci:` before it or not, served from memory.
+    Layout(&'a str),
+    /// One of a registry, as its reference says.
+    Reference(&'a str),
+}
+
 /// What every measurement starts from.
 pub struct Setup {
-    /// The image that was made for the run; none with `--clip`.
+    /// The image that was made for the run; none where one was named.
     pub made: Option<Made>,
+    /// The registry of this process, where a layout's image is served.
+    pub registry: Option<Registry>,
+    /// What the image is called: as it was named, or `seed N`.
+    pub name: String,
     /// The index.
     pub clip: Clip,
     /// Where its layers come from.
@@ -120,6 +141,9 @@ pub struct LargeFile {
 pub struct ImageSummary {
     /// What it is called; `seed N` when it was made for the run.
     pub name: String,
+    /// Of its manifest. Empty in runs that were saved without it.
+    #[serde(default)]
+    pub digest: String,
     /// Layers.
     pub layers: usize,
     /// Regular files, hard links once.
@@ -132,12 +156,21 @@ pub struct ImageSummary {
     pub large_bytes: u64,
 }
 
+impl ImageSummary {
+    /// Its name, with the digest where that is no part of it.
+    #[must_use]
+    pub fn title(&self) -> String {
+        let Self { name, digest, .. } = self;
+        if name.contains(digest) { name.clone() } else { format!("{name} ({digest})") }
+    }
+}
+
 impl fmt::Display for ImageSummary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
-        let Self { name, layers, files, .. } = self;
+        let Self { layers, files, .. } = self;
         let (stream, compressed) = (mib(self.stream_bytes), mib(self.compressed_bytes));
-        write!(f, "image: {name}, {files} files, {stream:.1} MiB of stream in {layers} layers of {compressed:.1} MiB compressed")
+        write!(f, "image: {}, {files} files, {stream:.1} MiB of stream in {layers} layers of {compressed:.1} MiB compressed", self.title())
     }
 }
 
@@ -147,34 +180,50 @@ impl Setup {
     /// # Errors
     /// Every kind.
     pub fn new(common: &Common, corpus_mib: u32) -> Result<Self> {
-        Self::with_equal_layers(common, corpus_mib, 0)
+        Self::of(common, Subject::MadeOrClip { corpus_mib, equal_layers: 0 })
     }
 
-    /// As [`Setup::new`], with an image of `equal_layers` more where it is made.
+    /// Makes, opens, or serves and indexes `subject`.
     ///
     /// # Errors
-    /// Every kind.
-    pub fn with_equal_layers(common: &Common, corpus_mib: u32, equal_layers: usize) -> Result<Self> {
+    /// Every kind; when there is no such image, or two were named.
+    pub fn of(common: &Common, subject: Subject<'_>) -> Result<Self> {
+        let clip_program = program(common.clip_program.as_deref())?;
         let scratch = tempfile::Builder::new().prefix("clip-bench-").tempdir().context("make a directory for the corpus and the caches")?;
         let (scale, runs, random_reads) = if common.tiny { (Scale::Tiny, 2, 3) } else { (Scale::Full, 5, 300) };
-        let sizes = match (scale, common.corpus_mib) {
-            (Scale::Tiny, None) => Sizes::TINY,
-            (Scale::Tiny, Some(mib)) => Sizes::TINY.with_large_layer(mib),
-            (Scale::Full, mib) => Sizes::FULL.with_large_layer(mib.unwrap_or(corpus_mib)),
-        };
-        let (made, clip) = match &common.clip {
-            Some(path) => (None, Clip::read(path)?),
-            None => {
-                let sizes = Sizes { equal_layers, ..sizes };
-                let corpus = Corpus::make(&scratch.path().join("corpus"), common.seed, sizes)?;
+        let dir = scratch.path();
+        let given = |name: String, registry, clip| (name, None, registry, clip);
+        let (name, made, registry, clip) = match (&common.clip, subject) {
+            (Some(path), Subject::MadeOrClip { .. }) => {
+                let clip = Clip::read(path)?;
+                given(clip.reference().unwrap_or_else(|| clip.local_path()), None, clip)
+            }
+            (Some(_), Subject::Layout(_) | Subject::Reference(_)) => bail!("two images were named; leave out --clip or the other"),
+            (None, Subject::Layout(named)) => {
+                let (path, tag) = layout::split_tag(named);
+                let registry = Registry::of_image(&LayoutImage::read(Path::new(path), tag)?)?;
+                let clip = Clip::make(dir, &registry.image_reference())?;
+                given(format!("oci:{}", named.trim_start_matches("oci:")), Some(registry), clip)
+            }
+            (None, Subject::Reference(named)) => given(named.to_owned(), None, Clip::make(dir, named)?),
+            (None, Subject::MadeOrClip { corpus_mib, equal_layers }) => {
+                let sizes = match (scale, common.corpus_mib) {
+                    (Scale::Tiny, None) => Sizes::TINY,
+                    (Scale::Tiny, Some(mib)) => Sizes::TINY.with_large_layer(mib),
+                    (Scale::Full, mib) => Sizes::FULL.with_large_layer(mib.unwrap_or(corpus_mib)),
+                };
+                let corpus = Corpus::make(&dir.join("corpus"), common.seed, Sizes { equal_layers, packing: common.codec, ..sizes })?;
                 let registry = Registry::start(&corpus)?;
-                let clip = Clip::make(scratch.path(), &registry.reference(TAG_ALL))?;
-                (Some(Made { corpus, registry }), clip)
+                let clip = Clip::make(dir, &registry.reference(TAG_ALL))?;
+                (made_name(common), Some(Made { corpus, registry }), None, clip)
             }
         };
-        let origin = Origin::new(&clip.info, made.as_ref().map(|made| &made.registry), &common.shape)?;
+        let serving = made.as_ref().map(|made| &made.registry).or(registry.as_ref());
+        let origin = Origin::new(&clip.info, serving, &common.shape)?;
         Ok(Self {
             made,
+            registry,
+            name,
             clip,
             origin,
             plain: OnceLock::new(),
@@ -183,7 +232,7 @@ impl Setup {
             seed: common.seed,
             random_reads,
             shape: common.shape.clone(),
-            clip_program: common.clip_program.clone().or_else(clip_program),
+            clip_program,
             scratch,
         })
     }
@@ -251,31 +300,44 @@ impl Setup {
         Ok(Plain { path, hash: hasher.finalize() })
     }
 
+    /// What the large file's layer is compressed with.
+    #[must_use]
+    pub fn large_codec(&self) -> Codec {
+        self.clip.info.layers[usize::from(self.clip.large.layer.get())].codec
+    }
+
     /// The large file's layer's spans.
     #[must_use]
     pub fn large_table(&self) -> &SpanTable {
         self.clip.checkpoints.layer(self.clip.large.layer)
     }
 
+    /// How images that are made are compressed.
+    #[must_use]
+    pub fn packing(&self) -> Packing {
+        self.made.as_ref().map_or(Packing::Gzip, |made| made.corpus.packing())
+    }
+
+    /// Whether nothing but its start is a place to enter the large file's layer: one zstd frame.
+    #[must_use]
+    pub fn large_layer_is_in_one_piece(&self) -> bool {
+        let table = self.large_table();
+        table.len() > 1 && table.entry_of(SpanIndex(table.len() - 1)) == SpanIndex(0)
+    }
+
     /// The image in a line.
-    ///
-    /// # Errors
-    /// None yet.
-    pub fn summary(&self) -> Result<ImageSummary> {
+    #[must_use]
+    pub fn summary(&self) -> ImageSummary {
         let layers = &self.clip.info.layers;
-        let name = match (&self.made, &self.clip.info.source) {
-            (Some(made), _) => format!("seed {}", made.corpus.seed()),
-            (None, Source::Registry { .. }) => self.clip.reference().unwrap_or_default(),
-            (None, Source::Local { path, .. }) => String::from_utf8_lossy(path).into_owned(),
-        };
-        Ok(ImageSummary {
-            name,
+        ImageSummary {
+            name: self.name.clone(),
+            digest: self.clip.info.manifest_digest.to_string(),
             layers: layers.len(),
             files: self.clip.files.len() as u64,
             stream_bytes: layers.iter().map(|layer| layer.stream_size).sum(),
             compressed_bytes: layers.iter().map(|layer| layer.compressed_size).sum(),
             large_bytes: self.clip.large.len,
-        })
+        }
     }
 }
 
@@ -334,6 +396,11 @@ impl Clip {
         }
     }
 
+    /// Where a local image was when it was indexed; empty of one of a registry.
+    fn local_path(&self) -> String {
+        self.info.source.local_path().unwrap_or_default().display().to_string()
+    }
+
     /// The `.clip` at `path`, expanded in memory.
     ///
     /// # Errors
@@ -356,7 +423,19 @@ impl Clip {
     }
 }
 
-fn clip_program() -> Option<PathBuf> {
-    let beside = std::env::current_exe().ok()?.with_file_name("clip");
-    beside.is_file().then_some(beside)
+/// `seed 1`, `seed 1 in zstd-frames`
+fn made_name(common: &Common) -> String {
+    let codec = if common.codec == Packing::Gzip { String::new() } else { format!(" in {}", common.codec.id()) };
+    format!("seed {}{codec}", common.seed)
+}
+
+/// The program that was named, else the one beside this one, where there is one.
+fn program(named: Option<&Path>) -> Result<Option<PathBuf>> {
+    if let Some(named) = named {
+        let mode = named.metadata().with_context(|| format!("--clip-program {}", named.display()))?.permissions().mode();
+        ensure!(named.is_file() && mode & 0o111 != 0, "--clip-program {}: not a program", named.display());
+        return Ok(Some(named.to_owned()));
+    }
+    let beside = std::env::current_exe().ok().map(|own| own.with_file_name("clip"));
+    Ok(beside.filter(|beside| beside.is_file()))
 }

@@ -77,8 +77,14 @@ fn all_is_everything_repeats_and_makes_a_page() {
     let saved = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
     let one = run(&["all", "--runs", "1", "--save", &saved("one.json")]);
     let two = run(&["read", "--runs", "1", "--save", &saved("two <b>.json")]);
-    let reads: BTreeMap<_, _> = works(&one).into_iter().filter(|(id, _)| id.starts_with("read.")).collect();
+    let reads: BTreeMap<_, _> = works(&one).into_iter().filter(|(id, _)| id.starts_with("read.") && !id.starts_with("read.zstd")).collect();
     assert_eq!(reads, works(&two));
+    for codec in ["zstd", "zstd-frames"] {
+        // The same file out of other layers.
+        assert_eq!(works(&one)[&format!("read.{codec}.sequential.library.cold")], reads["read.sequential.library.cold"]);
+        assert!(works(&one).contains_key(&format!("index.{codec}.large.registry.library")), "{codec} is not indexed");
+    }
+    assert!(works(&one).contains_key("decode.zstd-frames.resume") && !works(&one).contains_key("decode.zstd.resume"));
     assert_sound(&one);
     assert_same_work_both_ways(&one);
     for name in ["index.", "size.", "decode.", "read.", "memory."] {
@@ -146,6 +152,83 @@ fn a_given_clip_is_measured() {
     assert_sound(&from_registry);
     assert_eq!(works(&from_registry), works(&from_layout));
     assert_eq!(works(&from_registry), works(&shaped));
-    let index = run(&["index", "--clip", clip]);
-    assert!(figures(&index).is_empty() && !index["skipped"].as_array().unwrap().is_empty());
+}
+
+/// What clip-bench says on standard error when it fails.
+fn fails(arguments: &[&str]) -> String {
+    let output = Command::new(env!("CARGO_BIN_EXE_clip-bench")).arg("--tiny").args(arguments).output().unwrap();
+    assert!(!output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stdout));
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// Claim: where nothing could be measured the status says so, with the reason; a program, a tree or a profile that is not there is
+/// refused before an image is made, and so are two images.
+#[test]
+fn what_cannot_be_measured_is_a_failure() {
+    use clip_bench::{args::Common, setup::Setup};
+    let setup = Setup::new(&Common::tiny(), 0).unwrap();
+    let clip = setup.clip.path.to_str().unwrap();
+    for part in ["index", "memory"] {
+        let said = fails(&[part, "--clip", clip]);
+        assert!(said.contains("nothing was measured") && said.contains("leave out --clip"), "{said}");
+    }
+    for (arguments, word) in [
+        (&["size", "--clip-program", "/nonexistent/clip"][..], "/nonexistent/clip"),
+        (&["size", "--clip-program", clip], "not a program"),
+        (&["coldstart", "--unpacked", "/nonexistent/tree"], "/nonexistent/tree"),
+        (&["coldstart", "--profile", "/nonexistent/profile"], "/nonexistent/profile"),
+        (&["coldstart", "--oci", "/nonexistent/layout"], "no command"),
+        (&["coldstart", "--oci", "/nonexistent/layout", "--", "true"], "/nonexistent/layout"),
+        (&["coldstart", "--oci", "/nonexistent/layout", "--clip", clip, "--", "true"], "cannot be used with"),
+    ] {
+        let said = fails(arguments);
+        assert!(said.contains(word), "{arguments:?}: {said}");
+    }
+}
+
+/// Claim: the image that is named, in a layout or in a registry, is the one that is measured and shown, and no other is made.
+#[test]
+fn a_named_image_is_the_one_that_is_shown() {
+    use clip_bench::{
+        args::Common,
+        corpus::TAG_ALL,
+        setup::{Setup, Subject},
+    };
+    let common = Common::tiny();
+    let setup = Setup::new(&common, 0).unwrap();
+    let made = setup.made.as_ref().unwrap();
+    let (layout, reference) = (made.corpus.local_reference(TAG_ALL), made.registry.reference(TAG_ALL));
+    for (subject, name) in [(Subject::Layout(&layout), &layout), (Subject::Reference(&reference), &reference)] {
+        let named = Setup::of(&common, subject).unwrap();
+        assert!(named.made.is_none() && named.registry.is_some() == matches!(subject, Subject::Layout(_)));
+        let (shown, expected) = (named.summary(), setup.summary());
+        assert_eq!((&shown.name, shown.digest, shown.files), (name, expected.digest, expected.files));
+        assert_eq!((shown.stream_bytes, shown.layers), (expected.stream_bytes, expected.layers));
+    }
+}
+
+/// Claim: a layer in one zstd frame is read in order and nothing else, one in many frames in every way, each beside libzstd.
+#[test]
+fn zstd_layers_are_measured_beside_libzstd() {
+    let frames = run(&["read", "--codec", "zstd-frames", "--via", "library", "--runs", "1"]);
+    let floor =
+        |id: &str| figures(&frames).iter().find(|figure| text(figure, "id") == id).map(|figure| figure["floor"]["what"].to_string());
+    assert!(floor("read.zstd-frames.sequential.library.cold").unwrap().contains("libzstd decodes"), "{frames}");
+    assert!(floor("read.zstd-frames.random.library.p50").is_some() && text(&frames["image"], "name").ends_with("in zstd-frames"));
+    let one = run(&["read", "--codec", "zstd", "--via", "library", "--runs", "1"]);
+    let skipped = one["skipped"].to_string();
+    assert!(skipped.contains("zstd: read Random") && !works(&one).keys().any(|id| id.contains("random")), "{skipped}");
+    assert_eq!(works(&one)["read.zstd.sequential.library.cold"], works(&frames)["read.zstd-frames.sequential.library.cold"]);
+}
+
+/// Claim: the table is that of docs/performance.md, whose rows a test of its own holds against the page.
+#[test]
+fn markdown_is_the_table_of_the_page() {
+    let output = Command::new(env!("CARGO_BIN_EXE_clip-bench")).args(["--tiny", "--markdown", "size"]).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(
+        text.contains("\n| figure | median (min .. max) | floor | ratio | bar |\n|---|---|---|---|---|\n| `size.clip` the .clip | "),
+        "{text}"
+    );
+    assert!(text.contains("(sha256:") && text.contains("\nThe floors:\n"), "{text}");
 }

@@ -39,7 +39,7 @@ impl Place {
         self.0.path()
     }
 
-    /// The owner's pid, from the cache directory's stats of `m1`.
+    /// The owner's pid, from the cache directory's `owner.lock`.
     fn owner(&self) -> Option<i32> {
         let text = std::fs::read_to_string(self.path().join("cache/owner.lock")).ok()?;
         text.trim().parse().ok()

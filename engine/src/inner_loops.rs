@@ -12,7 +12,6 @@ use crate::{
     decode::Decoder,
     error::EngineError,
     plan::{self, Group},
-    span::{SpanState, SpanStates},
 };
 
 /// `out` holds the bytes of `span`, verified: decoded from its entry, whose compressed bytes are `compressed`. Chained spans before it
@@ -60,25 +59,4 @@ pub fn plan(table: &SpanTable, range: &Range<u64>, request_bytes_max: u64) -> us
         requests += 1;
     }
     requests
-}
-
-/// The states of a layer's spans, all present.
-pub struct PresentSpans(SpanStates);
-
-impl PresentSpans {
-    /// Of a layer of `spans` spans.
-    #[must_use]
-    pub fn new(spans: u32) -> Self {
-        let states = SpanStates::new(spans, |_| true);
-        for span in 0..spans {
-            states.change(SpanIndex(span), SpanState::Unverified, SpanState::Present);
-        }
-        Self(states)
-    }
-
-    /// Whether all of `spans` are present: what each read asks first.
-    #[must_use]
-    pub fn are_present(&self, spans: Range<u32>) -> bool {
-        spans.into_iter().all(|span| self.0.get(SpanIndex(span)) == SpanState::Present)
-    }
 }

@@ -12,8 +12,6 @@ use zstd::zstd_safe::{DCtx, DParameter, InBuffer, OutBuffer, ResetDirective, get
 
 use head::{BlockHead, FrameHead, Head, Parsed};
 
-/// The most that one block takes in the blob: its header and 128 KiB. Source: RFC 8878 section 3.1.1.2.4.
-pub const BLOCK_BYTES_MAX: u64 = 3 + (128 << 10);
 /// What a decoder takes beside its window: the context, an input block and two blocks of output. Source: ZSTD_estimateDStreamSize of
 /// libzstd 1.5.7 less the window, 0.5 MiB.
 const DECODER_BYTES: u64 = 512 << 10;

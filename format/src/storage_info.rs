@@ -109,6 +109,24 @@ pub struct Platform {
     pub variant: Option<String>,
 }
 
+impl Platform {
+    /// `linux` on this machine's processor, in Go's words.
+    #[must_use]
+    pub fn of_this_machine() -> Self {
+        let (architecture, variant) = match std::env::consts::ARCH {
+            "x86_64" => ("amd64", None),
+            "x86" => ("386", None),
+            "aarch64" => ("arm64", None),
+            "arm" => ("arm", Some("v7")),
+            "powerpc64" if cfg!(target_endian = "little") => ("ppc64le", None),
+            "powerpc64" => ("ppc64", None),
+            "loongarch64" => ("loong64", None),
+            other => (other, None),
+        };
+        Self { os: "linux".to_owned(), architecture: architecture.to_owned(), variant: variant.map(str::to_owned) }
+    }
+}
+
 /// The image's config as a runtime needs it, in the config's own order and words.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode, serde::Serialize)]
 pub struct ImageConfig {

@@ -152,7 +152,7 @@ pub(crate) struct Wanted {
 impl Wanted {
     fn new(platform: Option<Platform>) -> Self {
         let explicit = platform.is_some();
-        Self { platform: platform::normalised(platform.unwrap_or_else(platform::of_this_machine)), explicit }
+        Self { platform: platform::normalised(platform.unwrap_or_else(Platform::of_this_machine)), explicit }
     }
 }
 

@@ -51,7 +51,7 @@ fn profile_dir() -> Result<PathBuf> {
 
 /// The workspace's root.
 #[must_use]
-pub fn workspace() -> &'static Path {
+fn workspace() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the crate lies in the workspace")
 }
 

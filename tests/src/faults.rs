@@ -7,7 +7,7 @@ mod answer;
 
 use std::{
     collections::BTreeMap,
-    io::{BufRead, BufReader},
+    io::BufReader,
     net::{Shutdown, TcpListener, TcpStream},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -19,7 +19,7 @@ use std::{
 
 use anyhow::{Context, Result};
 
-use crate::images::Layout;
+use crate::{http::Head, images::Layout};
 use answer::{Answer, Ended};
 
 /// What the server does with one request.
@@ -290,7 +290,8 @@ fn serve(state: &State, stream: TcpStream) -> Result<()> {
     stream.set_nodelay(true)?;
     let mut requests = BufReader::new(stream.try_clone()?);
     let mut stream = stream;
-    while let Some(request) = read_request(&mut requests)? {
+    while let Some(head) = Head::read(&mut requests)? {
+        let request = request_of(&head);
         let seen = &request.seen;
         let place = {
             let mut all = lock(&state.seen);
@@ -322,34 +323,10 @@ fn serve(state: &State, stream: TcpStream) -> Result<()> {
     Ok(())
 }
 
-/// The request's line and what is of interest below it; `None` when the connection ended.
-fn read_request(requests: &mut impl BufRead) -> Result<Option<Request>> {
-    let mut line = String::new();
-    if requests.read_line(&mut line)? == 0 {
-        return Ok(None);
-    }
-    let mut words = line.split_whitespace();
-    let method = words.next().context("a method")?.to_owned();
-    let target = words.next().context("a target")?;
-    let (path, query) = target.split_once('?').unwrap_or((target, ""));
-    let seen = Seen { method, path: path.to_owned(), range: None, served: 0 };
-    let mut request = Request { seen, query: query.to_owned(), authorization: String::new(), accept: String::new() };
-    loop {
-        let mut header = String::new();
-        requests.read_line(&mut header)?;
-        let Some((name, value)) = header.trim_end().split_once(':') else { break };
-        let value = value.trim();
-        match name.to_ascii_lowercase().as_str() {
-            "range" => request.seen.range = parse_range(value),
-            "authorization" => request.authorization = value.to_owned(),
-            "accept" => request.accept = value.to_owned(),
-            _ => {}
-        }
-    }
-    Ok(Some(request))
-}
-
-fn parse_range(value: &str) -> Option<(u64, u64)> {
-    let (first, last) = value.strip_prefix("bytes=")?.split_once('-')?;
-    Some((first.parse().ok()?, if last.is_empty() { u64::MAX } else { last.parse().ok()? }))
+/// A request of this head.
+fn request_of(head: &Head) -> Request {
+    let (path, query) = head.target().split_once('?').unwrap_or((head.target(), ""));
+    let seen = Seen { method: head.method().to_owned(), path: path.to_owned(), range: head.range(), served: 0 };
+    let value = |name| head.header(name).unwrap_or_default().to_owned();
+    Request { seen, query: query.to_owned(), authorization: value("authorization"), accept: value("accept") }
 }

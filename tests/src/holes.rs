@@ -3,15 +3,13 @@
 use std::{
     io::{Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    thread,
+    sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
 
 use anyhow::{Result, ensure};
+
+use crate::http::Listening;
 
 /// How long a connection to a full port is waited for before the port is taken for full. Source: on the loopback a port with room answers in
 /// less than a millisecond.
@@ -34,13 +32,15 @@ pub enum Step {
 }
 
 /// A port of the loopback. Dropping it closes it.
-pub struct Hole {
-    port: u16,
-    ended: Arc<AtomicBool>,
-    /// What fills the queue.
-    _filling: Vec<TcpStream>,
-    /// A port that accepts nobody.
-    _listener: Option<TcpListener>,
+pub struct Hole(Port);
+
+enum Port {
+    /// It accepts nobody, and its queue is full of these.
+    Full {
+        listener: TcpListener,
+        _filling: Vec<TcpStream>,
+    },
+    Accepting(Listening),
 }
 
 impl Hole {
@@ -49,33 +49,24 @@ impl Hole {
     /// # Errors
     /// The system's.
     pub fn start(step: Step) -> Result<Self> {
-        let listener = TcpListener::bind("127.0.0.1:0")?;
-        let address = listener.local_addr()?;
-        let ended = Arc::new(AtomicBool::new(false));
-        let mut hole = Self { port: address.port(), ended: Arc::clone(&ended), _filling: Vec::new(), _listener: None };
-        if step == Step::Connect {
-            rustix::net::listen(&listener, 0)?;
-            hole._filling = fill(&address)?;
-            hole._listener = Some(listener);
-        } else {
-            thread::spawn(move || accept(&listener, step, &ended));
+        if step != Step::Connect {
+            return Ok(Self(Port::Accepting(Listening::start(move |stream, ended| answer(stream, step, ended))?)));
         }
-        Ok(hole)
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        rustix::net::listen(&listener, 0)?;
+        let filling = fill(&listener.local_addr()?)?;
+        Ok(Self(Port::Full { listener, _filling: filling }))
     }
 
     /// Its port on 127.0.0.1.
+    ///
+    /// # Panics
+    /// When the system does not know a listener's address.
     #[must_use]
     pub fn port(&self) -> u16 {
-        self.port
-    }
-}
-
-impl Drop for Hole {
-    fn drop(&mut self) {
-        self.ended.store(true, Ordering::SeqCst);
-        // The accept call returns once for this connection; nobody waits at a full port.
-        if self._listener.is_none() {
-            let _ = TcpStream::connect(("127.0.0.1", self.port));
+        match &self.0 {
+            Port::Full { listener, .. } => listener.local_addr().expect("a listener has an address").port(),
+            Port::Accepting(listening) => listening.port(),
         }
     }
 }
@@ -88,17 +79,6 @@ fn fill(address: &SocketAddr) -> Result<Vec<TcpStream>> {
         ensure!(streams.len() < FILLING_MAX, "a port with a backlog of 0 took {} connections", streams.len());
     }
     Ok(streams)
-}
-
-fn accept(listener: &TcpListener, step: Step, ended: &Arc<AtomicBool>) {
-    for stream in listener.incoming().flatten() {
-        if ended.load(Ordering::SeqCst) {
-            return;
-        }
-        let ended = Arc::clone(ended);
-        // A client that went away is its own business.
-        thread::spawn(move || answer(stream, step, &ended));
-    }
 }
 
 fn answer(mut stream: TcpStream, step: Step, ended: &AtomicBool) -> Result<()> {

@@ -3,6 +3,7 @@
 use std::{
     io::Read,
     os::unix::process::CommandExt,
+    path::Path,
     process::{Child, Command, ExitStatus, Stdio},
     thread,
     time::{Duration, Instant},
@@ -11,7 +12,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 /// How long a command may take before it is killed. Source: ten times the slowest step of these tests on 2 cores (an mmdebstrap of 22 s).
-pub const COMMAND_DEADLINE: Duration = Duration::from_secs(240);
+const COMMAND_DEADLINE: Duration = Duration::from_secs(240);
 
 /// What a finished program left.
 #[derive(Debug)]
@@ -80,7 +81,7 @@ impl Drop for Running {
 /// Runs `command` to its end, whatever its exit status. Its standard input is empty.
 ///
 /// # Errors
-/// When it cannot be started or takes longer than [`COMMAND_DEADLINE`].
+/// When it cannot be started or takes longer than four minutes.
 pub fn run(command: &mut Command) -> Result<Finished> {
     let shown = format!("{command:?}");
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
@@ -116,6 +117,26 @@ pub fn shell(script: &str, arguments: &[&std::ffi::OsStr]) -> Result<String> {
     command.arg("-euc").arg(script).arg("test");
     command.args(arguments);
     Ok(run_ok(&mut command)?.text())
+}
+
+/// `to` gets the variables that were set and removed for `from`.
+pub fn copy_environment(from: &Command, to: &mut Command) {
+    for (name, value) in from.get_envs() {
+        match value {
+            Some(value) => to.env(name, value),
+            None => to.env_remove(name),
+        };
+    }
+}
+
+/// `inner` in a mount namespace of its own, as root, where `hosts` stands at /etc/hosts; what it mounts is gone with it.
+#[must_use]
+pub fn with_hosts(inner: &Command, hosts: &Path) -> Command {
+    let mut command = Command::new("unshare");
+    command.args(["-m", "bash", "-euc", "mount --bind \"$1\" /etc/hosts; shift; exec \"$@\"", "test"]).arg(hosts);
+    command.arg(inner.get_program()).args(inner.get_args());
+    copy_environment(inner, &mut command);
+    command
 }
 
 /// Waits until `condition` holds.

@@ -2,13 +2,9 @@
 
 use std::{
     io::{BufReader, Read, Write},
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
     path::{Path, PathBuf},
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
-    thread,
+    sync::{Arc, Mutex, PoisonError},
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -22,8 +18,8 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use serde_json::json;
 
 use crate::{
+    http::{Head, Listening, respond},
     process::shell,
-    tls::{Head, respond},
 };
 
 const ISSUER: &str = "clip-test-issuer";
@@ -55,9 +51,8 @@ pub struct Account {
 
 /// A running token server. Dropping it closes its port.
 pub struct TokenServer {
-    port: u16,
+    listening: Listening,
     issued: Arc<Mutex<Vec<Issued>>>,
-    ended: Arc<AtomicBool>,
     dir: tempfile::TempDir,
 }
 
@@ -94,22 +89,10 @@ impl TokenServer {
         shell(CERTIFICATE, &[dir.path().as_os_str()])?;
         let certificate = STANDARD.encode(CertificateDer::from_pem_file(dir.path().join("token.pem"))?);
         let key = any_supported_type(&PrivateKeyDer::from_pem_file(dir.path().join("token.key"))?)?;
-        let listener = TcpListener::bind("127.0.0.1:0")?;
-        let port = listener.local_addr()?.port();
-        let (issued, ended) = (Arc::default(), Arc::new(AtomicBool::new(false)));
-        let server = Arc::new(Server { account, lives, certificate, key, issued: Arc::clone(&issued) });
-        let stop = Arc::clone(&ended);
-        thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                if stop.load(Ordering::SeqCst) {
-                    return;
-                }
-                let server = Arc::clone(&server);
-                // A client that goes away is its own business.
-                thread::spawn(move || server.serve(&stream));
-            }
-        });
-        Ok(Self { port, issued, ended, dir })
+        let issued = Arc::default();
+        let server = Server { account, lives, certificate, key, issued: Arc::clone(&issued) };
+        let listening = Listening::start(move |stream, _| server.serve(&stream))?;
+        Ok(Self { listening, issued, dir })
     }
 
     /// The part of docker-registry's configuration that makes it want these tokens.
@@ -117,7 +100,7 @@ impl TokenServer {
     pub fn registry_auth(&self) -> String {
         format!(
             "auth:\n  token:\n    realm: http://127.0.0.1:{}/token\n    service: {SERVICE}\n    issuer: {ISSUER}\n    rootcertbundle: {}\n",
-            self.port,
+            self.listening.port(),
             self.certificate().display()
         )
     }
@@ -130,14 +113,6 @@ impl TokenServer {
     #[must_use]
     pub fn issued(&self) -> Vec<Issued> {
         self.issued.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-}
-
-impl Drop for TokenServer {
-    fn drop(&mut self) {
-        self.ended.store(true, Ordering::SeqCst);
-        // The accept call returns once for this connection.
-        let _ = TcpStream::connect(("127.0.0.1", self.port));
     }
 }
 

@@ -1,40 +1,18 @@
 //! A web server of a test's own: each request's head is kept as it came, and a function answers it.
 
 use std::{
-    io::{BufRead, BufReader, Write},
-    net::{TcpListener, TcpStream},
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    io::{BufReader, Write},
+    net::TcpStream,
+    sync::{Arc, Mutex, PoisonError},
     thread,
     time::Duration,
 };
 
 use anyhow::Result;
 
-/// A request's head.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Head {
-    /// `/path?query`
-    pub target: String,
-    /// Names in lower case, values trimmed.
-    pub headers: Vec<(String, String)>,
-}
+use crate::http::Listening;
 
-impl Head {
-    /// The first value of the header `name` (lower case).
-    #[must_use]
-    pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
-    }
-
-    /// First and last byte asked for.
-    fn range(&self) -> Option<(usize, usize)> {
-        let (first, last) = self.header("range")?.strip_prefix("bytes=")?.split_once('-')?;
-        Some((first.parse().ok()?, last.parse().ok()?))
-    }
-}
+pub use crate::http::Head;
 
 /// What is answered.
 #[derive(Clone, Debug)]
@@ -54,13 +32,12 @@ pub enum Answer {
 }
 
 /// Answers requests.
-pub type Handler = Box<dyn Fn(&Head) -> Answer + Send + Sync>;
+type Handler = Box<dyn Fn(&Head) -> Answer + Send + Sync>;
 
 /// A running server. Dropping it closes its port.
 pub struct Web {
-    port: u16,
+    listening: Listening,
     heads: Arc<Mutex<Vec<Head>>>,
-    ended: Arc<AtomicBool>,
 }
 
 impl Web {
@@ -69,26 +46,16 @@ impl Web {
     /// # Errors
     /// The system's.
     pub fn start(handler: impl Fn(&Head) -> Answer + Send + Sync + 'static) -> Result<Self> {
-        let listener = TcpListener::bind("127.0.0.1:0")?;
-        let web = Self { port: listener.local_addr()?.port(), heads: Arc::default(), ended: Arc::default() };
-        let (handler, heads, ended) = (Arc::new(Box::new(handler) as Handler), web.heads.clone(), web.ended.clone());
-        thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                if ended.load(Ordering::SeqCst) {
-                    return;
-                }
-                let (handler, heads) = (handler.clone(), heads.clone());
-                // A client that went away is its own business.
-                thread::spawn(move || drop(serve(stream, &handler, &heads)));
-            }
-        });
-        Ok(web)
+        let (heads, handler) = (Arc::default(), Box::new(handler) as Handler);
+        let kept = Arc::clone(&heads);
+        let listening = Listening::start(move |stream, _| serve(stream, &handler, &kept))?;
+        Ok(Self { listening, heads })
     }
 
     /// `127.0.0.1:PORT`
     #[must_use]
     pub fn authority(&self) -> String {
-        format!("127.0.0.1:{}", self.port)
+        format!("127.0.0.1:{}", self.listening.port())
     }
 
     /// Requests so far, oldest first.
@@ -103,20 +70,12 @@ impl Web {
     }
 }
 
-impl Drop for Web {
-    fn drop(&mut self) {
-        self.ended.store(true, Ordering::SeqCst);
-        // The accept call returns once for this connection.
-        let _ = TcpStream::connect(("127.0.0.1", self.port));
-    }
-}
-
 /// Answers the requests of one connection until it closes.
 fn serve(stream: TcpStream, handler: &Handler, heads: &Mutex<Vec<Head>>) -> Result<()> {
     stream.set_nodelay(true)?;
     let mut requests = BufReader::new(stream.try_clone()?);
     let mut stream = stream;
-    while let Some(head) = read_head(&mut requests)? {
+    while let Some(head) = Head::read(&mut requests)? {
         heads.lock().unwrap_or_else(PoisonError::into_inner).push(head.clone());
         match handler(&head) {
             Answer::Status(status, lines) => write!(stream, "HTTP/1.1 {status} Test\r\n{lines}Content-Length: 0\r\n\r\n")?,
@@ -143,7 +102,7 @@ fn serve(stream: TcpStream, handler: &Handler, heads: &Mutex<Vec<Head>>) -> Resu
 fn write_range(stream: &mut TcpStream, head: &Head, bytes: &[u8], len_max: usize) -> Result<()> {
     let body = match head.range() {
         Some((first, last)) => {
-            let last = last.min(bytes.len() - 1);
+            let (first, last) = (first as usize, last.min(bytes.len() as u64 - 1) as usize);
             write!(stream, "HTTP/1.1 206 Test\r\nContent-Range: bytes {first}-{last}/{}\r\n", bytes.len())?;
             &bytes[first..=last]
         }
@@ -154,20 +113,4 @@ fn write_range(stream: &mut TcpStream, head: &Head, bytes: &[u8], len_max: usize
     };
     write!(stream, "Content-Length: {}\r\n\r\n", body.len())?;
     Ok(stream.write_all(&body[..body.len().min(len_max)])?)
-}
-
-fn read_head(requests: &mut impl BufRead) -> Result<Option<Head>> {
-    let mut line = String::new();
-    if requests.read_line(&mut line)? == 0 {
-        return Ok(None);
-    }
-    let target = line.split_whitespace().nth(1).unwrap_or_default().to_owned();
-    let mut headers = Vec::new();
-    loop {
-        let mut header = String::new();
-        requests.read_line(&mut header)?;
-        let Some((name, value)) = header.trim_end().split_once(':') else { break };
-        headers.push((name.to_ascii_lowercase(), value.trim().to_owned()));
-    }
-    Ok(Some(Head { target, headers }))
 }

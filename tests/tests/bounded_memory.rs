@@ -18,7 +18,6 @@ use clip_tests::{
 };
 use serde_json::json;
 use sha2::{Digest, Sha256};
-use tempfile::TempDir;
 
 /// Zeros in the block: the giant file and the tar's end marker.
 const ZEROS: u64 = 1 << 30;
@@ -82,8 +81,7 @@ fn one_frame_zstd(head: &[u8], zeros: u64) -> Vec<u8> {
 /// Four layers with windows of 128 MiB each, indexed side by side, take bounded memory together: less than four windows, no less than one.
 #[test]
 fn layers_with_large_windows_share_memory() {
-    let scratch = TempDir::new().unwrap();
-    let layout = Layout::create(&scratch.path().join("layout")).unwrap();
+    let layout = Layout::scratch().unwrap();
     let layer = |number: u64| {
         let head = giant_head(FRAME_ZEROS - 1024 - 512 * number);
         let mut layer = layout.layer(b"", &Compression::Ready(one_frame_zstd(&head, FRAME_ZEROS))).unwrap();
@@ -102,8 +100,7 @@ fn layers_with_large_windows_share_memory() {
 /// Indexing and reading a layer that is one deflate block of 1 GiB take bounded memory and give the right bytes.
 #[test]
 fn a_block_of_one_gib_is_streamed_through() {
-    let scratch = TempDir::new().unwrap();
-    let layout = Layout::create(&scratch.path().join("layout")).unwrap();
+    let layout = Layout::scratch().unwrap();
     let size = ZEROS - 1024;
     let head = giant_head(size);
     let mut layer = layout.layer(b"", &Compression::Ready(one_block_gzip(&head, ZEROS))).unwrap();

@@ -14,7 +14,7 @@ use clip_tests::{
     clip::{Clip, text},
     faults::{Fault, Server},
     images::{
-        Compression, Headers, Layout, Member, TarWriter,
+        Layout, Member,
         debian::umoci_tree,
         layout::LayerBlob,
         nasty::{noise, prose},
@@ -26,11 +26,9 @@ use clip_tests::{
     web::{Answer, Head, Web},
 };
 use serde_json::json;
-use tempfile::TempDir;
 
 /// The blob of a foreign layer, and an image that has it below an ordinary layer.
 struct Foreign {
-    scratch: TempDir,
     layout: Layout,
     layer: LayerBlob,
     blob: Arc<Vec<u8>>,
@@ -41,8 +39,7 @@ const WINDOWS: &str = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip
 
 impl Foreign {
     fn new(media_type: &'static str) -> Self {
-        let scratch = TempDir::new().unwrap();
-        let layout = Layout::create(&scratch.path().join("layout")).unwrap();
+        let layout = Layout::scratch().unwrap();
         // The root is named: the mount's is compared with umoci's.
         let members = [
             Member::dir("./"),
@@ -51,16 +48,15 @@ impl Foreign {
             Member::file("Files/large", prose(5, 3 << 20)),
             Member::file("Files/noise", noise(6, 700_000)),
         ];
-        let mut layer = layout.layer(&TarWriter::stream(&members, Headers::Pax), &Compression::ZlibRs(6)).unwrap();
+        let mut layer = layout.gzip(&members).unwrap();
         layer.media_type = media_type;
         let blob = Arc::new(std::fs::read(layout.blob_path(&layer.blob.digest).unwrap()).unwrap());
-        Self { scratch, layout, layer, blob }
+        Self { layout, layer, blob }
     }
 
     /// Tags the image with these URLs, and takes the blob out of the layout.
     fn tag(&self, urls: &[String]) {
-        let own = TarWriter::stream(&[Member::file("Files/own", "own")], Headers::Pax);
-        let own = self.layout.layer(&own, &Compression::ZlibRs(6)).unwrap();
+        let own = self.layout.gzip(&[Member::file("Files/own", "own")]).unwrap();
         let foreign = LayerBlob { urls: urls.to_vec(), ..self.layer.clone() };
         self.layout.image("foreign", &[foreign, own], json!({})).unwrap();
         let _ = std::fs::remove_file(self.layout.blob_path(&self.layer.blob.digest).unwrap());
@@ -69,7 +65,7 @@ impl Foreign {
     /// A web server that has the blob as `/blob`.
     fn web(&self) -> Web {
         let blob = self.blob.clone();
-        Web::start(move |head: &Head| match head.target.split('?').next() {
+        Web::start(move |head: &Head| match head.target().split('?').next() {
             Some("/blob") => Answer::Bytes(blob.clone()),
             Some("/moved") => Answer::Redirect("/blob?sig=s3cret".to_owned()),
             Some("/shorter") => Answer::Bytes(Arc::new(blob[..100].to_vec())),
@@ -95,7 +91,7 @@ fn a_layer_is_read_from_its_url() {
         let file = clip.index(&server.reference("windows", "foreign"), "foreign", &[]).unwrap();
         let digest = &foreign.layer.blob.digest;
         assert_eq!(server.seen_of(digest).len(), 1, "the registry is asked first, and once");
-        let targets: Vec<String> = web.heads().iter().map(|head| head.target.clone()).collect();
+        let targets: Vec<String> = web.heads().iter().map(|head| head.target().to_owned()).collect();
         assert_eq!(targets, ["/gone", "/moved?k=s3cret", "/blob?sig=s3cret"]);
         let info = Parts::read(&file).unwrap().storage_info;
         assert_eq!((info.urls_of(0).len(), info.urls_of(1).len()), (2, 0));
@@ -109,10 +105,9 @@ fn a_layer_is_read_from_its_url() {
         // umoci takes no foreign layers: the same bytes under an ordinary type.
         std::fs::write(foreign.layout.blob_path(digest).unwrap(), &*foreign.blob).unwrap();
         let plain = LayerBlob { media_type: "application/vnd.oci.image.layer.v1.tar+gzip", ..foreign.layer.clone() };
-        let own = TarWriter::stream(&[Member::file("Files/own", "own")], Headers::Pax);
-        let own = foreign.layout.layer(&own, &Compression::ZlibRs(6)).unwrap();
+        let own = foreign.layout.gzip(&[Member::file("Files/own", "own")]).unwrap();
         foreign.layout.image("whole", &[plain, own], json!({})).unwrap();
-        let expected = umoci_tree(&foreign.layout, "whole", &foreign.scratch.path().join("bundle")).unwrap();
+        let expected = umoci_tree(&foreign.layout, "whole", &foreign.layout.beside("bundle")).unwrap();
         // The upper layer does not name Files: umoci leaves the time of its last change there.
         compare(&expected, mount.dir(), &Exclusions::default().unnamed(["Files"])).unwrap().assert_same(media_type);
         assert!(!clip.log().contains("s3cret"), "{}", clip.log());
@@ -169,13 +164,13 @@ fn urls_get_no_credentials() {
     let foreign = Foreign::new(GZIP);
     let (layout, blob) = (foreign.layout.clone(), foreign.blob.clone());
     let registry = Web::start(move |head: &Head| {
-        if head.target == "/outside" {
+        if head.target() == "/outside" {
             return Answer::Bytes(blob.clone());
         }
         if head.header("authorization").is_none() {
             return Answer::Status(401, "WWW-Authenticate: Basic realm=\"clip test\"\r\n");
         }
-        let name = head.target.rsplit('/').next().unwrap_or_default();
+        let name = head.target().rsplit('/').next().unwrap_or_default();
         let digest = if name.contains(':') { name.to_owned() } else { layout.manifest("foreign").unwrap().0 };
         match std::fs::read(layout.blob_path(&digest).unwrap()) {
             Ok(bytes) => Answer::Bytes(Arc::new(bytes)),
@@ -191,7 +186,7 @@ fn urls_get_no_credentials() {
     let file = clip.index(&format!("{}/team/foreign:foreign", registry.authority()), "foreign", &[]).unwrap();
     let found = clip.ok(&["cat", text(&file).unwrap(), "Files/noise"]).unwrap().stdout;
     assert!(found == noise(6, 700_000));
-    let (outside, inside): (Vec<Head>, Vec<Head>) = registry.heads().into_iter().partition(|head| head.target == "/outside");
+    let (outside, inside): (Vec<Head>, Vec<Head>) = registry.heads().into_iter().partition(|head| head.target() == "/outside");
     assert!(!outside.is_empty() && inside.iter().any(|head| head.header("authorization").is_some()));
     for head in outside {
         assert!(head.header("authorization").is_none() && head.header("cookie").is_none(), "{head:?}");
@@ -215,7 +210,7 @@ fn a_layout_without_the_layer_has_its_url() {
 fn broken_bodies_and_servers_without_ranges() {
     let foreign = Foreign::new(GZIP);
     let blob = foreign.blob.clone();
-    let web = Web::start(move |head: &Head| match (head.target.as_str(), head.header("range")) {
+    let web = Web::start(move |head: &Head| match (head.target(), head.header("range")) {
         ("/rangeless", _) => Answer::Whole(blob.clone()),
         (_, None) => Answer::Cut(blob.clone(), 100_000),
         (_, Some(range)) if range.starts_with("bytes=100000-") => Answer::Cut(blob.clone(), 50_000),
@@ -247,7 +242,7 @@ const IMPATIENT: [&str; 2] = ["--read-timeout", "6s"];
 fn a_url_that_trickles_is_left_for_the_next() {
     let foreign = Foreign::new(GZIP);
     let blob = foreign.blob.clone();
-    let web = Web::start(move |head: &Head| match head.target.as_str() {
+    let web = Web::start(move |head: &Head| match head.target() {
         "/trickle" => Answer::Trickle(blob.clone(), if head.header("range").is_none() { 100_000 } else { 0 }),
         "/crumbs" => Answer::Cut(blob.clone(), 10),
         _ => Answer::Bytes(blob.clone()),
@@ -271,7 +266,7 @@ fn a_url_that_trickles_is_left_for_the_next() {
         assert!(!indexed && words.iter().any(|word| said.contains(word)) && said.contains(bad), "{bad}: {said}");
         let (indexed, said) = index(&[at(bad), at("/blob")], "a.clip");
         assert!(indexed, "{bad}: {said}");
-        let from = |head: &Head| head.target == "/blob" && head.header("range").is_some_and(|range| !range.starts_with("bytes=0-"));
+        let from = |head: &Head| head.target() == "/blob" && head.header("range").is_some_and(|range| !range.starts_with("bytes=0-"));
         assert!(web.heads().iter().any(from), "the next URL is asked for the rest: {:?}", web.heads());
         let file = clip.path("a.clip");
         let mount = clip.mount(&file, &IMPATIENT).unwrap();
@@ -287,12 +282,10 @@ fn a_url_that_dies_is_left_for_the_next() {
     let (blob, asked) = (foreign.blob.clone(), Arc::new(AtomicUsize::new(0)));
     let web = {
         let asked = asked.clone();
-        Web::start(move |head: &Head| {
-            match (head.target.as_str(), asked.fetch_add(usize::from(head.target == "/dies"), Ordering::SeqCst)) {
-                ("/dies", 0) => Answer::Cut(blob.clone(), 20_000),
-                ("/dies", _) => Answer::Status(503, ""),
-                _ => Answer::Bytes(blob.clone()),
-            }
+        Web::start(move |head: &Head| match (head.target(), asked.fetch_add(usize::from(head.target() == "/dies"), Ordering::SeqCst)) {
+            ("/dies", 0) => Answer::Cut(blob.clone(), 20_000),
+            ("/dies", _) => Answer::Status(503, ""),
+            _ => Answer::Bytes(blob.clone()),
         })
         .unwrap()
     };
@@ -301,7 +294,7 @@ fn a_url_that_dies_is_left_for_the_next() {
     let clip = Clip::new();
     let file = clip.index(&server.reference("windows", "foreign"), "foreign", &IMPATIENT).unwrap();
     let rest = format!("bytes=20000-{}", foreign.blob.len() - 1);
-    assert!(web.heads().iter().any(|head| head.target == "/blob" && head.header("range") == Some(&rest)), "{:?}", web.heads());
+    assert!(web.heads().iter().any(|head| head.target() == "/blob" && head.header("range") == Some(&rest)), "{:?}", web.heads());
     asked.store(0, Ordering::SeqCst);
     web.forget();
     let mount = clip.mount(&file, &[&IMPATIENT[..], &["--read-ahead", "0"]].concat()).unwrap();
@@ -324,7 +317,7 @@ fn wrong_bytes_of_a_url_are_fetched_from_the_next() {
         }
         Arc::new(bytes)
     });
-    let web = Web::start(move |head: &Head| Answer::Bytes(if head.target.starts_with("/wrong") { wrong.clone() } else { right.clone() }))
+    let web = Web::start(move |head: &Head| Answer::Bytes(if head.target().starts_with("/wrong") { wrong.clone() } else { right.clone() }))
         .unwrap();
     foreign.tag(&["/wrong1", "/wrong2", "/blob"].map(|path| format!("http://{}{path}", web.authority())));
     let server = Server::start(&foreign.layout).unwrap();
@@ -343,7 +336,7 @@ fn wrong_bytes_of_a_url_are_fetched_from_the_next() {
         }
     });
     assert!(std::fs::read(mount.path("Files/noise")).unwrap() == noise(6, 700_000));
-    assert!(web.heads().iter().any(|head| head.target == "/wrong1"), "the next process asks in order: {:?}", web.heads());
+    assert!(web.heads().iter().any(|head| head.target() == "/wrong1"), "the next process asks in order: {:?}", web.heads());
     mount.umount().unwrap();
 }
 

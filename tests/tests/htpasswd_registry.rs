@@ -7,9 +7,9 @@ use clip_tests::{
     clip::{Clip, binary, text},
     images::sample::{self, NOISE, SHORT, Sample},
     machine::{Need, lacks},
-    process::{Finished, run},
+    process::{Finished, copy_environment, run, with_hosts},
     registry::{Demands, Registry},
-    tls::{HOST, certificates},
+    tls::{HOST, Leaf, certificates},
 };
 
 /// `unshare`: only this mount namespace knows the registry's name.
@@ -29,7 +29,7 @@ struct Private {
 
 impl Private {
     fn new() -> Self {
-        let (sample, clip, certificates) = (Sample::new().unwrap(), Clip::new(), certificates().unwrap());
+        let (sample, clip, certificates) = (Sample::new().unwrap(), Clip::new(), certificates(&[Leaf::Server(HOST)]).unwrap());
         let open = Registry::start().unwrap();
         open.push(sample.layout.dir(), sample::TAG, "team/sample").unwrap();
         let htpasswd = certificates.path().join("htpasswd");
@@ -45,19 +45,12 @@ impl Private {
         let hosts = self.clip.path("hosts");
         std::fs::write(&hosts, format!("127.0.0.1 localhost {HOST}\n")).unwrap();
         let dir = self.clip.path("");
-        let inner = self.clip.command(&[]);
-        let mut command = Command::new("unshare");
-        let whole = format!("mount --bind \"$dir/hosts\" /etc/hosts\ncd \"$dir\"\n{script}");
-        command.args(["-m", "bash", "-euc", &whole]).env("clip", binary()).env("dir", text(&dir).unwrap());
+        let mut command = Command::new("bash");
+        copy_environment(&self.clip.command(&[]), &mut command);
+        command.args(["-euc", &format!("cd \"$dir\"\n{script}")]).env("clip", binary()).env("dir", text(&dir).unwrap());
         command.env("image", format!("{HOST}:{}/team/sample:{}", self.registry.port(), sample::TAG)).env("password", PASSWORD);
         command.env("ca", self.certificates.path().join("ca.pem"));
-        for (name, value) in inner.get_envs() {
-            match value {
-                Some(value) => command.env(name, value),
-                None => command.env_remove(name),
-            };
-        }
-        run(&mut command).unwrap()
+        run(&mut with_hosts(&command, &hosts)).unwrap()
     }
 }
 

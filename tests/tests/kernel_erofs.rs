@@ -117,8 +117,7 @@ fn kernel_shows_every_kind_of_entry() {
     if lacks(NEEDS) {
         return;
     }
-    let scratch = TempDir::new().unwrap();
-    let layout = Layout::create(scratch.path()).unwrap();
+    let layout = Layout::scratch().unwrap();
     let layers = [nasty::every_kind(), nasty::large_directory(), nasty::lower(), nasty::upper(), nasty::top()];
     let blobs: Vec<_> = layers
         .iter()

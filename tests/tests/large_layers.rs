@@ -136,8 +136,7 @@ fn a_layer_of_20_gb_is_indexed_and_read() {
 
 /// Indexes and mounts an image of `count` small files, a thousand in a directory.
 fn assert_many_files(count: usize, peak_kib_max: u64) {
-    let scratch = TempDir::new().unwrap();
-    let layout = Layout::create(&scratch.path().join("layout")).unwrap();
+    let layout = Layout::scratch().unwrap();
     let mut layer = HugeLayer::new(&layout).unwrap();
     let path = |number: usize| format!("data/{:04}/file-{number:07}.json", number / 1000);
     for number in 0..count {

@@ -24,25 +24,13 @@ use clip_tests::{
     spans::Parts,
 };
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
 const MOUNT_AND_UMOCI: &[Need] = &[Need::Root, Need::Fuse, Need::Tool("umoci")];
 const DOCKER_REGISTRY: &[Need] = &[Need::Tool("docker-registry"), Need::Tool("skopeo")];
 
-/// A scratch directory with an empty layout.
-fn new_layout() -> (TempDir, Layout) {
-    let scratch = TempDir::new().unwrap();
-    let layout = Layout::create(&scratch.path().join("layout")).unwrap();
-    (scratch, layout)
-}
-
 /// A layer that is made elsewhere.
 fn ready(layout: &Layout, stream: &[u8], blob: Vec<u8>) -> LayerBlob {
     layout.layer(stream, &Compression::Ready(blob)).unwrap()
-}
-
-fn gzip_of(layout: &Layout, members: &[Member]) -> LayerBlob {
-    layout.layer(&TarWriter::stream(members, Headers::Pax), &Compression::ZlibRs(6)).unwrap()
 }
 
 /// A layer whose files are small and large, compressible and not, with the landmark behind the first two.
@@ -71,11 +59,11 @@ fn estargz_is_entered_at_its_members() {
     if lacks(MOUNT_AND_UMOCI) || lacks(DOCKER_REGISTRY) {
         return;
     }
-    let (scratch, layout) = new_layout();
+    let layout = Layout::scratch().unwrap();
     let members = estargz_members();
     let made = estargz(&members, 512 << 10);
     let upper = [Member::file("lib/over", "above"), Member::file(".no.prefetch.landmark", [0xf]), Member::whiteout("lib", "small-000")];
-    layout.image("estargz", &[ready(&layout, &made.stream, made.blob.clone()), gzip_of(&layout, &upper)], json!({})).unwrap();
+    layout.image("estargz", &[ready(&layout, &made.stream, made.blob.clone()), layout.gzip(&upper).unwrap()], json!({})).unwrap();
     let registry = Registry::start().unwrap();
     let clip = Clip::new();
     let file = clip.index(&registry.push(layout.dir(), "estargz", "team/estargz").unwrap(), "estargz", &[]).unwrap();
@@ -94,7 +82,7 @@ fn estargz_is_entered_at_its_members() {
     assert_eq!(parts.windows.len(), 0);
 
     let mount = clip.mount(&file, &[]).unwrap();
-    let expected = umoci_tree(&layout, "estargz", &scratch.path().join("bundle")).unwrap();
+    let expected = umoci_tree(&layout, "estargz", &layout.beside("bundle")).unwrap();
     let exclusions = Exclusions::default().unnamed(["", "lib"]);
     compare(&expected, mount.dir(), &exclusions).unwrap().assert_same("eStargz, by umoci");
     for name in [estargz::TOC, estargz::LANDMARK, estargz::NO_LANDMARK] {
@@ -127,7 +115,7 @@ fn assert_random_access(layout: &Layout, tag: &str, path: &str, offset: u64, byt
 /// deflate blocks as in any gzip layer.
 #[test]
 fn large_estargz_chunks_are_entered_inside() {
-    let (_scratch, layout) = new_layout();
+    let layout = Layout::scratch().unwrap();
     let made = estargz(&estargz_members(), 4 << 20);
     layout.image("chunks", &[ready(&layout, &made.stream, made.blob.clone())], json!({})).unwrap();
     let clip = Clip::new();
@@ -164,7 +152,7 @@ fn plain_layers_are_what_umoci_unpacks() {
     if lacks(MOUNT_AND_UMOCI) || lacks(DOCKER_REGISTRY) {
         return;
     }
-    let (scratch, layout) = new_layout();
+    let layout = Layout::scratch().unwrap();
     let (lower, upper) = (nasty::every_kind(), nasty::large_directory());
     let plain = |members: &[Member]| layout.layer(&TarWriter::stream(members, Headers::Pax), &Compression::Plain).unwrap();
     let extra = [Member::file("names/wide", noise(77, 12 << 20))];
@@ -179,7 +167,7 @@ fn plain_layers_are_what_umoci_unpacks() {
     let file = clip.index(&reference, "plain", &[]).unwrap();
     let parts = Parts::read(&file).unwrap();
     assert!(parts.storage_info.layers.iter().all(|layer| layer.compressed_size == layer.stream_size));
-    let expected = umoci_tree(&layout, "plain", &scratch.path().join("bundle")).unwrap();
+    let expected = umoci_tree(&layout, "plain", &layout.beside("bundle")).unwrap();
     let named: BTreeSet<PathBuf> = [&lower[..], &upper, &extra].iter().flat_map(|members| members.iter().map(Member::path)).collect();
     let exclusions = Exclusions { unnamed_parents: parents_not_named(&named), ..Exclusions::default() }.unnamed(["names"]);
     let mount = clip.mount(&file, &[]).unwrap();
@@ -200,9 +188,9 @@ fn empty_layers_change_nothing() {
     if lacks(MOUNT_AND_UMOCI) {
         return;
     }
-    let (scratch, layout) = new_layout();
+    let layout = Layout::scratch().unwrap();
     let (lower, upper) = (nasty::lower(), nasty::upper());
-    let (base, top) = (gzip_of(&layout, &lower), gzip_of(&layout, &upper));
+    let (base, top) = (layout.gzip(&lower).unwrap(), layout.gzip(&upper).unwrap());
     let zeros = [0; 1024];
     let plain = |stream: &[u8]| layout.layer(stream, &Compression::Plain).unwrap();
     let docker = ready(&layout, &zeros, DOCKER_EMPTY.to_vec());
@@ -223,7 +211,7 @@ fn empty_layers_change_nothing() {
     layers.push(top.clone());
     layout.image("with", &layers, json!({})).unwrap();
     layout.image("without", &[base, top], json!({})).unwrap();
-    let expected = umoci_tree(&layout, "without", &scratch.path().join("bundle")).unwrap();
+    let expected = umoci_tree(&layout, "without", &layout.beside("bundle")).unwrap();
     let named: BTreeSet<PathBuf> = lower.iter().chain(&upper).map(Member::path).collect();
     let exclusions = Exclusions { unnamed_parents: parents_not_named(&named), ..Exclusions::default() };
     let server = Server::start(&layout).unwrap();
@@ -244,7 +232,7 @@ fn empty_layers_change_nothing() {
 /// Claim: an image without layers is an empty root.
 #[test]
 fn an_image_without_layers_is_an_empty_root() {
-    let (_scratch, layout) = new_layout();
+    let layout = Layout::scratch().unwrap();
     layout.image("none", &[], json!({"Cmd": ["/none"]})).unwrap();
     let server = Server::start(&layout).unwrap();
     let clip = Clip::new();
@@ -271,7 +259,7 @@ fn stacked(layout: &Layout, count: usize) -> Vec<LayerBlob> {
         if number >= 2 {
             members.push(Member::whiteout("own", &format!("{:03}", number - 2)));
         }
-        gzip_of(layout, &members)
+        layout.gzip(&members).unwrap()
     };
     (0..count).map(layer).collect()
 }
@@ -282,13 +270,13 @@ fn images_of_127_layers_are_what_umoci_unpacks() {
     if lacks(MOUNT_AND_UMOCI) || lacks(DOCKER_REGISTRY) {
         return;
     }
-    let (scratch, layout) = new_layout();
+    let layout = Layout::scratch().unwrap();
     layout.image("many", &stacked(&layout, 127), json!({})).unwrap();
     let registry = Registry::start().unwrap();
     let clip = Clip::new();
     let file = clip.index(&registry.push(layout.dir(), "many", "team/many").unwrap(), "many", &[]).unwrap();
     assert_eq!(Parts::read(&file).unwrap().storage_info.layers.len(), 127);
-    let expected = umoci_tree(&layout, "many", &scratch.path().join("bundle")).unwrap();
+    let expected = umoci_tree(&layout, "many", &layout.beside("bundle")).unwrap();
     let mount = clip.mount(&file, &[]).unwrap();
     compare(&expected, mount.dir(), &Exclusions::default()).unwrap().assert_same("127 layers");
     assert_eq!(std::fs::read_dir(mount.path("own")).unwrap().count(), 2);
@@ -303,7 +291,7 @@ fn a_layer_used_twice_is_fetched_once() {
     if lacks(MOUNT_AND_UMOCI) {
         return;
     }
-    let (scratch, layout) = new_layout();
+    let layout = Layout::scratch().unwrap();
     let twice = [
         Member::dir("./"),
         Member::dir("dir"),
@@ -311,7 +299,7 @@ fn a_layer_used_twice_is_fetched_once() {
         Member::file("dir/removed", prose(2, 300_000)),
     ];
     let between = [Member::file("dir/changed", "changed"), Member::whiteout("dir", "removed"), Member::file("dir/new", "new")];
-    let (twice, between) = (gzip_of(&layout, &twice), gzip_of(&layout, &between));
+    let (twice, between) = (layout.gzip(&twice).unwrap(), layout.gzip(&between).unwrap());
     layout.image("twice", &[twice.clone(), between.clone(), twice.clone()], json!({})).unwrap();
     layout.image("once", &[twice.clone(), between], json!({})).unwrap();
     let server = Server::start(&layout).unwrap();
@@ -327,7 +315,7 @@ fn a_layer_used_twice_is_fetched_once() {
     assert_eq!((devices(&parts.index), devices(&once.index)), (3, 2));
 
     server.forget();
-    let expected = umoci_tree(&layout, "twice", &scratch.path().join("bundle")).unwrap();
+    let expected = umoci_tree(&layout, "twice", &layout.beside("bundle")).unwrap();
     let mount = clip.mount(&file, &[]).unwrap();
     compare(&expected, mount.dir(), &Exclusions::default().unnamed(["dir"])).unwrap().assert_same("a layer used twice");
     let size = twice.blob.size;
@@ -341,8 +329,8 @@ fn a_layer_used_twice_is_fetched_once() {
 /// Claim: the same digest with another diff_id is no repetition: the wrong diff_id is told.
 #[test]
 fn a_repeated_layer_with_another_diff_id_is_refused() {
-    let (_scratch, layout) = new_layout();
-    let layer = gzip_of(&layout, &nasty::lower());
+    let layout = Layout::scratch().unwrap();
+    let layer = layout.gzip(&nasty::lower()).unwrap();
     let wrong = LayerBlob { diff_id: format!("sha256:{}", "7".repeat(64)), ..layer.clone() };
     layout.image("wrong", &[layer, wrong], json!({})).unwrap();
     let message = failure(&layout.reference("wrong"));
@@ -360,7 +348,7 @@ fn failure(reference: &str) -> String {
 /// Claim: encrypted layers and unknown media types are refused before any layer is fetched, with the layer, the media type and what to do.
 #[test]
 fn layers_that_cannot_be_indexed_are_named() {
-    let (_scratch, layout) = new_layout();
+    let layout = Layout::scratch().unwrap();
     let stream = TarWriter::stream(&nasty::lower(), Headers::Pax);
     let server = Server::start(&layout).unwrap();
     for (tag, media_type, told) in [
@@ -391,7 +379,7 @@ fn tag_manifest(layout: &Layout, tag: &str, manifest: &Value) {
 /// Claim: Helm charts, signatures and other artifacts are told as what they are.
 #[test]
 fn artifacts_are_named() {
-    let (_scratch, layout) = new_layout();
+    let layout = Layout::scratch().unwrap();
     let blob = layout.blob(b"{}").unwrap();
     let descriptor = |media_type: &str| json!({"mediaType": media_type, "digest": blob.digest, "size": 2});
     let manifest = |config: &str, artifact: Value| {

@@ -101,11 +101,10 @@ fn every_kind_of_entry_is_what_umoci_unpacks() {
     if lacks(MOUNT_AND_UMOCI) {
         return;
     }
-    let scratch = TempDir::new().unwrap();
-    let layout = Layout::create(&scratch.path().join("layout")).unwrap();
+    let layout = Layout::scratch().unwrap();
     let (kinds, many) = (nasty::every_kind(), nasty::large_directory());
     image(&layout, "kinds", &[(&kinds, Headers::Pax), (&many, Headers::Pax)]);
-    let expected = umoci_tree(&layout, "kinds", &scratch.path().join("bundle")).unwrap();
+    let expected = umoci_tree(&layout, "kinds", &layout.beside("bundle")).unwrap();
     assert_mount_equals("every kind, PAX", &layout, "kinds", &expected, &unnamed(&[&kinds, &many]));
 }
 
@@ -115,11 +114,10 @@ fn gnu_headers_are_what_umoci_unpacks() {
     if lacks(MOUNT_AND_UMOCI) {
         return;
     }
-    let scratch = TempDir::new().unwrap();
-    let layout = Layout::create(&scratch.path().join("layout")).unwrap();
+    let layout = Layout::scratch().unwrap();
     let members = nasty::every_kind();
     image(&layout, "gnu", &[(&members, Headers::Gnu)]);
-    let expected = umoci_tree(&layout, "gnu", &scratch.path().join("bundle")).unwrap();
+    let expected = umoci_tree(&layout, "gnu", &layout.beside("bundle")).unwrap();
     assert_mount_equals("every kind, GNU", &layout, "gnu", &expected, &unnamed(&[&members]));
 }
 
@@ -130,11 +128,10 @@ fn order_within_a_layer_changes_nothing() {
     if lacks(MOUNT_AND_UMOCI) {
         return;
     }
-    let scratch = TempDir::new().unwrap();
-    let layout = Layout::create(&scratch.path().join("layout")).unwrap();
+    let layout = Layout::scratch().unwrap();
     let (lower, upper, top) = (nasty::lower(), nasty::upper(), nasty::top());
     image(&layout, "canonical", &[(&lower, Headers::Pax), (&upper, Headers::Pax), (&top, Headers::Pax)]);
-    let expected = umoci_tree(&layout, "canonical", &scratch.path().join("bundle")).unwrap();
+    let expected = umoci_tree(&layout, "canonical", &layout.beside("bundle")).unwrap();
     let exclusions = unnamed(&[&lower, &upper, &top]);
     for (order, members) in nasty::orders(&upper) {
         let tag = order.replace(' ', "-");
@@ -149,8 +146,7 @@ fn opaque_root_empties_the_image() {
     if lacks(&[Need::Root, Need::Fuse]) {
         return;
     }
-    let scratch = TempDir::new().unwrap();
-    let layout = Layout::create(&scratch.path().join("layout")).unwrap();
+    let layout = Layout::scratch().unwrap();
     let (lower, upper) = (nasty::lower(), nasty::opaque_root());
     let mut last = upper.clone();
     last.rotate_left(1);
@@ -219,8 +215,7 @@ fn too_many_pieces_of_a_sparse_file_are_refused_by_name() {
 /// The uppermost layer's version wins in ls and cat too, and an index of an image holds its layers in manifest order.
 #[test]
 fn uppermost_version_wins_without_a_mount() {
-    let scratch = TempDir::new().unwrap();
-    let layout = Layout::create(&scratch.path().join("layout")).unwrap();
+    let layout = Layout::scratch().unwrap();
     let (lower, upper, top) = (nasty::lower(), nasty::upper(), nasty::top());
     image(&layout, "merged", &[(&lower, Headers::Pax), (&upper, Headers::Pax), (&top, Headers::Pax)]);
     let clip = Clip::new();
@@ -239,8 +234,7 @@ fn uppermost_version_wins_without_a_mount() {
 /// Layers that cannot be indexed say which layer, where and why, and leave no file behind, not even a temporary one.
 #[test]
 fn bad_layers_are_named_and_leave_nothing() {
-    let scratch = TempDir::new().unwrap();
-    let layout = Layout::create(&scratch.path().join("layout")).unwrap();
+    let layout = Layout::scratch().unwrap();
     let good = TarWriter::stream(&nasty::lower(), Headers::Pax);
     let gzip = clip_tests::images::layout::compress(&good, &Compression::ZlibRs(6)).unwrap();
     let mut damaged = gzip.clone();

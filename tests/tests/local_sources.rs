@@ -8,7 +8,7 @@ use clip_tests::{
     clip::{Clip, text},
     faults::Server,
     images::{
-        Compression, Headers, Layout, Member, TarWriter,
+        Layout, Member,
         layout::LayerBlob,
         nasty::{noise, prose},
         sample::{self, Sample},
@@ -110,7 +110,7 @@ fn a_wrong_diff_id_is_refused_unless_the_check_is_left_out() {
     let clip = Clip::new();
     let layout = Layout::create(&clip.path("layout")).unwrap();
     let files = [Member::dir("etc"), Member::file("etc/prose", prose(5, 5 << 20)), Member::file("etc/noise", noise(6, 1 << 20))];
-    let right = layout.layer(&TarWriter::stream(&files, Headers::Pax), &Compression::ZlibRs(6)).unwrap();
+    let right = layout.gzip(&files).unwrap();
     let wrong = LayerBlob { diff_id: format!("sha256:{}", "7".repeat(64)), ..right.clone() };
     layout.image("right", std::slice::from_ref(&right), serde_json::json!({})).unwrap();
     layout.image("wrong", std::slice::from_ref(&wrong), serde_json::json!({})).unwrap();

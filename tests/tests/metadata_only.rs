@@ -15,14 +15,13 @@ use clip_format::{
 use clip_tests::{
     clip::Clip,
     images::{
-        Compression, Headers, Layout, Member, TarWriter, debian, nasty,
+        Layout, Member, debian, nasty,
         sample::{self, Sample},
     },
     machine::lacks,
     spans::Parts,
 };
 use serde_json::json;
-use tempfile::TempDir;
 
 /// Shorter pieces occur by chance or as names.
 const PIECE: usize = 24;
@@ -100,8 +99,7 @@ fn one_file_is_made() {
 /// An image of 527 files as Alpine's has, of 8 MB, takes under 20 KB.
 #[test]
 fn a_small_image_is_under_20_kb() {
-    let scratch = TempDir::new().unwrap();
-    let layout = Layout::create(scratch.path()).unwrap();
+    let layout = Layout::scratch().unwrap();
     let mut members = Vec::new();
     for dir in ["./", "bin", "etc", "lib", "lib/apk", "sbin", "usr", "usr/bin", "usr/lib", "usr/share", "var", "tmp"] {
         members.push(Member::dir(dir));
@@ -111,7 +109,7 @@ fn a_small_image_is_under_20_kb() {
     members.extend((0..100).map(|number| Member::file(format!("etc/conf-{number}"), nasty::prose(number, 700))));
     members.extend((0..114).map(|number| Member::file(format!("lib/lib{number}.so.1"), nasty::prose(1000 + number, 60_000)).mode(0o755)));
     assert_eq!(members.len(), 527);
-    let layer = layout.layer(&TarWriter::stream(&members, Headers::Pax), &Compression::ZlibRs(6)).unwrap();
+    let layer = layout.gzip(&members).unwrap();
     layout.image("small", &[layer], json!({})).unwrap();
     let clip = Clip::new();
     let file = clip.index(&layout.reference("small"), "small", &[]).unwrap();

@@ -9,10 +9,9 @@ use clip_tests::{
     faults::{Fault, Server},
     images::sample::{self, Sample},
     machine::{Need, lacks},
-    process::shell,
     proxy::Proxy,
     registry::{Demands, Registry, free_port},
-    tls::{HOST, Scheme, TlsFront, USER},
+    tls::{HOST, Leaf, Scheme, TlsFront, USER, certificates},
 };
 
 const REAL: &[Need] = &[Need::Fuse, Need::Tool("docker-registry"), Need::Tool("skopeo")];
@@ -164,17 +163,6 @@ fn tls_through_a_proxy() {
     assert_eq!(proxy.seen().len(), seen.len());
 }
 
-/// An authority, a certificate of `localhost` and one of a client, both signed by it.
-const CERTIFICATES: &str = r#"
-cd "$1"
-new="-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2"
-openssl req -x509 $new -subj "/CN=clip test authority" -keyout ca.key -out ca.pem 2>&1
-openssl req -x509 $new -subj /CN=localhost -keyout server.key -out server.pem -CA ca.pem -CAkey ca.key \
-    -addext basicConstraints=critical,CA:FALSE -addext subjectAltName=DNS:localhost 2>&1
-openssl req -x509 $new -subj /CN=node7 -keyout client.key -out client.pem -CA ca.pem -CAkey ca.key \
-    -addext basicConstraints=critical,CA:FALSE -addext extendedKeyUsage=clientAuth 2>&1
-"#;
-
 /// Claim: docker-registry with TLS, a private authority and client certificates serves an image to whom hosts.toml gives these, by path or
 /// with skip_verify; each thing that is missing is said.
 #[test]
@@ -184,11 +172,9 @@ fn client_certificates_and_unverified_hosts() {
     }
     let (sample, registry, clip) = (Sample::new().unwrap(), Registry::start().unwrap(), Clip::new());
     registry.push(sample.layout.dir(), sample::TAG, "team/sample").unwrap();
-    let keys = clip.path("keys");
-    std::fs::create_dir(&keys).unwrap();
-    shell(CERTIFICATES, &[keys.as_os_str()]).unwrap();
-    let at = |name: &str| keys.join(name).display().to_string();
-    let demands = Demands { tls: Some(keys.clone()), client_authority: Some(keys.join("ca.pem")), ..Demands::default() };
+    let keys = certificates(&[Leaf::Server("localhost"), Leaf::Client("node7")]).unwrap();
+    let at = |name: &str| keys.path().join(name).display().to_string();
+    let demands = Demands { tls: Some(keys.path().to_owned()), client_authority: Some(keys.path().join("ca.pem")), ..Demands::default() };
     let closed = registry.start_beside(&demands).unwrap();
     let reference = format!("{NOWHERE}/team/sample:{}", sample::TAG);
     let server = format!("server = \"https://localhost:{}\"\n", closed.port());

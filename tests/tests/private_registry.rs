@@ -2,14 +2,14 @@
 //! `clip index` and `clip cat`; without the authority or the credentials both fail and say why.
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
-use std::{os::unix::fs::PermissionsExt, process::Command};
+use std::os::unix::fs::PermissionsExt;
 
 use clip_tests::{
     clip::{Clip, text},
     faults::Server,
     images::sample::{self, Sample},
     machine::{Need, lacks},
-    process::{Finished, run},
+    process::{Finished, run, with_hosts},
     tls::{HOST, PASSWORD, Scheme, TlsFront, USER},
 };
 
@@ -51,17 +51,7 @@ impl Private {
     fn run(&self, arguments: &[&str]) -> Finished {
         let hosts = self.clip.path("hosts");
         std::fs::write(&hosts, format!("127.0.0.1 localhost {HOST}\n")).unwrap();
-        let inner = self.clip.command(arguments);
-        let mut command = Command::new("unshare");
-        command.args(["-m", "bash", "-euc", "mount --bind \"$1\" /etc/hosts; shift; exec \"$@\"", "test"]).arg(&hosts);
-        command.arg(inner.get_program()).args(inner.get_args());
-        for (name, value) in inner.get_envs() {
-            match value {
-                Some(value) => command.env(name, value),
-                None => command.env_remove(name),
-            };
-        }
-        run(&mut command).unwrap()
+        run(&mut with_hosts(&self.clip.command(arguments), &hosts)).unwrap()
     }
 }
 

@@ -17,7 +17,7 @@ use clip_tests::{
     clip::{Clip, Mount, text},
     faults::Server,
     images::{
-        Compression, Headers, Layout, Member, TarWriter, debian, nasty,
+        Layout, Member, debian, nasty,
         sample::{self, Sample},
     },
     machine::{Need, lacks},
@@ -27,7 +27,6 @@ use clip_tests::{
 };
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
 const NEEDS: &[Need] = &[Need::Root, Need::Fuse];
 const SOON: Duration = Duration::from_secs(20);
@@ -169,9 +168,8 @@ fn a_foreign_profile_is_refused() {
     let served = Served::new().unwrap();
     let profile = record(&served, &served.clip, &served.file, &[sample::SHORT]);
     let profile = text(&profile).unwrap();
-    let scratch = TempDir::new().unwrap();
-    let layout = Layout::create(scratch.path()).unwrap();
-    let other = layout.layer(&TarWriter::stream(&[Member::file("a", nasty::prose(7, 9000))], Headers::Pax), &Compression::ZlibRs(6));
+    let layout = Layout::scratch().unwrap();
+    let other = layout.gzip(&[Member::file("a", nasty::prose(7, 9000))]);
     layout.image("other", &[other.unwrap()], json!({})).unwrap();
     let clip = Clip::new();
     let file = clip.index(&layout.reference("other"), "other", &[]).unwrap();
@@ -195,9 +193,8 @@ fn a_profile_is_used_for_the_layers_that_are_the_same() {
     if lacks(NEEDS) {
         return;
     }
-    let scratch = TempDir::new().unwrap();
-    let layout = Layout::create(scratch.path()).unwrap();
-    let layer = |members: &[Member]| layout.layer(&TarWriter::stream(members, Headers::Pax), &Compression::ZlibRs(6)).unwrap();
+    let layout = Layout::scratch().unwrap();
+    let layer = |members: &[Member]| layout.gzip(members).unwrap();
     let base = layer(&[Member::file("base/one", nasty::prose(1, 5 << 20)), Member::file("base/two", nasty::noise(2, 3 << 20))]);
     for (name, seed) in [("first", 3), ("second", 4)] {
         let own = layer(&[Member::file("own", nasty::prose(seed, 300_000))]);

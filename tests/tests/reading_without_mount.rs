@@ -13,6 +13,7 @@ use clip_tests::{
     },
     machine::{Need, lacks},
     oracle::{Exclusions, compare, parents_not_named},
+    served::Served,
     spans::{Parts, is_entry},
 };
 use serde_json::{Value, json};
@@ -41,14 +42,13 @@ fn extract_writes_every_kind() {
     if lacks(&[Need::Root, Need::Tool("umoci")]) {
         return;
     }
-    let scratch = TempDir::new().unwrap();
-    let layout = Layout::create(&scratch.path().join("layout")).unwrap();
+    let layout = Layout::scratch().unwrap();
     let members = nasty::every_kind();
     let layer = layout.layer(&TarWriter::stream(&members, Headers::Pax), &Compression::Plain).unwrap();
     layout.image("kinds", &[layer], json!({})).unwrap();
     let clip = Clip::new();
     let file = clip.index(&layout.reference("kinds"), "kinds", &[]).unwrap();
-    let expected = umoci_tree(&layout, "kinds", &scratch.path().join("bundle")).unwrap();
+    let expected = umoci_tree(&layout, "kinds", &layout.beside("bundle")).unwrap();
     let tree = clip.path("tree");
     clip.ok(&["extract", text(&file).unwrap(), text(&tree).unwrap()]).unwrap();
     let named = members.iter().map(Member::path).collect();
@@ -86,11 +86,8 @@ fn an_index_without_windows_is_read_through_chained_spans() {
 /// `clip cat` gives every file's bytes, follows links, and takes several paths.
 #[test]
 fn cat_gives_the_bytes() {
-    let sample = Sample::new().unwrap();
-    let server = Server::start(&sample.layout).unwrap();
-    let clip = Clip::new();
-    let file = clip.index(&server.reference("sample", sample::TAG), "sample", &[]).unwrap();
-    let file = text(&file).unwrap();
+    let Served { sample, clip, file, .. } = &Served::new().unwrap();
+    let file = text(file).unwrap();
     for (path, contents) in &sample.files {
         let found = clip.ok(&["cat", file, path]).unwrap().stdout;
         assert!(found == *contents, "{path}: {} bytes differ from the expected {}", found.len(), contents.len());
@@ -106,9 +103,8 @@ fn cat_gives_the_bytes() {
 /// `clip ls` lists what is there; `-l` shows mode, owner, size and link targets.
 #[test]
 fn ls_lists_names_and_attributes() {
-    let scratch = TempDir::new().unwrap();
-    let layout = Layout::create(scratch.path()).unwrap();
-    let layer = layout.layer(&TarWriter::stream(&nasty::every_kind(), Headers::Pax), &Compression::ZlibRs(6)).unwrap();
+    let layout = Layout::scratch().unwrap();
+    let layer = layout.gzip(&nasty::every_kind()).unwrap();
     layout.image("kinds", &[layer], json!({})).unwrap();
     let clip = Clip::new();
     let file = clip.index(&layout.reference("kinds"), "kinds", &[]).unwrap();
@@ -128,29 +124,23 @@ fn ls_lists_names_and_attributes() {
 /// `clip inspect --json` names the layers in manifest order, the source, and the config.
 #[test]
 fn inspect_shows_layers_and_config() {
-    let sample = Sample::new().unwrap();
-    let server = Server::start(&sample.layout).unwrap();
-    let clip = Clip::new();
-    let file = clip.index(&server.reference("sample", sample::TAG), "sample", &[]).unwrap();
-    let shown: Value = serde_json::from_slice(&clip.ok(&["inspect", "--json", text(&file).unwrap()]).unwrap().stdout).unwrap();
+    let Served { sample, clip, file, .. } = &Served::new().unwrap();
+    let shown: Value = serde_json::from_slice(&clip.ok(&["inspect", "--json", text(file).unwrap()]).unwrap().stdout).unwrap();
     let layers: Vec<&str> = shown["layers"].as_array().unwrap().iter().map(|layer| layer["digest"].as_str().unwrap()).collect();
     assert_eq!(layers, sample.layout.layer_digests(sample::TAG).unwrap());
     assert_eq!(shown["storage_info"]["config"]["working_dir"], "/etc");
     assert_eq!(shown["storage_info"]["config"]["cmd"], json!(["/bin/tool"]));
     assert_eq!(shown["storage_info"]["source"]["repository"], "test/sample");
     assert_eq!(shown["counts"]["regular_files"], sample.files.len());
-    let plain = clip.ok(&["inspect", text(&file).unwrap()]).unwrap().text();
+    let plain = clip.ok(&["inspect", text(file).unwrap()]).unwrap().text();
     assert!(layers.iter().all(|digest| plain.contains(digest)), "{plain}");
 }
 
 /// `clip verify --remote` accepts a good registry and fails on one that serves other bytes, naming the layer.
 #[test]
 fn verify_checks_every_span() {
-    let sample = Sample::new().unwrap();
-    let server = Server::start(&sample.layout).unwrap();
-    let clip = Clip::new();
-    let file = clip.index(&server.reference("sample", sample::TAG), "sample", &[]).unwrap();
-    let file = text(&file).unwrap();
+    let Served { sample, server, clip, file } = &Served::new().unwrap();
+    let file = text(file).unwrap();
     clip.ok(&["verify", file]).unwrap();
     clip.ok(&["verify", "--remote", file]).unwrap();
     server.fault(Fault::WrongBytes);

@@ -7,7 +7,7 @@ use clip_tests::{
     clip::{Clip, text},
     faults::Server,
     images::{
-        Compression, Headers, Layout, Member, TarWriter,
+        Layout, Member,
         layout::architecture,
         sample::{self, Sample},
     },
@@ -17,7 +17,6 @@ use clip_tests::{
     spans::Parts,
 };
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
 /// An image that skopeo pushed with a Docker schema 2 manifest is indexed and read like its OCI twin, by tag and by digest.
 #[test]
@@ -51,8 +50,8 @@ fn docker_manifests_are_read_like_oci_ones() {
 /// Tags an image index over two one-file images, for this machine's architecture and another.
 fn two_platforms(layout: &Layout, other: &str) {
     let mut manifests = Vec::new();
-    for platform in [architecture(), other] {
-        let layer = layout.layer(&TarWriter::stream(&[Member::file("platform", platform)], Headers::Pax), &Compression::ZlibRs(6)).unwrap();
+    for platform in [&*architecture(), other] {
+        let layer = layout.gzip(&[Member::file("platform", platform)]).unwrap();
         let manifest = layout.image_for(platform, platform, &[layer], json!({})).unwrap();
         manifests.push(json!({
             "mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": manifest.digest, "size": manifest.size,
@@ -72,8 +71,7 @@ fn two_platforms(layout: &Layout, other: &str) {
 /// Of a multi-platform image this machine's is taken, another with `--platform`; one that is not there is an error that lists those that are.
 #[test]
 fn the_platform_decides_the_manifest() {
-    let scratch = TempDir::new().unwrap();
-    let layout = Layout::create(scratch.path()).unwrap();
+    let layout = Layout::scratch().unwrap();
     let other = if architecture() == "arm64" { "amd64" } else { "arm64" };
     two_platforms(&layout, other);
     let server = Server::start(&layout).unwrap();

@@ -108,8 +108,7 @@ fn check_every_entry(claim: &str, file: &Path, blob_of: impl Fn(&str) -> Vec<u8>
 /// pzstd, many frames, the seekable format.
 #[test]
 fn every_compressor_can_be_resumed() {
-    let scratch = TempDir::new().unwrap();
-    let layout = Layout::create(scratch.path()).unwrap();
+    let layout = Layout::scratch().unwrap();
     let stream = varied_stream();
     let mut cases = vec![
         ("zlib-rs -1", Compression::ZlibRs(1)),
@@ -171,8 +170,7 @@ fn a_real_layer_by_every_program_can_be_resumed() {
     let programs: [(&str, &'static [&'static str]); 4] =
         [("gzip-1", &["gzip", "-1"]), ("gzip-6", &["gzip", "-6"]), ("gzip-9", &["gzip", "-9"]), ("pigz", &["pigz"])];
     for (name, program) in programs {
-        let scratch = TempDir::new().unwrap();
-        let layout = Layout::create(scratch.path()).unwrap();
+        let layout = Layout::scratch().unwrap();
         let layer = layout.layer(&stream, &Compression::Program(program)).unwrap();
         layout.image(name, &[layer], json!({})).unwrap();
         let clip = Clip::new();

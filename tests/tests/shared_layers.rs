@@ -4,12 +4,11 @@
 use clip_tests::{
     clip::Clip,
     faults::Server,
-    images::{Compression, Headers, Layout, Member, TarWriter, nasty},
+    images::{Layout, Member, nasty},
     machine::{Need, lacks},
     spans::Parts,
 };
 use serde_json::json;
-use tempfile::TempDir;
 
 /// After every file of the first image has been read, the second one's base costs no request, though it was indexed apart and comes
 /// from another repository.
@@ -18,13 +17,12 @@ fn a_shared_base_is_fetched_once() {
     if lacks(&[Need::Root, Need::Fuse]) {
         return;
     }
-    let scratch = TempDir::new().unwrap();
-    let layout = Layout::create(scratch.path()).unwrap();
+    let layout = Layout::scratch().unwrap();
     let base = [Member::file("base/one", nasty::prose(1, 3 << 20)), Member::file("base/two", nasty::noise(2, 1 << 20))];
-    let base = layout.layer(&TarWriter::stream(&base, Headers::Pax), &Compression::ZlibRs(6)).unwrap();
+    let base = layout.gzip(&base).unwrap();
     for name in ["first", "second"] {
         let own = [Member::file(format!("own/{name}"), nasty::prose(name.len() as u64, 100_000))];
-        let own = layout.layer(&TarWriter::stream(&own, Headers::Pax), &Compression::ZlibRs(6)).unwrap();
+        let own = layout.gzip(&own).unwrap();
         layout.image(name, &[base.clone(), own], json!({})).unwrap();
     }
     let server = Server::start(&layout).unwrap();

@@ -10,7 +10,7 @@ use clip_tests::{
     clip::{Clip, text},
     faults::{Fault, Server},
     holes::{Hole, Step},
-    images::{Compression, Headers, Layout, Member, TarWriter, nasty::noise},
+    images::{Layout, Member, nasty::noise},
     machine::{Need, lacks},
 };
 use serde_json::json;
@@ -136,9 +136,8 @@ fn every_step_ends_at_the_deadline_that_was_set_for_it() {
     }
     // Not within a time that is measured.
     let _ = clip_tests::clip::binary();
-    let dir = tempfile::TempDir::new().unwrap();
-    let layout = Layout::create(dir.path()).unwrap();
-    let layer = layout.layer(&TarWriter::stream(&[Member::file("f", noise(7, 100_000))], Headers::Pax), &Compression::ZlibRs(6)).unwrap();
+    let layout = Layout::scratch().unwrap();
+    let layer = layout.gzip(&[Member::file("f", noise(7, 100_000))]).unwrap();
     layout.image("t", &[layer], json!({})).unwrap();
     thread::scope(|scope| {
         for case in CASES {

@@ -66,8 +66,7 @@ fn every_writer_of_zstd_gives_the_tree_of_gzip() {
     if lacks(MOUNT_AND_UMOCI) || lacks(REGISTRY) {
         return;
     }
-    let scratch = TempDir::new().unwrap();
-    let layout = Layout::create(&scratch.path().join("layout")).unwrap();
+    let layout = Layout::scratch().unwrap();
     let filler = [Member::file("filler/noise", nasty::noise(5, 3 << 20)), Member::file("filler/prose", nasty::prose(6, 9 << 20))];
     let members = [nasty::lower(), nasty::upper(), filler.to_vec(), nasty::top()];
     let named: BTreeSet<PathBuf> = members.iter().flatten().map(Member::path).collect();
@@ -77,7 +76,7 @@ fn every_writer_of_zstd_gives_the_tree_of_gzip() {
         layout.image(tag, &members.iter().map(layer).collect::<Vec<_>>(), json!({})).unwrap();
     };
     image("gzip", &Compression::ZlibRs(6));
-    let expected = umoci_tree(&layout, "gzip", &scratch.path().join("bundle")).unwrap();
+    let expected = umoci_tree(&layout, "gzip", &layout.beside("bundle")).unwrap();
     let mut cases = vec![
         ("frames", Compression::Frames(150_000), "random"),
         ("large-frames", Compression::Frames(5 << 20), "partial"),
@@ -178,8 +177,7 @@ fn one_frame_is_fetched_once() {
     if lacks(&[Need::Root, Need::Fuse]) {
         return;
     }
-    let scratch = TempDir::new().unwrap();
-    let layout = Layout::create(scratch.path()).unwrap();
+    let layout = Layout::scratch().unwrap();
     let files: Vec<Member> = (0..10).map(|number| Member::file(format!("file{number}"), nasty::prose(number, 5 << 20))).collect();
     let stream = TarWriter::stream(&files, Headers::Pax);
     one_layer(&layout, "one", &stream, &Compression::Frames(usize::MAX), None);
@@ -242,8 +240,7 @@ fn media_types_that_lie_are_warned_of() {
 /// What cannot be read is told with layer, place, expected and found, and leaves no output.
 #[test]
 fn bad_zstd_layers_are_told() {
-    let scratch = TempDir::new().unwrap();
-    let layout = Layout::create(scratch.path()).unwrap();
+    let layout = Layout::scratch().unwrap();
     let stream = TarWriter::stream(&[Member::file("file", nasty::prose(1, 300_000))], Headers::Pax);
     let good = clip_tests::images::layout::compress(&stream, &Compression::Frames(100_000)).unwrap();
     let mut flipped = good.clone();

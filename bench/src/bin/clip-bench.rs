@@ -1,25 +1,33 @@
 //! Measures clip on this machine: makes an image from a seed, serves it on loopback, and reports each figure beside its floor.
 
-use anyhow::{Context, Result};
-use clap::{Parser, Subcommand};
+use anyhow::{Context, Result, ensure};
+use clap::{Parser, Subcommand, ValueEnum as _};
 use clip_bench::{
     args::Common,
     child,
+    corpus::Packing,
     machine::Machine,
     measure::{
-        Findings, coldstart::ColdstartArgs, decode::DecodeArgs, index::IndexArgs, memory::MemoryArgs, metadata::MetadataArgs,
-        mount::MountArgs, read::ReadArgs,
+        Findings,
+        coldstart::ColdstartArgs,
+        decode::DecodeArgs,
+        index::{ImageArg, IndexArgs},
+        memory::MemoryArgs,
+        metadata::MetadataArgs,
+        mount::MountArgs,
+        read::{Part, ReadArgs},
     },
     measure::{coldstart, decode, index, memory, metadata, mount, read, size},
     page::{self, ReportArgs},
     report::Report,
-    setup::Setup,
+    setup::{Setup, Subject},
 };
 
 const AFTER: &str = "\
 A ratio is the median over the floor's median, taken in the same run: 1 is the floor. Of a rate less than 1 is worse, of a time or a
 size more than 1. `ok` and `NOT MET` hold a figure against its bar, where it has one. Nothing outside temporary directories is
-written but what --save and report name; mounts need root and /dev/fuse and are skipped without.
+written but what --save and report name; mounts need root and /dev/fuse and are skipped without. Where nothing
+could be measured, the status is not 0.
 
 Examples:
   clip-bench all --save runs/node-7.json        every figure, kept for the report
@@ -73,7 +81,6 @@ enum Command {
 /// read them makes do with less, since making it takes 14 s a GiB.
 const LARGE_MIB: u32 = 1024;
 const SMALL_MIB: u32 = 384;
-const UNREAD_MIB: u32 = 4;
 /// Layers of the image of equal layers. Source: chosen: more than cores.
 const EQUAL_LAYERS: usize = 8;
 
@@ -85,21 +92,29 @@ fn main() -> Result<()> {
         _ => {}
     }
     let machine = Machine::now();
-    let corpus_mib = match &cli.command {
-        Command::Index(_) | Command::Decode(_) | Command::Read(_) | Command::All => LARGE_MIB,
-        Command::Coldstart(args) if args.names_an_image() => UNREAD_MIB,
-        _ => SMALL_MIB,
+    let made = |corpus_mib, equal_layers| Subject::MadeOrClip { corpus_mib, equal_layers };
+    let subject = match &cli.command {
+        Command::Index(_) | Command::All => made(LARGE_MIB, EQUAL_LAYERS),
+        Command::Decode(_) | Command::Read(_) => made(LARGE_MIB, 0),
+        Command::Coldstart(args) => {
+            args.check()?;
+            args.subject(SMALL_MIB)
+        }
+        _ => made(SMALL_MIB, 0),
     };
-    eprintln!("{}", if cli.common.clip.is_some() { "opening the image" } else { "making the image" });
-    let equal_layers = if matches!(cli.command, Command::Index(_) | Command::All) { EQUAL_LAYERS } else { 0 };
-    let setup = Setup::with_equal_layers(&cli.common, corpus_mib, equal_layers)?;
-    let mut findings = cli.command.measure(&setup)?;
+    let is_made = cli.common.clip.is_none() && matches!(subject, Subject::MadeOrClip { .. });
+    eprintln!("{}", if is_made { "making the image" } else { "opening the image" });
+    let setup = Setup::of(&cli.common, subject)?;
+    let mut findings = match &cli.command {
+        Command::All => every(&setup, &cli.common)?,
+        command => command.measure(&setup)?.of(cli.common.codec),
+    };
     if cli.common.tiny || !machine.optimised {
         // Times that mean nothing reach no bar and miss none.
         findings.figures.iter_mut().for_each(|figure| figure.bar = None);
     }
     let command = std::env::args().skip(1).collect::<Vec<_>>().join(" ");
-    let report = Report { command, machine, image: setup.summary()?, figures: findings.figures, skipped: findings.skipped };
+    let report = Report { command, machine, image: setup.summary(), figures: findings.figures, skipped: findings.skipped };
     if let Some(path) = &cli.common.save {
         std::fs::write(path, serde_json::to_string_pretty(&report)?).with_context(|| format!("write {}", path.display()))?;
     }
@@ -108,6 +123,7 @@ fn main() -> Result<()> {
         (_, true) => print!("{}", report.markdown()),
         _ => print!("{report}"),
     }
+    ensure!(!report.figures.is_empty(), "nothing was measured; {}", report.skipped.join("; "));
     Ok(())
 }
 
@@ -136,16 +152,31 @@ impl Command {
             Self::Metadata(args) => ("metadata", metadata::measure(setup, args)),
             Self::Memory(args) => ("memory", memory::measure(setup, args)),
             Self::Coldstart(args) => ("coldstart", coldstart::measure(setup, args)),
-            Self::All | Self::Report(_) | Self::Child { .. } => return every(setup),
+            Self::All | Self::Report(_) | Self::Child { .. } => return Ok(Findings::default()),
         };
         found.with_context(|| format!("measure {name}"))
     }
 }
 
-fn every(setup: &Setup) -> Result<Findings> {
+/// Everything, and of the image in the other codecs what depends on them most.
+fn every(setup: &Setup, common: &Common) -> Result<Findings> {
     let mut all = Findings::default();
     for command in Command::every() {
-        all.append(command.measure(setup)?);
+        all.append(command.measure(setup)?.of(common.codec));
+    }
+    if setup.made.is_none() {
+        return Ok(all);
+    }
+    for codec in Packing::value_variants().iter().copied().filter(|codec| *codec != common.codec) {
+        let setup = Setup::of(&Common { codec, ..common.clone() }, Subject::MadeOrClip { corpus_mib: SMALL_MIB, equal_layers: 0 })?;
+        let parts = [
+            Command::Index(IndexArgs { image: vec![ImageArg::Large], ..IndexArgs::default() }),
+            Command::Decode(DecodeArgs::default()),
+            Command::Read(ReadArgs { what: vec![Part::Sequential], ..ReadArgs::default() }),
+        ];
+        for command in parts {
+            all.append(command.measure(&setup)?.of(codec));
+        }
     }
     Ok(all)
 }

@@ -18,7 +18,7 @@ use crate::{
     node::{Counters, NodeMount},
     report::{Figure, Temperature, Unit},
     rootfs::Rootfs,
-    setup::Setup,
+    setup::{self, Setup},
 };
 use subject::Subject;
 
@@ -42,10 +42,10 @@ Examples:
   clip-bench coldstart --clip app.clip --latency 20ms --bandwidth 100MB -- ldconfig -r /")]
 pub struct ColdstartArgs {
     /// Index this image, and read it from its registry
-    #[arg(long, value_name = "REF", conflicts_with = "oci")]
+    #[arg(long, value_name = "REF", conflicts_with_all = ["oci", "clip"])]
     pub image: Option<String>,
-    /// Serve this OCI layout from memory, on loopback
-    #[arg(long, value_name = "DIR[:TAG]")]
+    /// Serve this OCI layout from memory, on loopback; `oci:` may stand before it
+    #[arg(long, value_name = "DIR[:TAG]", conflicts_with = "clip")]
     pub oci: Option<String>,
     /// The image's unpacked tree [default: unpacked for the run]
     #[arg(long, value_name = "DIR")]
@@ -71,10 +71,32 @@ pub struct ColdstartArgs {
 }
 
 impl ColdstartArgs {
-    /// Whether the image that is made for the run is not looked at.
+    /// The image that was named here; else one that is made, with a large layer of `corpus_mib`, or the `.clip` of `--clip`.
     #[must_use]
-    pub fn names_an_image(&self) -> bool {
-        self.image.is_some() || self.oci.is_some()
+    pub fn subject(&self, corpus_mib: u32) -> setup::Subject<'_> {
+        match (&self.oci, &self.image) {
+            (Some(layout), _) => setup::Subject::Layout(layout),
+            (None, Some(reference)) => setup::Subject::Reference(reference),
+            (None, None) => setup::Subject::MadeOrClip { corpus_mib, equal_layers: 0 },
+        }
+    }
+
+    /// Looks at what can be wrong before an image is made or fetched.
+    ///
+    /// # Errors
+    /// When what was named is not there.
+    pub fn check(&self) -> Result<()> {
+        if let Some(tree) = &self.unpacked {
+            ensure!(tree.is_dir(), "--unpacked {}: expected the directory of the image's unpacked tree", tree.display());
+        }
+        if let Some(profile) = &self.profile {
+            ensure!(profile.is_file(), "--profile {}: expected the file of an access profile", profile.display());
+        }
+        ensure!(
+            !self.command.is_empty() || self.image.is_none() && self.oci.is_none(),
+            "no command: say what to run, as in clip-bench coldstart ... -- python3 -c 'import numpy'"
+        );
+        Ok(())
     }
 }
 
@@ -132,17 +154,17 @@ pub fn measure(setup: &Setup, args: &ColdstartArgs) -> Result<Findings> {
         findings.skip("coldstart", "no clip beside clip-bench; build it or pass --clip-program");
         return Ok(findings);
     };
-    if args.command.is_empty() && setup.made.is_none() && !args.names_an_image() {
+    if args.command.is_empty() && setup.made.is_none() {
         findings.skip("coldstart", "no command to run in this image; clip-bench coldstart --clip FILE -- CMD");
         return Ok(findings);
     }
-    if let (false, Some(_), Err(error)) = (args.names_an_image(), &setup.made, subject::tools()) {
+    if let (Some(_), Err(error)) = (&setup.made, subject::tools()) {
         findings.skip("coldstart", format!("{error:#}; name an image with --oci, --image or --clip"));
         return Ok(findings);
     }
     let subject = Subject::new(setup, args)?;
     let shaped = !setup.shape.is_none();
-    let bars = !args.no_bars && !shaped && subject.info.layers.iter().map(|layer| layer.stream_size).sum::<u64>() >= BARS_FROM_BYTES;
+    let bars = !args.no_bars && !shaped && subject.info().layers.iter().map(|layer| layer.stream_size).sum::<u64>() >= BARS_FROM_BYTES;
     let bench = Bench { setup, args, program, subject: &subject, shaped, bars };
     let (mut plain, mut profiled) = (Mounted::default(), Mounted::default());
     let (mut unpacked, mut work) = (Unpacked::default(), SameWork::default());
@@ -188,7 +210,7 @@ struct Bench<'a> {
     setup: &'a Setup,
     args: &'a ColdstartArgs,
     program: &'a Path,
-    subject: &'a Subject,
+    subject: &'a Subject<'a>,
     /// There is a shaper.
     shaped: bool,
     /// The bars count: an image of their size, on loopback.
@@ -202,12 +224,12 @@ impl Bench<'_> {
         let mountpoint = scratch.path().join("mount");
         fs::create_dir(&mountpoint)?;
         let more = self.mount_arguments(profile)?;
-        let served = || self.subject.registry.as_ref().map(|registry| registry.served());
+        let served = || self.subject.registry().map(|registry| registry.served());
         let before = served();
         drop_page_cache()?;
         let cpu = machine::cpu_time()?.children;
         let (first, (mounting, mount)) = timed(|| {
-            let mounted = timed(|| NodeMount::new(self.program, &self.subject.clip, &mountpoint, cache.path(), &more))?;
+            let mounted = timed(|| NodeMount::new(self.program, self.subject.clip(), &mountpoint, cache.path(), &more))?;
             self.run(&mountpoint, scratch.path(), work)?;
             Ok(mounted)
         })?;
@@ -233,7 +255,7 @@ impl Bench<'_> {
         let mut more = self.mount_arguments(None)?;
         more.extend(["--record".to_owned(), profile.to_str().context("a temporary directory whose path is not UTF-8")?.to_owned()]);
         drop_page_cache()?;
-        let mount = NodeMount::new(self.program, &self.subject.clip, &mountpoint, cache.path(), &more)?;
+        let mount = NodeMount::new(self.program, self.subject.clip(), &mountpoint, cache.path(), &more)?;
         self.run(&mountpoint, scratch.path(), work)?;
         // The record is complete when the owner has left.
         mount.end()?;
@@ -243,8 +265,8 @@ impl Bench<'_> {
 
     fn mount_arguments(&self, profile: Option<&Path>) -> Result<Vec<String>> {
         let mut more = Vec::new();
-        self.subject.origin.begin_round();
-        if let Some(reference) = self.subject.origin.store_ref() {
+        self.subject.origin().begin_round();
+        if let Some(reference) = self.subject.origin().store_ref() {
             more.extend(["--store-ref".to_owned(), reference]);
         }
         if let Some(profile) = profile {
@@ -261,11 +283,11 @@ impl Bench<'_> {
         found.cold.push(timed(|| self.run(&self.subject.tree, scratch.path(), work))?.0.as_secs_f64());
         found.cold_cpu.push(machine::cpu_time()?.children.saturating_sub(cpu).as_secs_f64());
         found.warm.push(timed(|| self.run(&self.subject.tree, scratch.path(), work))?.0.as_secs_f64());
-        if let (Some(address), true) = (self.subject.origin.address(), self.args.pull || self.shaped) {
+        if let (Some(address), true) = (self.subject.origin().address(), self.args.pull || self.shaped) {
             let tree = self.setup.fresh_dir()?;
             drop_page_cache()?;
             let (pulled, ()) = timed(|| {
-                pull::pull(address, &self.subject.info, tree.path())?;
+                pull::pull(address, self.subject.info(), tree.path())?;
                 self.run(tree.path(), scratch.path(), work)
             })?;
             found.pulled.push(pulled.as_secs_f64());
@@ -276,7 +298,7 @@ impl Bench<'_> {
     /// The command over `lower`; what it says counts.
     fn run(&self, lower: &Path, scratch: &Path, work: &mut SameWork) -> Result<()> {
         let rootfs = Rootfs::new(lower, scratch)?;
-        let ran = rootfs.run(&self.subject.command, &self.subject.info.config.env)?;
+        let ran = rootfs.run(&self.subject.command, &self.subject.info().config.env)?;
         if self.args.any_output {
             return Ok(());
         }

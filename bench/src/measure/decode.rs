@@ -1,6 +1,7 @@
 //! Resume at checkpoints and verify, in memory, on one core.
 
 use std::{
+    io::Read as _,
     ops::Range,
     time::{Duration, Instant},
 };
@@ -9,6 +10,7 @@ use anyhow::{Context, Result, ensure};
 use clip_engine::inner_loops::resume;
 use clip_format::{
     checkpoints::{SpanStart, SpanTable},
+    storage_info::Codec,
     units::{LayerIndex, SpanIndex},
     windows::expand_window,
 };
@@ -17,11 +19,12 @@ use flate2::{Decompress, FlushDecompress, Status};
 use super::{Findings, SameWork, timed};
 use crate::{
     corpus::content::Draws,
+    floor,
     report::{Figure, Spread, Unit, megabytes_per_second, milliseconds},
     setup::{Scale, Setup},
 };
 
-const FLOOR: &str = "plain inflate of the layer with zlib-rs, from its start on, without CRC-32, and BLAKE3 of its spans";
+const FLOOR: &str = "the layer from its start on, without CRC-32, and BLAKE3 hashes its spans";
 /// The project's own bar.
 const BAR: f64 = 0.95;
 /// Stream bytes that one run decodes each way. Source: chosen: half a second of work.
@@ -32,7 +35,7 @@ const TURN_BYTES: u64 = 16 << 20;
 /// `clip-bench decode`
 #[derive(Clone, Debug, Default, clap::Args)]
 #[command(after_help = "\
-Spans of one layer are drawn at random, decoded from their checkpoints and verified, all in memory and on one core. The floor inflates
+Spans of one layer are drawn at random, decoded from their checkpoints and verified, all in memory and on one core. The floor decodes
 the layer from its start and hashes the same spans; both take turns of 16 MiB.")]
 pub struct DecodeArgs {
     /// The layer to decode, from 0, the base [default: that of the largest file]
@@ -40,7 +43,7 @@ pub struct DecodeArgs {
     pub layer: Option<u16>,
 }
 
-/// Rate of resume and verify of random spans against plain inflate and BLAKE3, and what of it the windows take.
+/// Rate of resume and verify of random spans against plain decoding and BLAKE3, and what of it the windows take.
 ///
 /// # Errors
 /// When the layer cannot be fetched or a span is not as the index says.
@@ -48,11 +51,16 @@ pub fn measure(setup: &Setup, args: &DecodeArgs) -> Result<Findings> {
     let layer = args.layer.map_or(setup.clip.large.layer, LayerIndex);
     let layers = setup.clip.info.layers.len();
     ensure!(usize::from(layer.get()) < layers, "expected a layer from 0 to {}, found {layer}", layers - 1);
-    let bench = Bench { table: setup.clip.checkpoints.layer(layer), windows: &setup.clip.windows, blob: &setup.origin.blob(layer)? };
+    let bench = Bench {
+        table: setup.clip.checkpoints.layer(layer),
+        windows: &setup.clip.windows,
+        blob: &setup.origin.blob(layer)?,
+        codec: setup.clip.info.layers[usize::from(layer.get())].codec,
+    };
     let mut findings = Findings::default();
     let spans = bench.entries();
     if spans.is_empty() {
-        findings.skip("decode", "the layer has no checkpoint inside a deflate stream");
+        findings.skip("decode", "the layer has no checkpoint inside a deflate stream, and no frame behind the first");
         return Ok(findings);
     }
     let mut runs = Runs::default();
@@ -61,8 +69,10 @@ pub fn measure(setup: &Setup, args: &DecodeArgs) -> Result<Findings> {
         bench.run(setup, &spans, &mut runs, &mut work)?;
     }
     let what = format!("resume and verify of random spans, in memory, one core, {} spans a run", bench.drawn(setup, &spans).len());
-    let rate = Figure::new("decode.resume", &what, Unit::MegabytesPerSecond, &runs.rates).floor(FLOOR, &runs.floors);
-    let rate = rate.bar_of_ratio(BAR).counter("windows expanded, share of the time", Unit::Count, &runs.window_shares);
+    let rate = Figure::new("decode.resume", &what, Unit::MegabytesPerSecond, &runs.rates);
+    let rate = rate.floor(&format!("{} {FLOOR}", floor::decoder(bench.codec)), &runs.floors);
+    let rate = if bench.codec == Codec::Gzip { rate.bar_of_ratio(BAR) } else { rate };
+    let rate = rate.counter("windows expanded, share of the time", Unit::Count, &runs.window_shares);
     findings.figures.push(rate.work(&work.hash()));
     let each = Figure::new("decode.resume.span", "one span resumed and verified, p50", Unit::Milliseconds, &runs.span_ms);
     findings.figures.push(each.distribution("resume and verify", &runs.all_spans_ms).work(&work.hash()));
@@ -73,6 +83,7 @@ struct Bench<'a> {
     table: &'a SpanTable,
     windows: &'a [u8],
     blob: &'a [u8],
+    codec: Codec,
 }
 
 /// One value a run.
@@ -87,9 +98,13 @@ struct Runs {
 }
 
 impl Bench<'_> {
-    /// Spans that a checkpoint in a deflate stream starts, and that are followed by one: they are decoded from their own bytes alone.
+    /// Spans that a checkpoint in a deflate stream starts, or a frame behind the first: they are decoded from their own bytes alone.
     fn entries(&self) -> Vec<SpanIndex> {
-        let starts_one = |span: &SpanIndex| matches!(self.table.span(*span).start, SpanStart::Deflate { .. });
+        let starts_one = |span: &SpanIndex| match self.table.span(*span).start {
+            SpanStart::Deflate { .. } => true,
+            SpanStart::Frame { .. } => span.get() > 0,
+            _ => false,
+        };
         (0..self.table.len()).map(SpanIndex).filter(starts_one).collect()
     }
 
@@ -106,7 +121,7 @@ impl Bench<'_> {
     }
 
     fn run(&self, setup: &Setup, spans: &[SpanIndex], runs: &mut Runs, work: &mut SameWork) -> Result<()> {
-        let (mut floor, mut out, mut hasher) = (PlainInflate::new(self)?, Vec::new(), blake3::Hasher::new());
+        let (mut floor, mut out, mut hasher) = (PlainDecoding::new(self)?, Vec::new(), blake3::Hasher::new());
         let (mut bytes, mut took, mut windows) = (0, Duration::ZERO, Duration::ZERO);
         let mut each = Vec::new();
         for span in self.drawn(setup, spans) {
@@ -125,7 +140,9 @@ impl Bench<'_> {
         work.check("spans resumed", hasher.finalize())?;
         runs.rates.push(megabytes_per_second(bytes, took));
         runs.floors.push(megabytes_per_second(floor.bytes, floor.took));
-        runs.window_shares.push(windows.as_secs_f64() / took.as_secs_f64());
+        if self.codec == Codec::Gzip {
+            runs.window_shares.push(windows.as_secs_f64() / took.as_secs_f64());
+        }
         runs.span_ms.push(Spread::of(&each).median);
         runs.all_spans_ms.append(&mut each);
         Ok(())
@@ -143,22 +160,65 @@ fn len(range: &Range<u64>) -> u64 {
     range.end - range.start
 }
 
-/// Inflates the layer from its start on, again and again, and checks each span's BLAKE3. As at a checkpoint, no CRC-32 is computed.
-struct PlainInflate<'a> {
+/// Decodes the layer from its start on, again and again, and checks each span's BLAKE3. As at a checkpoint, no CRC-32 is computed.
+struct PlainDecoding<'a> {
     bench: &'a Bench<'a>,
-    inflate: Decompress,
-    /// Of the blob, where the deflate stream of this member begins.
-    start: usize,
+    decoder: Decoder<'a>,
     span: u32,
     out: Vec<u8>,
     bytes: u64,
     took: Duration,
 }
 
-impl<'a> PlainInflate<'a> {
+enum Decoder<'a> {
+    Gzip {
+        inflate: Decompress,
+        /// Of the blob, where the deflate stream of this member begins.
+        start: usize,
+    },
+    Zstd(zstd::stream::read::Decoder<'static, &'a [u8]>),
+}
+
+impl<'a> Decoder<'a> {
+    fn at_start(bench: &Bench<'a>) -> Result<Self> {
+        match bench.codec {
+            Codec::Gzip => Self::at_member(bench.blob, 0),
+            Codec::Zstd => Ok(Self::Zstd(zstd::stream::read::Decoder::with_buffer(bench.blob)?)),
+            Codec::Plain => anyhow::bail!("a plain layer has nothing to decode"),
+        }
+    }
+
+    /// At the member whose header is at `member` of the blob.
+    fn at_member(blob: &[u8], member: usize) -> Result<Self> {
+        Ok(Self::Gzip { inflate: Decompress::new(false), start: deflate_start(blob, member)? })
+    }
+
+    /// The next bytes of the stream fill `out`.
+    fn fill(&mut self, blob: &[u8], out: &mut [u8]) -> Result<()> {
+        let mut made = 0;
+        while made < out.len() {
+            let (inflate, start) = match self {
+                Self::Zstd(frames) => return Ok(frames.read_exact(out)?),
+                Self::Gzip { inflate, start } => (inflate, *start),
+            };
+            let before = (inflate.total_in(), inflate.total_out());
+            let input = &blob[start + usize::try_from(before.0)?..];
+            let status = inflate.decompress(input, &mut out[made..], FlushDecompress::None)?;
+            made += usize::try_from(inflate.total_out() - before.1)?;
+            if status == Status::StreamEnd && made < out.len() {
+                // A layer whose blob ends here has fewer bytes than its spans.
+                *self = Self::at_member(blob, start + usize::try_from(inflate.total_in())? + TRAILER_BYTES)?;
+            } else if (inflate.total_in(), inflate.total_out()) == before {
+                anyhow::bail!("the layer's blob ends too early");
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<'a> PlainDecoding<'a> {
     fn new(bench: &'a Bench<'a>) -> Result<Self> {
-        let start = deflate_start(bench.blob, 0)?;
-        Ok(Self { bench, inflate: Decompress::new(false), start, span: 0, out: Vec::new(), bytes: 0, took: Duration::ZERO })
+        Ok(Self { bench, decoder: Decoder::at_start(bench)?, span: 0, out: Vec::new(), bytes: 0, took: Duration::ZERO })
     }
 
     fn advance_to(&mut self, bytes: u64) -> Result<()> {
@@ -173,32 +233,13 @@ impl<'a> PlainInflate<'a> {
     fn next_span(&mut self) -> Result<()> {
         let table = self.bench.table;
         if self.span == table.len() {
-            self.enter(0)?;
-            self.span = 0;
+            (self.decoder, self.span) = (Decoder::at_start(self.bench)?, 0);
         }
         self.out.resize(usize::try_from(len(&table.stream_range(SpanIndex(self.span))))?, 0);
-        let mut made = 0;
-        while made < self.out.len() {
-            let before = (self.inflate.total_in(), self.inflate.total_out());
-            let input = &self.bench.blob[self.start + usize::try_from(before.0)?..];
-            let status = self.inflate.decompress(input, &mut self.out[made..], FlushDecompress::None)?;
-            made += usize::try_from(self.inflate.total_out() - before.1)?;
-            if status == Status::StreamEnd && made < self.out.len() {
-                // A layer whose blob ends here has fewer bytes than its spans.
-                self.enter(self.start + usize::try_from(self.inflate.total_in())? + TRAILER_BYTES)?;
-            } else if (self.inflate.total_in(), self.inflate.total_out()) == before {
-                anyhow::bail!("the layer's blob ends within span {}", self.span);
-            }
-        }
+        self.decoder.fill(self.bench.blob, &mut self.out).with_context(|| format!("span {}", self.span))?;
         let expected = table.span(SpanIndex(self.span)).digest;
         ensure!(*blake3::hash(&self.out).as_bytes() == expected, "span {} has another BLAKE3", self.span);
         (self.span, self.bytes) = (self.span + 1, self.bytes + self.out.len() as u64);
-        Ok(())
-    }
-
-    /// At the member whose header is at `member` of the blob.
-    fn enter(&mut self, member: usize) -> Result<()> {
-        (self.start, self.inflate) = (deflate_start(self.bench.blob, member)?, Decompress::new(false));
         Ok(())
     }
 }

@@ -19,7 +19,8 @@ use crate::{
     setup::{Made, Setup, index, sections_hash},
 };
 
-const FLOOR: &str = "zlib-rs inflates the same blobs in memory, one core, nothing hashed but the gzip trailer's CRC-32";
+/// Nothing is hashed but a gzip trailer's CRC-32.
+const FLOOR: &str = "the same blobs in memory, one core";
 /// What leaves the second hash out.
 const SKIP: &str = "--skip-diff-id-check";
 
@@ -251,19 +252,21 @@ impl Bench<'_> {
     fn figures(&self, source: SourceArg, by: By, runs: &Runs, work: &blake3::Hash) -> Vec<Figure> {
         let (image, source_id) = (self.image, if source == SourceArg::Registry { "registry" } else { "layout" });
         let id = format!("index.{}.{source_id}.{}", image.id(), by.id());
+        let codec = self.made.corpus.packing().codec();
+        let floor = format!("{} {FLOOR}", floor::decoder(codec));
         let megabytes = self.made.corpus.stream_bytes(image.tag()) / 1_000_000;
         let what = format!("index rate of {}, {megabytes} MB of stream, {}: {}", image.what(), source.what(), by.what());
-        let mut rate = Figure::new(&id, &what, Unit::MegabytesPerSecond, &runs.rates).floor(FLOOR, &runs.floor_rates).work(work);
-        if let Some(limit) = bar(image, source, by) {
+        let mut rate = Figure::new(&id, &what, Unit::MegabytesPerSecond, &runs.rates).floor(&floor, &runs.floor_rates).work(work);
+        if let (Some(limit), Codec::Gzip) = (bar(image, source, by), codec) {
             rate = rate.bar_of_ratio(limit);
         }
         if source == SourceArg::Registry {
             rate = rate.counter("cores taken by the registry meanwhile", Unit::Count, &runs.registry);
         }
         let what = "processor time of the same, without the registry";
-        let cpu = Figure::new(&format!("{id}.cpu"), what, Unit::Milliseconds, &runs.cpu).floor(FLOOR, &runs.floor_cpu).work(work);
+        let cpu = Figure::new(&format!("{id}.cpu"), what, Unit::Milliseconds, &runs.cpu).floor(&floor, &runs.floor_cpu).work(work);
         let mut figures = vec![rate, cpu];
-        if !runs.windows_shares.is_empty() {
+        if !runs.windows_shares.is_empty() && codec == Codec::Gzip {
             let what = "share of the sparse windows in the processor time of the same";
             let share = Figure::new(&format!("{id}.windows"), what, Unit::Count, &runs.windows_shares);
             figures.push(share.bar_of_value(WINDOWS_SHARE_MAX).work(work));
@@ -295,7 +298,7 @@ fn windows_share(summary: &Value) -> Option<f64> {
 
 fn inflate_layers(corpus: &Corpus, tag: &str) -> Result<()> {
     for layer in corpus.layers_of(tag) {
-        let made = floor::inflate(Codec::Gzip, &layer.blob)?;
+        let made = floor::inflate(corpus.packing().codec(), &layer.blob)?;
         ensure!(made == layer.stream_bytes, "expected {} bytes out of layer {}, found {made}", layer.stream_bytes, layer.digest);
     }
     Ok(())

@@ -119,6 +119,11 @@ struct Bench<'a> {
 
 impl Bench<'_> {
     fn part(&self, part: Part, findings: &mut Findings) -> Result<()> {
+        let in_order = matches!(part, Part::Sequential | Part::Https | Part::Warm | Part::Readers);
+        if !in_order && self.setup.large_layer_is_in_one_piece() {
+            findings.skip(&format!("read {part:?}"), "the largest file's layer can only be decoded from its start");
+            return Ok(());
+        }
         match part {
             Part::Random => random::measure(self, findings),
             Part::Sequential => sequential::measure(self, findings),

@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, collections::HashMap, io::Write as _};
 
 use anyhow::Result;
 use bytes::Bytes;
+use clip_format::storage_info::Platform;
 use flate2::{Compression, write::GzEncoder};
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
@@ -276,24 +277,14 @@ impl SampleImage {
 fn config(diff_ids: &[String]) -> Bytes {
     let config = json!({
         "created": "2024-01-01T00:00:00Z",
-        "architecture": architecture(),
+        // This machine's, so that indexing needs no --platform.
+        "architecture": Platform::of_this_machine().architecture,
         "os": "linux",
         "config": { "Env": ["PATH=/usr/bin"], "Cmd": ["python3", "/app/main.py"], "WorkingDir": "/app", "User": "demo" },
         "rootfs": { "type": "layers", "diff_ids": diff_ids },
         "history": [],
     });
     Bytes::from(config.to_string())
-}
-
-/// This machine's, in Go's words, so that indexing needs no --platform.
-fn architecture() -> &'static str {
-    match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        "x86" => "386",
-        "powerpc64" => "ppc64le",
-        other => other,
-    }
 }
 
 fn sha256(bytes: &[u8]) -> String {

@@ -4,23 +4,18 @@ use std::{
     collections::HashMap,
     convert::Infallible,
     net::SocketAddr,
-    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    task::{Context, Poll},
 };
 
 use anyhow::Result;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::{Method, Request, Response, StatusCode, body::Incoming, header, server::conn::http1, service::service_fn};
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::{TcpListener, TcpStream},
-    sync::oneshot,
-};
+use hyper_util::rt::TokioIo;
+use tokio::{net::TcpListener, sync::oneshot};
 
 /// One thing that can be fetched.
 #[derive(Clone, Debug)]
@@ -111,7 +106,7 @@ async fn accept(listener: std::net::TcpListener, shelf: Arc<Shelf>) {
                 let answer = shelf.answer(&request);
                 async move { Ok::<_, Infallible>(answer) }
             });
-            if let Err(error) = http1::Builder::new().serve_connection(Io(stream), service).await {
+            if let Err(error) = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await {
                 tracing::debug!("demo registry: {error}");
             }
         });
@@ -170,37 +165,6 @@ fn parse_range(range: &str, len: usize) -> Option<(usize, usize)> {
     let first: usize = first.parse().ok()?;
     let last = if last.is_empty() { len.checked_sub(1)? } else { last.parse::<usize>().ok()?.min(len.checked_sub(1)?) };
     (first <= last).then_some((first, last))
-}
-
-/// A tokio socket as hyper wants it.
-struct Io(TcpStream);
-
-/// Bytes read from a socket at once. Source: requests here are a few hundred bytes.
-const READ_BYTES: usize = 4096;
-
-impl hyper::rt::Read for Io {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, mut buf: hyper::rt::ReadBufCursor<'_>) -> Poll<std::io::Result<()>> {
-        let mut bytes = [0; READ_BYTES];
-        let room = buf.remaining().min(READ_BYTES);
-        let mut read = ReadBuf::new(&mut bytes[..room]);
-        std::task::ready!(Pin::new(&mut self.0).poll_read(cx, &mut read))?;
-        buf.put_slice(read.filled());
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl hyper::rt::Write for Io {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<std::io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
-    }
 }
 
 #[cfg(test)]

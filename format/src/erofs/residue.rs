@@ -5,6 +5,7 @@
 //! value as it passes, and expects the next from those before. docs/format.md has the rules.
 //!
 //! Source: the 9,414 inodes of a Debian base, 1,196,032 bytes: 118,717 bytes at level 19, 71,393 as residue; xz -9e of the image 96,372.
+//! Written is level 12 or 9 (`clip_file.rs` has why): 78,594 bytes of that residue.
 
 use std::ops::Range;
 

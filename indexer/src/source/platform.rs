@@ -2,21 +2,6 @@
 
 use clip_format::storage_info::Platform;
 
-/// `linux` on this machine's processor.
-pub(super) fn of_this_machine() -> Platform {
-    let (architecture, variant) = match std::env::consts::ARCH {
-        "x86_64" => ("amd64", None),
-        "x86" => ("386", None),
-        "aarch64" => ("arm64", None),
-        "arm" => ("arm", Some("v7")),
-        "powerpc64" if cfg!(target_endian = "little") => ("ppc64le", None),
-        "powerpc64" => ("ppc64", None),
-        "loongarch64" => ("loong64", None),
-        other => (other, None),
-    };
-    Platform { os: "linux".to_owned(), architecture: architecture.to_owned(), variant: variant.map(str::to_owned) }
-}
-
 /// One spelling for one platform. Source: containerd/platforms database.go, normalizeArch.
 pub(super) fn normalised(platform: Platform) -> Platform {
     let os = platform.os.to_lowercase();

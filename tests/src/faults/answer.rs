@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::{BufRead, BufReader, Read, Write},
+    io::{BufReader, Read, Write},
     net::TcpStream,
     os::unix::fs::FileExt,
     sync::atomic::Ordering,
@@ -13,6 +13,7 @@ use std::{
 use anyhow::{Context, Result};
 
 use super::{Backend, Fault, Gate, Request, Seen, State, lock};
+use crate::http::Head;
 use crate::images::Layout;
 
 /// What is about to be written.
@@ -173,20 +174,12 @@ impl Answer {
         let head = format!("{} {} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n{range}{accept}\r\n", seen.method, seen.path);
         stream.write_all(head.as_bytes())?;
         let mut from = BufReader::new(stream);
-        let mut line = String::new();
-        from.read_line(&mut line)?;
-        let status = line.split(' ').nth(1).context("a status line")?.parse()?;
-        let (mut headers, mut len) = (String::new(), 0);
-        loop {
-            let mut header = String::new();
-            from.read_line(&mut header)?;
-            let Some((name, value)) = header.trim_end().split_once(':') else { break };
-            match name.to_ascii_lowercase().as_str() {
-                "content-length" => len = value.trim().parse()?,
-                "connection" => {}
-                _ => headers.push_str(&header),
-            }
-        }
+        let head = Head::read(&mut from)?.context("an answer")?;
+        let (first, lines) = head.lines();
+        let status = first.split(' ').nth(1).context("a status line")?.parse()?;
+        let len = head.header("content-length").map_or(Ok(0), str::parse)?;
+        let is_ours = |line: &&String| !["content-length:", "connection:"].iter().any(|name| line.to_ascii_lowercase().starts_with(name));
+        let headers = lines.iter().filter(is_ours).map(|line| format!("{line}\r\n")).collect();
         Ok(Self { status, headers, body: Body::Stream { from, len } })
     }
 

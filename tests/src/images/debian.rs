@@ -21,8 +21,6 @@ pub const BASE: &str = "base";
 pub const CHANGED: &str = "changed";
 /// Tag of all three layers.
 pub const APP: &str = "app";
-/// Tag of another image over the same base layer.
-pub const SIBLING: &str = "sibling";
 /// Tag of the image that buildah made of [`CHANGED`], in the layout of [`built`].
 pub const BUILT: &str = "built";
 /// Contents of a file that layer 1 adds and layer 2 deletes.
@@ -85,14 +83,6 @@ umoci config --image layout:app --config.user app --config.workingdir /opt --con
     --config.entrypoint /usr/bin/python3 --config.cmd -c --config.cmd 'print(6*7)'
 "#;
 
-/// Another image that starts from the same base.
-const SIBLING_RECIPE: &str = r#"
-cd "$1"
-umoci unpack --image layout:base bundle
-printf 'sibling\n' > bundle/rootfs/opt/sibling
-umoci repack --image layout:sibling bundle && rm -rf bundle
-"#;
-
 /// buildah takes the changed image, runs a shell in it and commits: every layer is written and compressed anew by its own tar and gzip.
 const BUILT_RECIPE: &str = r#"
 cd "$1"
@@ -107,7 +97,7 @@ tool commit --quiet --rm "$container" oci:layout:built >/dev/null
 rm -rf storage run
 "#;
 
-/// A layout with [`BUILT`] beside the four images, made on the first call of this machine. `None`, after saying why, where buildah
+/// A layout with [`BUILT`] beside the three images, made on the first call of this machine. `None`, after saying why, where buildah
 /// cannot work: it needs namespaces and mounts that some containers bar.
 ///
 /// # Errors
@@ -129,7 +119,7 @@ pub fn built() -> Result<Option<Layout>> {
     Ok(Some(Layout::open(&finished)))
 }
 
-/// The layout with the four images, made on the first call of this machine.
+/// The layout with the three images, made on the first call of this machine.
 ///
 /// # Errors
 /// When a tool fails.
@@ -148,7 +138,7 @@ fn make() -> Result<Layout> {
     rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).context("lock the test images")?;
     if !finished.exists() {
         let work = tempfile::Builder::new().prefix("making-").tempdir_in(&home)?;
-        for recipe in [BASE_RECIPE, CHANGED_RECIPE, APP_RECIPE, SIBLING_RECIPE] {
+        for recipe in [BASE_RECIPE, CHANGED_RECIPE, APP_RECIPE] {
             shell(recipe, &[work.path().as_os_str(), OsStr::new(SECRET)])?;
         }
         std::fs::rename(work.path().join("layout"), &finished)?;

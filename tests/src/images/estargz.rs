@@ -9,8 +9,6 @@ use super::{
     tar_writer::{Headers, Member, TarWriter},
 };
 
-/// Bytes of the footer.
-pub const FOOTER_BYTES: usize = 51;
 /// The table of contents.
 pub const TOC: &str = "stargz.index.json";
 /// Stands behind the prioritised files.
@@ -133,6 +131,9 @@ mod tests {
     use std::io::Read;
 
     use super::*;
+
+    /// Source: stargz-snapshotter docs/estargz.md, "Footer".
+    const FOOTER_BYTES: usize = 51;
 
     /// Claim: the blob is a gzip file of the stream to others, and its footer has the length and the offset that the specification wants.
     #[test]

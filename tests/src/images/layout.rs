@@ -4,11 +4,16 @@ use std::{
     io::Write,
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    sync::Arc,
 };
 
 use anyhow::{Context, Result};
+use clip_format::storage_info::Platform;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
+use tempfile::TempDir;
+
+use super::tar_writer::{Headers, Member, TarWriter};
 
 /// Which compressor makes a layer's blob of its stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,9 +65,30 @@ pub struct LayerBlob {
 #[derive(Clone, Debug)]
 pub struct Layout {
     dir: PathBuf,
+    /// The temporary directory around it, where it has one.
+    scratch: Option<Arc<TempDir>>,
 }
 
 impl Layout {
+    /// A new layout without images in a temporary directory, which goes with its last clone.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn scratch() -> Result<Self> {
+        let scratch = tempfile::Builder::new().prefix("clip-layout-").tempdir()?;
+        let layout = Self::create(&scratch.path().join("layout"))?;
+        Ok(Self { scratch: Some(Arc::new(scratch)), ..layout })
+    }
+
+    /// A path in the temporary directory, beside the layout.
+    ///
+    /// # Panics
+    /// Of a layout that was not made by [`Layout::scratch`].
+    #[must_use]
+    pub fn beside(&self, name: &str) -> PathBuf {
+        self.scratch.as_ref().expect("a layout in a temporary directory").path().join(name)
+    }
+
     /// A new layout without images in `dir`, which is made.
     ///
     /// # Errors
@@ -70,7 +96,7 @@ impl Layout {
     pub fn create(dir: &Path) -> Result<Self> {
         std::fs::create_dir_all(dir.join("blobs/sha256"))?;
         std::fs::write(dir.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#)?;
-        let layout = Self { dir: dir.to_owned() };
+        let layout = Self { dir: dir.to_owned(), scratch: None };
         layout.write_index(&[])?;
         Ok(layout)
     }
@@ -78,7 +104,7 @@ impl Layout {
     /// A layout that another tool made.
     #[must_use]
     pub fn open(dir: &Path) -> Self {
-        Self { dir: dir.to_owned() }
+        Self { dir: dir.to_owned(), scratch: None }
     }
 
     /// Where it is.
@@ -128,12 +154,20 @@ impl Layout {
         Ok(LayerBlob { blob, diff_id: format!("sha256:{}", hex::encode(Sha256::digest(stream))), media_type, urls: Vec::new() })
     }
 
+    /// Stores a layer of `members` as most tools write one: tar with pax headers, in gzip at level 6.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn gzip(&self, members: &[Member]) -> Result<LayerBlob> {
+        self.layer(&TarWriter::stream(members, Headers::Pax), &Compression::ZlibRs(6))
+    }
+
     /// Makes an image of `layers` (the base first) and tags it. Returns its manifest.
     ///
     /// # Errors
     /// The system's.
     pub fn image(&self, tag: &str, layers: &[LayerBlob], runtime: Value) -> Result<Blob> {
-        self.image_for(architecture(), tag, layers, runtime)
+        self.image_for(&architecture(), tag, layers, runtime)
     }
 
     /// As [`Layout::image`], for another GOARCH.
@@ -209,12 +243,8 @@ impl Layout {
 
 /// GOARCH of this machine.
 #[must_use]
-pub fn architecture() -> &'static str {
-    match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        other => other,
-    }
+pub fn architecture() -> String {
+    Platform::of_this_machine().architecture
 }
 
 /// The blob of `stream`.

@@ -2,7 +2,6 @@
 
 use anyhow::Result;
 use serde_json::json;
-use tempfile::TempDir;
 
 use super::{
     Compression, Headers, Layout, Member, TarWriter,
@@ -18,13 +17,12 @@ pub const PROSE: &str = "lib/prose";
 /// A short file of the second layer.
 pub const SHORT: &str = "etc/motd";
 
-/// The layout, its directory, and what every file holds.
+/// The layout, and what every file holds.
 pub struct Sample {
     /// With one image, [`TAG`].
     pub layout: Layout,
     /// Path and contents.
     pub files: Vec<(&'static str, Vec<u8>)>,
-    _dir: TempDir,
 }
 
 impl Sample {
@@ -41,8 +39,7 @@ impl Sample {
     /// # Errors
     /// The system's, or the compressor's.
     pub fn compressed(compression: &Compression) -> Result<Self> {
-        let dir = tempfile::Builder::new().prefix("clip-sample-").tempdir()?;
-        let layout = Layout::create(dir.path())?;
+        let layout = Layout::scratch()?;
         let lower = vec![("bin/tool", prose(11, 70_000)), (NOISE, noise(12, 3 << 20)), (PROSE, prose(13, 6 << 20))];
         let upper = vec![(SHORT, b"welcome to the sample\n".to_vec()), ("etc/table", prose(14, 300_000)), ("etc/empty", Vec::new())];
         let mut layers = Vec::new();
@@ -50,7 +47,7 @@ impl Sample {
             layers.push(layout.layer(&stream(files), compression)?);
         }
         layout.image(TAG, &layers, json!({"Env": ["PATH=/bin"], "Cmd": ["/bin/tool"], "WorkingDir": "/etc"}))?;
-        Ok(Self { layout, files: lower.into_iter().chain(upper).collect(), _dir: dir })
+        Ok(Self { layout, files: lower.into_iter().chain(upper).collect() })
     }
 
     /// What `path` holds.

@@ -12,7 +12,7 @@ use clip_tests::{
     clip::{Clip, Mount, text},
     faults::{Fault, Gate, Seen, Server},
     holes::Hole,
-    process::wait_until,
+    process::{wait_until, with_hosts},
     tls::{Scheme, TlsFront},
 };
 
@@ -99,11 +99,8 @@ impl<'a> Bench<'a> {
     pub fn index_when_named(&self, clip: &Clip, output: &Path, time: Duration) -> Command {
         let hosts = clip.path("hosts");
         std::fs::write(&hosts, "127.0.0.1 localhost\n").unwrap();
-        let index = self.index_command(clip, &self.faulty_reference(), output);
-        let mut command = Command::new("unshare");
-        command.args(["-m", "bash", "-euc", "mount --bind \"$1\" /etc/hosts; shift; exec \"$@\"", "test"]).arg(&hosts);
-        command.arg(index.get_program()).args(index.get_args());
-        command.arg("--plain-http").envs(index.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        let mut index = self.index_command(clip, &self.faulty_reference(), output);
+        let command = with_hosts(index.arg("--plain-http"), &hosts);
         thread::spawn(move || {
             thread::sleep(time);
             let _ = std::fs::write(&hosts, "127.0.0.1 localhost clip-fault.invalid\n");

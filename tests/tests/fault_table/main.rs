@@ -21,12 +21,11 @@ use std::{
 use clip_tests::{
     clip::Clip,
     faults::{Fault, Server},
-    images::{Compression, Headers, Layout, Member, TarWriter, nasty::noise},
+    images::{Layout, Member, nasty::noise},
     machine::{Need, lacks},
     registry::Registry,
 };
 use serde_json::json;
-use tempfile::TempDir;
 
 use cell::{Behind, Cell, Operation, Outcome};
 use rows::{BY_DEFAULT, ROWS, Row};
@@ -46,19 +45,17 @@ pub struct Image {
     pub layer: String,
     /// Name and contents.
     pub files: Vec<(String, Vec<u8>)>,
-    _dir: TempDir,
 }
 
 impl Image {
     fn new(file_bytes: usize) -> Self {
-        let dir = TempDir::new().unwrap();
-        let layout = Layout::create(dir.path()).unwrap();
+        let layout = Layout::scratch().unwrap();
         let files: Vec<_> = (0..FILES).map(|number| (format!("f{number}"), noise(number as u64 + 90, file_bytes))).collect();
         let members: Vec<_> = files.iter().map(|(name, data)| Member::file(name, data.clone())).collect();
-        let layer = layout.layer(&TarWriter::stream(&members, Headers::Pax), &Compression::ZlibRs(6)).unwrap();
+        let layer = layout.gzip(&members).unwrap();
         let digest = layer.blob.digest.clone();
         layout.image("t", &[layer], json!({})).unwrap();
-        Self { layout, layer: digest, files, _dir: dir }
+        Self { layout, layer: digest, files }
     }
 }
 

@@ -32,62 +32,58 @@ const ONE_OF: usize = 5;
 const CAT: &str = "/bin/cat";
 
 /// What is started.
-pub(super) struct Subject {
+pub(super) struct Subject<'a> {
     /// In words.
     pub(super) name: String,
-    pub(super) clip: PathBuf,
-    pub(super) info: StorageInfo,
-    pub(super) origin: Origin,
-    /// Of this process; none for a foreign one.
-    pub(super) registry: Option<Registry>,
+    setup: &'a Setup,
+    /// Where it is not the setup's image.
+    own: Option<Own>,
     pub(super) command: Vec<String>,
     /// The unpacked tree.
     pub(super) tree: PathBuf,
     _scratch: TempDir,
 }
 
-impl Subject {
-    /// The image and the command that `args` ask for; without an image one that is made here, with a command that reads a part of it.
+/// An image that is made here, served and indexed.
+struct Own {
+    clip: PathBuf,
+    info: StorageInfo,
+    origin: Origin,
+    registry: Registry,
+}
+
+impl Own {
+    fn new(setup: &Setup, image: &LayoutImage, dir: &Path) -> Result<Self> {
+        let (registry, clip) = (Registry::of_image(image)?, dir.join("image.clip"));
+        let bytes = setup::index(&registry.image_reference())?.clip;
+        write_clip(&clip, &bytes)?;
+        let info = ClipFile::parse(&bytes)?.storage_info()?;
+        let origin = Origin::new(&info, Some(&registry), &setup.shape)?;
+        Ok(Self { clip, info, origin, registry })
+    }
+}
+
+impl<'a> Subject<'a> {
+    /// The setup's image and the command that `args` ask for; of a made image one more that can run `cat`, with a command that reads a part of it.
     ///
     /// # Errors
     /// Every kind.
-    pub(super) fn new(setup: &Setup, args: &ColdstartArgs) -> Result<Self> {
+    pub(super) fn new(setup: &'a Setup, args: &ColdstartArgs) -> Result<Self> {
         let scratch = setup.fresh_dir()?;
         let mut command = args.command.clone();
-        let (name, image, foreign) = match (&args.oci, &args.image, &setup.made) {
-            (Some(oci), ..) => {
-                let (dir, tag) = split_tag(oci);
-                (format!("oci:{}", oci.trim_start_matches("oci:")), Some(LayoutImage::read(Path::new(dir), tag)?), None)
-            }
-            (None, Some(reference), _) => {
-                let clip = scratch.path().join("image.clip");
-                write_clip(&clip, &setup::index(reference)?.clip)?;
-                (reference.clone(), None, Some(clip))
-            }
-            (None, None, None) => (setup.clip.path.display().to_string(), None, Some(setup.clip.path.clone())),
-            (None, None, Some(made)) => {
+        let (name, own) = match &setup.made {
+            None => (setup.name.clone(), None),
+            Some(made) => {
                 if command.is_empty() {
                     command = reading(setup);
                 }
                 let image = made_image(made).context("make an image that can run cat")?;
-                (format!("seed {} with cat", made.corpus.seed()), Some(image), None)
+                (format!("{} with cat", setup.name), Some(Own::new(setup, &image, scratch.path())?))
             }
         };
         ensure!(!command.is_empty(), "no command: say what to run, as in clip-bench coldstart ... -- python3 -c 'import numpy'");
-        let registry = image.map(|image| Registry::of_image(&image)).transpose()?;
-        let clip = match (foreign, &registry) {
-            (None, Some(registry)) => {
-                let clip = scratch.path().join("image.clip");
-                write_clip(&clip, &setup::index(&registry.image_reference())?.clip)?;
-                clip
-            }
-            (foreign, _) => foreign.context("neither an image nor a .clip")?,
-        };
-        let bytes = fs::read(&clip).with_context(|| format!("read {}", clip.display()))?;
-        let info = ClipFile::parse(&bytes)?.storage_info()?;
-        let origin = Origin::new(&info, registry.as_ref(), &setup.shape)?;
         let tree = scratch.path().join("tree");
-        let mut subject = Self { name, clip, info, origin, registry, command, tree, _scratch: scratch };
+        let mut subject = Self { name, setup, own, command, tree, _scratch: scratch };
         match &args.unpacked {
             Some(tree) => subject.tree.clone_from(tree),
             None => subject.unpack().context("unpack the image")?,
@@ -95,28 +91,36 @@ impl Subject {
         Ok(subject)
     }
 
+    pub(super) fn clip(&self) -> &Path {
+        self.own.as_ref().map_or(&self.setup.clip.path, |own| &own.clip)
+    }
+
+    pub(super) fn info(&self) -> &StorageInfo {
+        self.own.as_ref().map_or(&self.setup.clip.info, |own| &own.info)
+    }
+
+    pub(super) fn origin(&self) -> &Origin {
+        self.own.as_ref().map_or(&self.setup.origin, |own| &own.origin)
+    }
+
+    /// Of this process; none where a foreign one serves.
+    pub(super) fn registry(&self) -> Option<&Registry> {
+        self.own.as_ref().map(|own| &own.registry).or(self.setup.registry.as_ref())
+    }
+
     fn unpack(&self) -> Result<()> {
         fs::create_dir(&self.tree)?;
-        self.layers().try_for_each(|layer| unpack_layer(&self.origin.blob(layer)?, &self.tree))
+        self.layers().try_for_each(|layer| unpack_layer(&self.origin().blob(layer)?, &self.tree))
     }
 
     fn layers(&self) -> impl Iterator<Item = LayerIndex> {
-        (0..self.info.layers.len()).filter_map(|layer| u16::try_from(layer).ok().map(LayerIndex))
+        (0..self.info().layers.len()).filter_map(|layer| u16::try_from(layer).ok().map(LayerIndex))
     }
 
     /// The blob of the longest gzip layer.
     pub(super) fn longest_gzip(&self) -> Result<Option<Bytes>> {
-        let blobs = self.layers().map(|layer| self.origin.blob(layer)).collect::<Result<Vec<_>>>()?;
+        let blobs = self.layers().map(|layer| self.origin().blob(layer)).collect::<Result<Vec<_>>>()?;
         Ok(blobs.into_iter().filter(|blob| blob.starts_with(&[0x1f, 0x8b])).max_by_key(Bytes::len))
-    }
-}
-
-/// `DIR:TAG` or `DIR`, with `oci:` before it or not.
-fn split_tag(oci: &str) -> (&str, Option<&str>) {
-    let path = oci.strip_prefix("oci:").unwrap_or(oci);
-    match path.rsplit_once(':') {
-        Some((dir, tag)) if !tag.contains('/') => (dir, Some(tag)),
-        _ => (path, None),
     }
 }
 
@@ -131,7 +135,7 @@ fn reading(setup: &Setup) -> Vec<String> {
 
 /// The run's own image, with `cat` and what it is linked to as one more layer.
 fn made_image(made: &Made) -> Result<LayoutImage> {
-    let mut layer = LayerWriter::new();
+    let mut layer = LayerWriter::new(made.corpus.packing())?;
     for file in tools()? {
         let content = fs::read(&file).with_context(|| format!("read {}", file.display()))?;
         layer.program(file.to_str().context("a library whose name is not UTF-8")?.trim_start_matches('/'), &content)?;
@@ -151,17 +155,4 @@ pub(super) fn tools() -> Result<BTreeSet<PathBuf>> {
     let text = String::from_utf8_lossy(&output.stdout);
     let paths = text.lines().filter_map(|line| line.split_whitespace().find(|word| word.starts_with('/'))).map(PathBuf::from);
     Ok(paths.chain(std::iter::once(PathBuf::from(CAT))).collect())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Claim: a tag is what stands behind the last colon, unless that is part of a path.
-    #[test]
-    fn a_tag_is_no_part_of_a_path() {
-        assert_eq!(split_tag("oci:/a/b:c"), ("/a/b", Some("c")));
-        assert_eq!(split_tag("/a/b"), ("/a/b", None));
-        assert_eq!(split_tag("/a:b/c"), ("/a:b/c", None));
-    }
 }

@@ -38,7 +38,7 @@ pub(super) fn measure(setup: &Setup, program: &Path, findings: &mut Findings) ->
     let files = if setup.scale == Scale::Tiny { FILES_TINY } else { FILES };
     let dir = setup.fresh_dir()?;
     let clip = dir.path().join("files.clip");
-    let registry = Registry::of_image(&image_of_files(files, 64)?)?;
+    let registry = Registry::of_image(&image_of_files(files, 64, setup.packing())?)?;
     write_clip(&clip, &setup::index(&registry.image_reference())?.clip)?;
     let pretended = format!(", as on 128 cores ({}={}, {})", ARENAS.0, ARENAS.1, THREADS.join(" "));
     for (id, as_on, arguments, environment) in [("", "", &[][..], &[][..]), (".cores128", pretended.as_str(), &THREADS[..], &[ARENAS][..])]

@@ -80,7 +80,7 @@ pub(super) fn measure(setup: &Setup, findings: &mut Findings) -> Result<()> {
 
 impl Expanded {
     fn new(setup: &Setup, dir: &Path, files: usize) -> Result<Self> {
-        let registry = Registry::of_image(&image_of_files(files, 0)?)?;
+        let registry = Registry::of_image(&image_of_files(files, 0, setup.packing())?)?;
         let (clip, bytes) = (dir.join(format!("{files}.clip")), setup::index(&registry.image_reference())?.clip);
         write_clip(&clip, &bytes)?;
         Ok(Self { clip, bytes, cache: setup.fresh_dir()?, mountpoint: setup.fresh_dir()?, work: SameWork::default() })

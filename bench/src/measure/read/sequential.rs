@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use clip_format::storage_info::Codec;
 
 use super::{
     Bench, Way,
@@ -21,7 +22,6 @@ use crate::{
     tree::Piece,
 };
 
-const INFLATE: &str = "zlib-rs inflates the file's layer in memory, one core";
 const CACHED: &str = "pread of the same bytes of the cache file";
 const PLAIN: &str = "read of an ordinary file with the same bytes in the page cache";
 /// The project's own bar, of the ratio to inflate.
@@ -70,9 +70,8 @@ struct Inflates {
 
 impl Inflates {
     fn add(&mut self, setup: &Setup) -> Result<()> {
-        let layer = &setup.clip.info.layers[usize::from(setup.clip.large.layer.get())];
         let blob = setup.origin.blob(setup.clip.large.layer)?;
-        let (cost, made) = costed(|| floor::inflate(layer.codec, &blob))?;
+        let (cost, made) = costed(|| floor::inflate(setup.large_codec(), &blob))?;
         self.rates.push(megabytes_per_second(made, cost.wall));
         // The layer holds more than the file.
         self.cpu.push(milliseconds(cost.cpu) * setup.clip.large.len as f64 / made.max(1) as f64);
@@ -184,13 +183,15 @@ impl States {
 }
 
 fn cold_figures(bench: &Bench<'_>, id: &str, what: &str, runs: &Runs, inflates: &Inflates, work: &blake3::Hash, findings: &mut Findings) {
-    let rate = Figure::new(id, what, Unit::MegabytesPerSecond, &runs.rates).floor(INFLATE, &inflates.rates);
+    let codec = bench.setup.large_codec();
+    let floor = format!("{} the file's layer in memory, one core", floor::decoder(codec));
+    let rate = Figure::new(id, what, Unit::MegabytesPerSecond, &runs.rates).floor(&floor, &inflates.rates);
     let mut rate = runs.costs.beside(rate, bench);
     if bench.setup.made.is_some() {
         rate = rate.counter("cores taken by the registry meanwhile", Unit::Count, &runs.registry);
     }
-    // The bar is for plain HTTP through FUSE, from a registry that nothing slows.
-    if id == "read.sequential.fuse.cold" && !bench.setup.origin.is_shaped() {
+    // The bar is for plain HTTP through FUSE, of gzip, from a registry that nothing slows.
+    if id == "read.sequential.fuse.cold" && codec == Codec::Gzip && !bench.setup.origin.is_shaped() {
         rate = rate.bar_of_ratio(COLD_BAR);
     }
     findings.figures.push(rate.temperature(Temperature::Cold).work(work));
@@ -200,7 +201,7 @@ fn cold_figures(bench: &Bench<'_>, id: &str, what: &str, runs: &Runs, inflates: 
         Unit::Milliseconds,
         &runs.cpu,
     );
-    findings.figures.push(cpu.floor("inflate of the file's bytes", &inflates.cpu).temperature(Temperature::Cold).work(work));
+    findings.figures.push(cpu.floor("the same decoder over the file's bytes", &inflates.cpu).temperature(Temperature::Cold).work(work));
 }
 
 fn large_piece(setup: &Setup) -> Piece {
