@@ -88,6 +88,13 @@ fn decoded(blob: &[u8], chunk: usize, span_bytes: u64, windows: Windows, kept: &
     })
 }
 
+/// Of any three spans in a row one is long: what `SPANS_IN_A_ROW_BYTES_MIN` follows from.
+fn check_lengths(drafts: &[SpanDraft], len: u64) {
+    let ends = drafts.iter().skip(1).map(|draft| draft.stream).chain([len]);
+    let lens: Vec<u64> = drafts.iter().zip(ends).map(|(draft, end)| end - draft.stream).collect();
+    assert!(lens.windows(3).all(|row| row.iter().any(|&len| len >= SPAN)), "{lens:?}");
+}
+
 fn cut(blob: &[u8], chunk: usize, windows: Windows) -> (Vec<SpanDraft>, u64, Kept) {
     let mut kept = Kept::default();
     let (mut drafts, len) = decoded(blob, chunk, SPAN, windows, &mut kept).unwrap();
@@ -96,6 +103,7 @@ fn cut(blob: &[u8], chunk: usize, windows: Windows) -> (Vec<SpanDraft>, u64, Kep
     if drafts.last().is_some_and(|draft| draft.stream == len) {
         drafts.pop();
     }
+    check_lengths(&drafts, len);
     (drafts, len, kept)
 }
 

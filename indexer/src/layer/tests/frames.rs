@@ -46,6 +46,7 @@ fn checked_drafts(blob: &[u8], plain: &[u8], chunks: &[usize]) -> Vec<SpanDraft>
     let cuts: Vec<u64> = drafts.iter().skip(1).map(|draft| draft.stream).collect();
     assert_eq!(kept.cuts, cuts, "the hash job's spans are the table's");
     drafts.pop_if(|last| last.stream == len);
+    check_lengths(&drafts, len);
     for (place, draft) in drafts.iter().enumerate() {
         let next = drafts.get(place + 1);
         let end = next.map_or(len, |next| next.stream);
@@ -225,6 +226,19 @@ fn one_long_frame_is_warned_of() {
     let file = tempfile::NamedTempFile::new().unwrap();
     let output = indexed(&layer(&file, &frame(&stream, &[]), &stream, "a/tar+zstd", Codec::Zstd), DiffIds::Trusted).unwrap();
     assert!(output.warnings.len() == 1 && output.warnings[0].contains("one zstd frame"), "{:?}", output.warnings);
+}
+
+/// Claim: frames that make the shortest spans there can be make no more than three for each two span sizes of stream.
+#[test]
+fn the_shortest_spans_have_long_ones_between() {
+    let (span, plain) = (SPAN as usize, sample(3 << 20));
+    let (mut blob, mut at) = (Vec::new(), 0);
+    for len in std::iter::repeat_n([1, 2 * span + 1], 20).flatten() {
+        blob.extend(frame(&plain[at..at + len], &[]));
+        at += len;
+    }
+    let drafts = checked_drafts(&blob, &plain[..at], &[1000]);
+    assert_eq!(kinds(&drafts), "eec".repeat(20), "an entry of a byte, a long one, and a chained one of a byte");
 }
 
 proptest! {
