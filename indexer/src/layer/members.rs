@@ -8,7 +8,7 @@ use super::LayerInput;
 use crate::{
     error::IndexError,
     progress::{LayerEvent, Progress},
-    tar_entry::{Entry, EntryKind, TarError, TarParser},
+    tar_entry::{Entry, EntryKind, TarError, TarParser, tally::Tally},
 };
 
 /// Time between two reports of progress. Source: progress bars are drawn 10 times a second.
@@ -47,11 +47,7 @@ impl<'a> Members<'a> {
     /// The members, once the stream has ended where an archive may end.
     pub(super) fn finish(self, warnings: &mut Vec<String>) -> Result<(Vec<Entry>, u64), IndexError> {
         self.parser.finish().map_err(|error| self.to_error(MemberError::Tar(error)))?;
-        let telling: Vec<&str> = self.parser.ignored_globals().keys().map(String::as_str).filter(|key| *key != "comment").collect();
-        if !telling.is_empty() {
-            let keys = telling.join(", ");
-            warnings.push(format!("layer {}: global PAX records are ignored, as containerd and docker do: {keys}", self.input.digest));
-        }
+        warnings.extend(globals_warning(self.parser.ignored_globals()).map(|warning| format!("layer {}: {warning}", self.input.digest)));
         let members = self.parser.members();
         Ok((self.entries, members))
     }
@@ -102,6 +98,16 @@ impl<'a> Members<'a> {
     }
 }
 
+/// One line about global PAX records, where there are any that say more than a comment.
+fn globals_warning(ignored: &Tally) -> Option<String> {
+    let mut telling: Vec<String> = ignored.iter().map(|(key, _)| key).filter(|key| key != "comment").collect();
+    if ignored.others() > 0 {
+        telling.push(format!("and {} more", ignored.others()));
+    }
+    let keys = telling.join(", ");
+    (!telling.is_empty()).then(|| format!("global PAX records are ignored, as containerd and docker do: {keys}"))
+}
+
 /// About what an entry takes in memory.
 fn metadata_bytes(entry: &Entry) -> u64 {
     let kind = match &entry.kind {
@@ -111,4 +117,27 @@ fn metadata_bytes(entry: &Entry) -> u64 {
     };
     let xattrs: usize = entry.xattrs.iter().map(|(name, value)| 48 + name.len() + value.len()).sum();
     (size_of::<Entry>() + entry.path.len() + kind + xattrs) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Claim: however many keys of whatever length and bytes a hostile archive has, what is kept of them is bounded, and one line says it.
+    #[test]
+    fn a_million_global_keys_are_one_short_line() {
+        let mut tally = Tally::default();
+        assert_eq!(globals_warning(&tally), None);
+        tally.add(b"comment");
+        assert_eq!(globals_warning(&tally), None);
+        tally.add(b"mtime");
+        let warning = globals_warning(&tally).unwrap_or_default();
+        assert!(warning.ends_with("as containerd and docker do: mtime"), "{warning}");
+        for number in 0..1_000_000_u32 {
+            tally.add(format!("{number}\n\x1b[2J{}", "x".repeat(if number < 100 { 1 << 20 } else { 0 })).as_bytes());
+        }
+        let warning = globals_warning(&tally).unwrap_or_default();
+        assert!(warning.len() < 4096 && warning.contains("0\\n") && !warning.contains(['\n', '\x1b']), "{warning}");
+        assert!(warning.ends_with(", and 999970 more"), "{warning}");
+    }
 }

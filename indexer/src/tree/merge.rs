@@ -188,7 +188,7 @@ impl Tree {
                 kept.push((name, value));
             } else {
                 let namespace = name.split(|byte| *byte == b'.').next().unwrap_or_default();
-                *self.dropped_xattrs.entry(String::from_utf8_lossy(namespace).into_owned()).or_default() += 1;
+                self.dropped_xattrs.add(namespace);
             }
         }
         let xattrs = (!kept.is_empty()).then(|| Box::new(kept));
