@@ -8,7 +8,7 @@ mod output;
 mod path;
 mod whiteout;
 
-use std::collections::BTreeMap;
+use std::{cell::Cell, collections::BTreeMap};
 
 use crate::tar_entry::{DataExtent, tally::Tally};
 use clip_format::units::LayerIndex;
@@ -72,13 +72,15 @@ pub(crate) struct Tree {
     last_parent: Option<(Vec<u8>, NodeId)>,
     dropped_xattrs: Tally,
     ignored_markers: u64,
+    /// Parts of the symbolic links that paths have led through so far.
+    link_parts: Cell<u64>,
 }
 
 impl Tree {
     /// A root without children: 0755, root, mtime 0.
     pub(crate) fn new() -> Self {
         let root = Node { attributes: Attributes::implied(), kind: NodeKind::Directory(BTreeMap::new()) };
-        Self { nodes: vec![root], last_parent: None, dropped_xattrs: Tally::default(), ignored_markers: 0 }
+        Self { nodes: vec![root], last_parent: None, dropped_xattrs: Tally::default(), ignored_markers: 0, link_parts: Cell::new(0) }
     }
 
     /// What was left out, a line each.

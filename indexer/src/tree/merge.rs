@@ -203,9 +203,14 @@ fn erofs_has(name: &[u8]) -> bool {
     with_name || name == b"system.posix_acl_access" || name == b"system.posix_acl_default"
 }
 
-fn path_error(entry: &Entry, error: PathError) -> MergeError {
+pub(super) fn path_error(entry: &Entry, error: PathError) -> MergeError {
     match error {
-        PathError::Loop => MergeError::new(entry, "a path of at most 255 symbolic links", "a longer chain or a loop"),
+        PathError::Loop => {
+            MergeError::new(entry, "a path of at most 255 symbolic links, with at most 4096 names in them", "a longer chain or a loop")
+        }
+        PathError::TooMuch => {
+            MergeError::new(entry, "paths that lead through few symbolic links in all", "more links than any image has a use for")
+        }
         PathError::NotADirectory(path) => {
             MergeError::new(entry, format!("a directory at {:?}", String::from_utf8_lossy(&path)), "something that is no directory")
         }
