@@ -352,9 +352,10 @@ fn layer_of(file: &tempfile::NamedTempFile, contents: &[u8], diff_id: Digest) ->
 
 fn indexed(input: &LayerInput, diff_ids: DiffIds) -> Result<LayerOutput, IndexError> {
     let client = Client::new(clip_engine::registry::ClientConfig::default()).unwrap();
-    let (cancel, decoders) = (&Cancel::new(), &DecoderMemory::default());
+    let (cancel, decoders, metadata) = (&Cancel::new(), &DecoderMemory::default(), &Metadata::default());
     let progress = &crate::progress::NoProgress;
-    let settings = LayerSettings { span_bytes: SPAN, windows: Windows::Sparse, diff_ids, client: &client, decoders, cancel, progress };
+    let (client, windows) = (&client, Windows::Sparse);
+    let settings = LayerSettings { span_bytes: SPAN, windows, diff_ids, client, decoders, metadata, cancel, progress };
     index_layer(input, &settings).map(|output| output.expect("nothing stops it"))
 }
 
