@@ -235,8 +235,8 @@ fn flushed_streams_resume() {
     assert!(kept.windows.is_empty(), "no windows were asked for");
 }
 
-/// Claim: a quarter of a million blocks without output after a candidate for a checkpoint are not kept for its probe, change no byte, and the spans do
-/// not depend on how they come in.
+/// Claim: a quarter of a million blocks without output after a candidate for a checkpoint are not kept for its probe, change no byte, and
+/// the spans do not depend on how they come in.
 #[test]
 fn blocks_without_output_are_not_kept() {
     const EMPTY: [u8; 5] = [0, 0, 0, 0xff, 0xff];
