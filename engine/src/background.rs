@@ -32,6 +32,10 @@ const FAILURES_MAX: u32 = 4;
 /// How long a task that waits for its rate does so without a look at whether it is still wanted. Source: judgement, not measured: a
 /// task that was cancelled ends before anybody notices, and ten looks a second cost nothing.
 const SLEEP_MAX: Duration = Duration::from_millis(100);
+/// Spans that one request claims: of a chain nothing else bounds them. Source: 32 GiB of stream at the default span size.
+const CLAIMS_MAX: usize = 16_384;
+/// A task claims no more while so many spans of the layer are in flight, of which each takes 100 bytes or so. Source: two requests' worth.
+const IN_FLIGHT_MAX: usize = 2 * CLAIMS_MAX;
 
 /// Neighbouring spans of one layer, to be brought if they are absent when their turn comes.
 #[derive(Clone)]
@@ -219,13 +223,15 @@ impl Task {
         }
     }
 
-    /// Waits until the rate allows one more request.
+    /// Waits until the rate, and what is in flight, allow one more request.
     async fn wait_for_rate(&self, core: &Core, layer: &ImageLayer) -> bool {
         loop {
             if !self.goes_on(core, layer) {
                 return false;
             }
+            let is_full = layer.store.in_flight() >= IN_FLIGHT_MAX;
             match self.pacer.wait(Instant::now()) {
+                _ if is_full => tokio::time::sleep(SLEEP_MAX).await,
                 Duration::ZERO => return true,
                 wait => tokio::time::sleep(wait.min(SLEEP_MAX)).await,
             }
@@ -288,8 +294,8 @@ fn send_request(layer: &Arc<ImageLayer>, spans: &mut Range<u32>, task: &mut Task
     }
 }
 
-/// Claims the absent spans from the next on that one request can bring, up to `request_bytes_max` compressed bytes; small gaps of others
-/// are bridged.
+/// Claims the absent spans from the next on that one request can bring, up to `request_bytes_max` compressed bytes and [`CLAIMS_MAX`];
+/// small gaps of others are bridged.
 fn claim_request(layer: &ImageLayer, spans: &mut Range<u32>, limits: Limits) -> Vec<SpanIndex> {
     let compressed = |span| layer.table.compressed_range(layer.table.entry_of(span));
     let mut claimed: Vec<SpanIndex> = Vec::new();
@@ -297,6 +303,7 @@ fn claim_request(layer: &ImageLayer, spans: &mut Range<u32>, limits: Limits) -> 
         let range = compressed(span);
         if let (Some(&first), Some(&last)) = (claimed.first(), claimed.last()) {
             let is_full = range.end.saturating_sub(compressed(first).start) > limits.request_bytes_max && range != compressed(last);
+            let is_full = is_full || claimed.len() >= CLAIMS_MAX;
             if is_full || range.start.saturating_sub(compressed(last).end) > limits.bridge_bytes_max {
                 break;
             }

@@ -56,6 +56,12 @@ struct State {
 }
 
 impl State {
+    /// The work that has claimed `span` and not brought it. Works ascend, and none comes to what the next one begins with.
+    fn place_of(&self, span: SpanIndex) -> Option<usize> {
+        let place = self.works.partition_point(|work| work.group.from <= span).checked_sub(1)?;
+        self.works[place].claims.holds(span).then_some(place)
+    }
+
     /// Not to be dropped under the lock: the last holder of claims may call back.
     fn started(&self) -> Vec<Arc<Claims>> {
         self.started.iter().filter_map(Weak::upgrade).collect()
@@ -101,7 +107,7 @@ impl Course {
     /// to later is given back, to be fetched at once.
     pub(crate) fn hurry(&self, span: SpanIndex, bytes_max: u64) -> Option<Work> {
         let mut state = self.lock();
-        let Some(place) = state.works.iter().position(|work| work.claims.holds(span)) else {
+        let Some(place) = state.place_of(span) else {
             let started = state.started();
             drop(state);
             if let Some(claims) = started.iter().find(|claims| claims.holds(span)) {

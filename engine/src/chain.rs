@@ -197,7 +197,14 @@ mod tests {
     };
 
     use super::*;
-    use crate::{buffers::Buffers, layer::LayerStore, plan::Wanted, priority::Priority, tend::Tended};
+    use crate::{
+        buffers::Buffers,
+        layer::LayerStore,
+        plan::Wanted,
+        priority::Priority,
+        span::{SpanState, VerifiedSpan},
+        tend::Tended,
+    };
 
     /// A zstd layer of `mib` spans of 1 MiB, of which `entries` are entries.
     fn table(mib: u64, entries: &[u64]) -> SpanTable {
@@ -214,12 +221,12 @@ mod tests {
         Checkpoints::open(Arc::new(bytes), &[info], 0).unwrap().layers()[0].clone()
     }
 
-    /// A layer that is one chain of ten spans.
-    fn layer(dir: &std::path::Path) -> Arc<ImageLayer> {
-        let table = table(10, &[0]);
+    /// A layer that is one chain of so many spans.
+    fn layer(dir: &std::path::Path, spans: u64) -> Arc<ImageLayer> {
+        let table = table(spans, &[0]);
         let tended = Tended::start(Buffers::new(0));
         let store = LayerStore::open(dir.join("layer"), Digest::Sha256([1; 32]), &table, 1, Arc::default(), &tended).unwrap();
-        let source = BlobSource::File { path: dir.join("blob"), offset: 0, size: 10 };
+        let source = BlobSource::File { path: dir.join("blob"), offset: 0, size: spans };
         Arc::new(ImageLayer::new(Arc::new(store), table, source, Arc::new(Vec::new())))
     }
 
@@ -228,7 +235,7 @@ mod tests {
     #[test]
     fn a_job_takes_what_it_passes() {
         let dir = tempfile::tempdir().unwrap();
-        let layer = layer(dir.path());
+        let layer = layer(dir.path(), 10);
         let work = |wanted: &[u32]| {
             let wanted = wanted.iter().copied().map(SpanIndex).collect();
             layer.work(Wanted { entry: SpanIndex(0), wanted }, Priority::Demand).map(|work| work.claims)
@@ -236,7 +243,7 @@ mod tests {
         // Claimed by readers that have not come to a job.
         assert!([2, 3, 5, 7].into_iter().all(|span| layer.store.claim(SpanIndex(span))));
         let job = work(&[5]).unwrap();
-        assert_eq!(job.open(), [5, 0, 1, 4].map(SpanIndex));
+        assert_eq!(job.open(), [0, 1, 4, 5].map(SpanIndex));
         assert!((0..=2).all(|span| job.passed(SpanIndex(span))) && job.holds(SpanIndex(2)));
         assert!(work(&[2]).is_none() && job.next_span() == Some(SpanIndex(3)));
         assert!(job.passed(SpanIndex(3)));
@@ -251,6 +258,32 @@ mod tests {
         assert!(other.passed(SpanIndex(0)) && work(&[0]).is_none());
         drop((job, other));
         assert!(layer.store.claim(SpanIndex(0)) && !layer.store.claim(SpanIndex(1)), "what a job has taken fails with it, and no more");
+    }
+
+    /// Claim: who wants the end of a long chain claims that, and of what lies on the way no more than is near: the rest as the job comes to
+    /// it, or for a reader who asks for it and has it from the same job.
+    #[test]
+    fn a_long_way_is_claimed_bit_by_bit() {
+        let dir = tempfile::tempdir().unwrap();
+        let layer = layer(dir.path(), 5000);
+        let work = |span: u32| {
+            assert!(layer.store.claim(SpanIndex(span)));
+            layer.work(Wanted { entry: SpanIndex(0), wanted: vec![SpanIndex(span)] }, Priority::Demand).map(|work| work.claims)
+        };
+        let is_absent = |span: u32| layer.store.states.get(SpanIndex(span)) == SpanState::Absent;
+        let job = work(4000).unwrap();
+        assert_eq!((job.open().len(), job.last()), (1025, SpanIndex(4000)));
+        assert!(!is_absent(1023) && is_absent(1024) && is_absent(3999));
+        assert!(work(3000).is_none() && job.open().len() == 1026, "the job takes it along");
+        for span in (0..=4000).map(SpanIndex) {
+            assert_eq!(job.next_span(), Some(span));
+            assert!(job.open().len() <= 1026 && job.passed(span));
+            let verified = VerifiedSpan::verify(vec![span.get() as u8], blake3::hash(&[span.get() as u8]).as_bytes()).unwrap();
+            assert!(job.deliver(span, &verified).is_some());
+        }
+        assert!(job.next_span().is_none() && job.open().is_empty());
+        assert_eq!(job.end(Some(SpanIndex(4999))), Reached::Ahead);
+        assert_eq!((job.open().len(), job.last()), (999, SpanIndex(4999)));
     }
 
     /// Claim: a long chain goes on by 32 MiB or as far as it has come, and to its end where little would be left; a short one, or one that

@@ -81,7 +81,7 @@ pub(crate) struct Core {
     stopping: AtomicBool,
     /// Read-ahead that waits for a shard; more is dropped.
     read_aheads: Arc<AtomicUsize>,
-    lock: Mutex<Option<OwnerLock>>,
+    lock: Mutex<Option<Arc<OwnerLock>>>,
 }
 
 /// Read-ahead requests that may wait; a reader that outruns them fetches on demand. Source: judgement, not measured: four for each of the 16
@@ -111,7 +111,7 @@ impl Core {
             next_shard: AtomicUsize::new(0),
             stopping: AtomicBool::new(false),
             read_aheads: Arc::default(),
-            lock: Mutex::new(Some(lock)),
+            lock: Mutex::new(Some(Arc::new(lock))),
             config,
         }
     }
@@ -309,7 +309,12 @@ impl Core {
         }
     }
 
-    /// The directory is free for another owner.
+    /// What keeps the directory ours: a write that may hang holds it too.
+    pub(crate) fn owner_lock(&self) -> Option<Arc<OwnerLock>> {
+        self.lock.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The directory is free for another owner, once no write to it hangs any more.
     pub(crate) fn unlock(&self) {
         *self.lock.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }

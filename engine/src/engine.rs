@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     thread::JoinHandle,
 };
 
@@ -35,10 +35,21 @@ pub struct Engine(Arc<Inner>);
 
 struct Inner {
     threads: Arc<Threads>,
-    /// By image id; several where options differ. Also the lock that makes opening single-file.
-    images: Mutex<HashMap<[u8; 32], Vec<Weak<Image>>>>,
+    /// By image id.
+    images: Mutex<HashMap<[u8; 32], SameId>>,
+    /// Held while a large index is expanded: its memory is taken once at a time.
+    expanding_large: Mutex<()>,
     /// By directory.
     stores: Mutex<HashMap<PathBuf, Weak<LayerStore>>>,
+}
+
+/// What is known of one image id.
+#[derive(Default)]
+struct SameId {
+    /// Several where options differ.
+    images: Vec<Weak<Image>>,
+    /// Held while it is opened, so that others of this id wait, and no others.
+    opening: Arc<Mutex<()>>,
 }
 
 /// The shards' threads. Dropping it stops and joins them.
@@ -89,34 +100,56 @@ impl Engine {
         for (index, queues) in queues.into_iter().enumerate() {
             threads.joins.push(shard::spawn(threads.core.clone(), queues, index)?);
         }
-        Ok(Self(Arc::new(Inner { threads: Arc::new(threads), images: Mutex::default(), stores: Mutex::default() })))
+        Ok(Self(Arc::new(Inner {
+            threads: Arc::new(threads),
+            images: Mutex::default(),
+            expanding_large: Mutex::default(),
+            stores: Mutex::default(),
+        })))
     }
 
     /// Opens the `.clip` at `path`: expands and checks its index on the first open ever, maps it on later ones. The same image opened
-    /// twice with the same options is the same `Arc`, unless it is to be recorded.
+    /// twice with the same options is the same `Arc`, unless it is to be recorded. Waits for who opens the same image; an index of over
+    /// 256 MiB waits for another such that is being expanded.
     ///
     /// # Errors
     /// `Format`, `Io`, `Invalid`.
     pub fn open_image(&self, path: &Path, options: &ImageOptions) -> Result<Arc<Image>, EngineError> {
         let header = image_dir::read_header(path)?;
         let id = header.image_id();
-        let mut images = self.0.images.lock().unwrap_or_else(PoisonError::into_inner);
-        images.retain(|_, same_id| {
-            same_id.retain(|image| image.strong_count() > 0);
-            !same_id.is_empty()
-        });
-        let same_id = images.entry(id).or_default();
-        let mut shared = same_id.iter().filter_map(Weak::upgrade).filter(|_| !options.record);
-        if let Some(image) = shared.find(|image| image.options() == options) {
+        let opening = self.opening(id);
+        let _one_at_a_time = opening.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(image) = self.opened(&id, options) {
             return Ok(image);
         }
-        drop(shared);
-        let expanded = image_dir::open(&self.config().cache_dir, path, &header, &self.0.threads.background)?;
+        let expanding = || self.0.expanding_large.lock().unwrap_or_else(PoisonError::into_inner);
+        let expanded = image_dir::open(&self.config().cache_dir, path, &header, &self.0.threads.background, expanding)?;
         let layers = self.layers(&expanded, options)?;
         say_slow_stretches(&expanded, &id);
         let image = Arc::new(Image::new(id, options.clone(), expanded, layers, self.0.threads.clone()));
-        same_id.push(Arc::downgrade(&image));
+        self.images().entry(id).or_default().images.push(Arc::downgrade(&image));
         Ok(image)
+    }
+
+    /// The lock of image `id`, which stays the same one as long as somebody has it.
+    fn opening(&self, id: [u8; 32]) -> Arc<Mutex<()>> {
+        let mut images = self.images();
+        images.retain(|_, same_id| {
+            same_id.images.retain(|image| image.strong_count() > 0);
+            !same_id.images.is_empty() || Arc::strong_count(&same_id.opening) > 1
+        });
+        images.entry(id).or_default().opening.clone()
+    }
+
+    /// The image that is open with these options, if it may be shared.
+    fn opened(&self, id: &[u8; 32], options: &ImageOptions) -> Option<Arc<Image>> {
+        // Dropped after the lock: the last holder of an image closes it.
+        let open: Vec<Arc<Image>> = self.images().get(id)?.images.iter().filter_map(Weak::upgrade).collect();
+        open.into_iter().find(|image| !options.record && image.options() == options)
+    }
+
+    fn images(&self) -> MutexGuard<'_, HashMap<[u8; 32], SameId>> {
+        self.0.images.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Until the result is dropped, `login` is asked first for the credentials that the layers of `image` need; `None` where these are on this

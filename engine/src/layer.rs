@@ -257,6 +257,11 @@ impl LayerStore {
         spans.iter().copied().filter(is_untaken).collect()
     }
 
+    /// Spans in flight.
+    pub(crate) fn in_flight(&self) -> usize {
+        self.lock().len()
+    }
+
     /// Those of `spans` that readers wait for.
     pub(crate) fn waited_for(&self, spans: &[SpanIndex]) -> Vec<SpanIndex> {
         let in_flight = self.lock();

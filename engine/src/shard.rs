@@ -155,7 +155,7 @@ impl Runtime {
             Runtime::Uring(runtime) => runtime.block_on(future),
             Runtime::Pool(runtime) => {
                 LocalSet::new().block_on(&runtime, future);
-                // A write or a name look-up that hangs must not keep the engine from stopping.
+                // A write or a name look-up that hangs must not keep the engine from stopping. Such a write keeps the directory's lock.
                 runtime.shutdown_background();
             }
         }
@@ -294,7 +294,7 @@ impl Shard {
             store.doubt_file();
         }
         let offset = store.table.stream_range(span).start;
-        self.disk.write_all(store.file.stream(), verified.bytes().clone(), offset).await?;
+        self.disk.write_all(store.file.stream(), verified.bytes().clone(), offset, self.core.owner_lock()).await?;
         // A file that was cut meanwhile has grown again by this write, over zeros.
         if !store.file.is_intact() {
             store.doubt_file();

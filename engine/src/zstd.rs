@@ -90,6 +90,8 @@ pub enum ZstdStop {
         header_len: u8,
         /// A decoder of this frame needs `2^window_log` bytes of history at most. `<= FRAME_WINDOW_LOG_MAX`
         window_log: u8,
+        /// What its header says of its content, if it does; a frame of another length is an error.
+        content_bytes: Option<u64>,
     },
     /// A block has ended and all of it is in the output.
     BlockEnd,
@@ -217,7 +219,7 @@ impl Zstd {
         let header = self.head.take();
         self.feed(header.as_slice())?;
         (self.part, self.has_checksum, self.content_left) = (Part::BlockHead, frame.has_checksum, frame.content_bytes);
-        Ok(ZstdStop::FrameStart { header_len: header.len(), window_log })
+        Ok(ZstdStop::FrameStart { header_len: header.len(), window_log, content_bytes: frame.content_bytes })
     }
 
     fn read_block_head(&mut self, input: &[u8]) -> Result<ZstdStep, ZstdError> {

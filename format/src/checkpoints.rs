@@ -68,7 +68,7 @@ pub struct Span {
 ///
 /// Invariants: span 0 starts at stream offset 0 and is an entry; stream offsets strictly increase and are below
 /// `stream_size`; compressed offsets never decrease and are below `compressed_size`; no span is longer than
-/// `2 * SPAN_BYTES_MAX`. An empty stream has no spans.
+/// `2 * SPAN_BYTES_MAX`; any `SPANS_IN_A_ROW` of them have `SPANS_IN_A_ROW_BYTES_MIN` bytes at least. An empty stream has no spans.
 #[derive(Clone)]
 pub struct SpanTable {
     bytes: SharedBytes,

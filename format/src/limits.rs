@@ -30,6 +30,14 @@ pub const WINDOW_BYTES: usize = 32_768;
 pub const SPAN_BYTES_MIN: u64 = 64 << 10;
 /// Largest `--span-size`.
 pub const SPAN_BYTES_MAX: u64 = 64 << 20;
+/// So many spans in a row are of at least [`SPANS_IN_A_ROW_BYTES_MIN`] in all: what a read of so many bytes touches has a bound, wherever
+/// in a layer it is.
+pub const SPANS_IN_A_ROW: usize = 32;
+/// Stream bytes of [`SPANS_IN_A_ROW`] spans. Source: of any three spans in a row that an indexer writes one is of `--span-size` or more
+/// (a chained span that ends at a frame, and one that ends at the last frame before a large one, may be of any length; neither follows
+/// itself), so that 32 are of ten times `SPAN_BYTES_MIN`, 640 KiB.
+pub const SPANS_IN_A_ROW_BYTES_MIN: u64 = 512 << 10;
+const _: () = assert!(SPANS_IN_A_ROW as u64 / 3 * SPAN_BYTES_MIN >= SPANS_IN_A_ROW_BYTES_MIN);
 /// The `--span-size` that is used when none is given. Source: docs/decisions/002.md: sparse windows make
 /// 1 MiB affordable.
 pub const SPAN_BYTES_DEFAULT: u64 = 1 << 20;

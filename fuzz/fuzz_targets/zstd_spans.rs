@@ -57,10 +57,10 @@ fn find(blob: &[u8], chunk: usize, room: usize, stream_max: usize) -> Result<Fou
             known.push(cuts.full());
         }
         match step.stop {
-            ZstdStop::FrameStart { header_len, .. } => {
+            ZstdStop::FrameStart { header_len, content_bytes, .. } => {
                 let start = consumed - usize::from(header_len);
                 assert_eq!(blob[start..start + 4], [0x28, 0xb5, 0x2f, 0xfd]);
-                known.extend(cuts.frame_start(stream.len() as u64, start as u64, 0));
+                known.extend(cuts.frame_start(stream.len() as u64, start as u64, 0, content_bytes));
                 cuts.block_start(consumed as u64);
             }
             ZstdStop::BlockEnd => cuts.block_start(consumed as u64),
@@ -85,6 +85,11 @@ fuzz_target!(|bytes: &[u8]| {
     for pair in found.spans.windows(2) {
         let len = pair[1].stream - pair[0].stream;
         assert!(len > 0 && len <= 2 * SPAN_BYTES && pair[0].compressed <= pair[1].compressed, "{pair:?}");
+    }
+    let starts = found.spans.iter().map(|span| span.stream).collect::<Vec<_>>();
+    // A last one may be of no bytes.
+    for row in starts.windows(4) {
+        assert!(row.windows(2).any(|span| span[1] - span[0] >= SPAN_BYTES), "{row:?}");
     }
     assert!(found.spans.first().is_none_or(|span| span.stream == 0 && span.start != SpanStart::Chained));
     for span in found.spans.iter().filter(|span| span.start != SpanStart::Chained).take(4) {

@@ -23,7 +23,7 @@ use crate::{
     Indexed, LayerSummary, Summary,
     cpu_clock::thread_cpu,
     error::IndexError,
-    layer::{Cancel, DecoderMemory, LayerCpu, LayerInput, LayerOutput, LayerSettings, index_layer, set_window},
+    layer::{Cancel, DecoderMemory, LayerCpu, LayerInput, LayerOutput, LayerSettings, Metadata, index_layer, set_window},
     options::IndexOptions,
     progress::Progress,
     repeats::Repeats,
@@ -77,9 +77,9 @@ pub(crate) fn index(options: &IndexOptions, progress: &dyn Progress) -> Result<I
 
 /// All layers, `jobs` at a time, the largest first; merged in manifest order as soon as they can be.
 fn index_layers(image: &ResolvedImage, options: &IndexOptions, client: &Client, progress: &dyn Progress) -> Result<Merged, IndexError> {
-    let (cancel, decoders) = (&Cancel::new(), &DecoderMemory::default());
+    let (cancel, decoders, metadata) = (&Cancel::new(), &DecoderMemory::default(), &Metadata::default());
     let (span_bytes, windows, diff_ids) = (options.span_bytes, options.windows, options.diff_ids);
-    let settings = LayerSettings { span_bytes, windows, diff_ids, client, decoders, cancel, progress };
+    let settings = LayerSettings { span_bytes, windows, diff_ids, client, decoders, metadata, cancel, progress };
     let repeats = Repeats::new(&image.layers);
     let mut order: Vec<&LayerInput> = repeats.firsts(&image.layers).collect();
     order.sort_by_key(|layer| std::cmp::Reverse(layer.blob.size()));
@@ -171,9 +171,12 @@ fn merge_in_order(
             && let Some(input) = image.layers.get(merged.layers.len())
             && let Some(output) = repeats.take(&mut waiting, input, settings.progress)
         {
-            if let Err(error) = merge_layer(&mut merged, output) {
+            let place = merged.layers.len();
+            let is_again = repeats.first(place) < place;
+            let counted = if is_again { settings.metadata.add(output.metadata_bytes) } else { Ok(()) };
+            if let Err(error) = counted.and_then(|()| merge_layer(&mut merged, output)) {
                 settings.cancel.stop();
-                failed = Some((merged.layers.len(), error));
+                failed = Some((place, error));
             }
         }
     }

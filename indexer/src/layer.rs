@@ -13,6 +13,7 @@ mod gzip;
 mod hash;
 mod jury;
 mod members;
+mod metadata;
 mod spans;
 mod stream;
 mod zstd;
@@ -37,6 +38,8 @@ use fetch::Message;
 use gzip::GzipSpans;
 pub(crate) use hash::digest_of;
 use jury::{Frames, Told, Verdict};
+use members::Found;
+pub(crate) use metadata::Metadata;
 use spans::{PlainSpans, SpanDraft};
 use stream::{BlockSender, StreamOutput};
 use zstd::ZstdSpans;
@@ -81,6 +84,8 @@ pub(crate) struct LayerSettings<'a> {
     pub(crate) client: &'a Client,
     /// Shared by all layers of the image.
     pub(crate) decoders: &'a DecoderMemory,
+    /// As that.
+    pub(crate) metadata: &'a Metadata,
     pub(crate) cancel: &'a Cancel,
     pub(crate) progress: &'a dyn Progress,
 }
@@ -95,6 +100,8 @@ pub(crate) struct LayerOutput {
     pub(crate) frames: Vec<(usize, Vec<u8>)>,
     pub(crate) entries: Vec<Entry>,
     pub(crate) members: u64,
+    /// What the entries take in memory, about.
+    pub(crate) metadata_bytes: u64,
     pub(crate) warnings: Vec<String>,
     pub(crate) cpu: LayerCpu,
 }
@@ -303,7 +310,7 @@ fn assembled(
     frames: Frames,
     cpu: LayerCpu,
 ) -> Result<LayerOutput, IndexError> {
-    let (entries, members) = stream.members.finish(&mut decoded.warnings)?;
+    let Found { entries, members, metadata_bytes } = stream.members.finish(&mut decoded.warnings)?;
     if decoded.drafts.last().is_some_and(|draft| draft.stream == decoded.stream_size) {
         // The stream ended right at a cut: there is no span after it.
         decoded.drafts.pop();
@@ -330,6 +337,7 @@ fn assembled(
         frames,
         entries,
         members,
+        metadata_bytes,
         warnings: decoded.warnings,
         cpu,
     })

@@ -8,6 +8,7 @@ pub mod gnu_sparse;
 pub mod header;
 mod parser;
 pub mod pax;
+pub mod tally;
 
 use std::fmt;
 

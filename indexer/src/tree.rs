@@ -8,9 +8,9 @@ mod output;
 mod path;
 mod whiteout;
 
-use std::collections::BTreeMap;
+use std::{cell::Cell, collections::BTreeMap};
 
-use crate::tar_entry::DataExtent;
+use crate::tar_entry::{DataExtent, tally::Tally};
 use clip_format::units::LayerIndex;
 
 /// Inodes of one image. Source: clip_format::limits::INDEX_BYTES_MAX, about 16 million files.
@@ -70,15 +70,17 @@ pub(crate) struct Tree {
     nodes: Vec<Node>,
     /// The last parent directory that was looked up, by its text: most members follow a neighbour.
     last_parent: Option<(Vec<u8>, NodeId)>,
-    dropped_xattrs: BTreeMap<String, u64>,
+    dropped_xattrs: Tally,
     ignored_markers: u64,
+    /// Parts of the symbolic links that paths have led through so far.
+    link_parts: Cell<u64>,
 }
 
 impl Tree {
     /// A root without children: 0755, root, mtime 0.
     pub(crate) fn new() -> Self {
         let root = Node { attributes: Attributes::implied(), kind: NodeKind::Directory(BTreeMap::new()) };
-        Self { nodes: vec![root], last_parent: None, dropped_xattrs: BTreeMap::new(), ignored_markers: 0 }
+        Self { nodes: vec![root], last_parent: None, dropped_xattrs: Tally::default(), ignored_markers: 0, link_parts: Cell::new(0) }
     }
 
     /// What was left out, a line each.
@@ -87,9 +89,12 @@ impl Tree {
             .dropped_xattrs
             .iter()
             .map(|(namespace, count)| {
-                format!("{count} extended attributes of the namespace {namespace:?} were dropped: EROFS has none for it")
+                format!("{count} extended attributes of the namespace \"{namespace}\" were dropped: EROFS has none for it")
             })
             .collect();
+        if self.dropped_xattrs.others() > 0 {
+            lines.push(format!("{} extended attributes of other namespaces were dropped", self.dropped_xattrs.others()));
+        }
         if self.ignored_markers > 0 {
             lines.push(format!("{} members with names of the form .wh..wh.* were ignored (left over from aufs)", self.ignored_markers));
         }

@@ -35,6 +35,10 @@ const HASH_CHUNK: usize = 1 << 20;
 /// Expanded bytes that are hashed before the first answer. Source: BLAKE3 at 5 GB/s takes 3 ms for them, and a Debian
 /// base has 1.2 MB.
 const CHECKED_AT_ONCE_BYTES_MAX: u64 = 16 << 20;
+/// More expanded bytes than this are in memory for one image at a time. An index may be 4 GiB however short its `.clip` is: that of a
+/// million files with regular names is 7,800 times as long as its residue, so that no ratio tells a hostile one. Source: twice the index
+/// of a million files.
+const LARGE_BYTES: u64 = 256 << 20;
 
 /// Stands beside the files once the disk has them. Without it, after a power failure, they can have their lengths and be zeros.
 const SYNCED: &str = "synced";
@@ -61,11 +65,18 @@ pub(crate) fn read_header(path: &Path) -> Result<Header, EngineError> {
     Header::from_bytes(&bytes).map_err(|source| format_error(path, source))
 }
 
-/// Opens the expanded form of the `.clip` at `path`, making it first where there is none that fits.
+/// Opens the expanded form of the `.clip` at `path`, making it first where there is none that fits; what `large` gives is held meanwhile
+/// where it is a large one.
 ///
 /// # Errors
 /// `Io`, `Format`.
-pub(crate) fn open(cache_dir: &Path, path: &Path, header: &Header, background: &Background) -> Result<ExpandedImage, EngineError> {
+pub(crate) fn open<Held>(
+    cache_dir: &Path,
+    path: &Path,
+    header: &Header,
+    background: &Background,
+    large: impl FnOnce() -> Held,
+) -> Result<ExpandedImage, EngineError> {
     let dir = cache_dir.join("images").join(hex::encode(header.image_id()));
     if fits(&dir, header) {
         match reopen(&dir, header, background) {
@@ -73,15 +84,19 @@ pub(crate) fn open(cache_dir: &Path, path: &Path, header: &Header, background: &
             Err(error) => tracing::error!(dir = %dir.display(), %error, "an expanded image is damaged and is made again"),
         }
     }
+    let _held = (expanded_bytes(header) > LARGE_BYTES).then(large);
     expand(&dir, path, header, background)?;
     map(&dir, header)
 }
 
+fn expanded_bytes(header: &Header) -> u64 {
+    sections(header).iter().map(|(_, section)| section.raw_len).sum()
+}
+
 /// Maps and checks what an earlier open left.
 fn reopen(dir: &Path, header: &Header, background: &Background) -> Result<ExpandedImage, EngineError> {
-    let len: u64 = sections(header).iter().map(|(_, section)| section.raw_len).sum();
     let synced = dir.join(SYNCED).exists();
-    let at_once = len <= CHECKED_AT_ONCE_BYTES_MAX || !synced;
+    let at_once = expanded_bytes(header) <= CHECKED_AT_ONCE_BYTES_MAX || !synced;
     if at_once {
         check_files(dir, header)?;
     }
@@ -340,7 +355,7 @@ mod tests {
         let clip = node.path().join("x.clip");
         std::fs::write(&clip, empty_clip()).unwrap();
         let header = read_header(&clip).unwrap();
-        open(node.path(), &clip, &header, &background).unwrap();
+        open(node.path(), &clip, &header, &background, || ()).unwrap();
         let dir = node.path().join("images").join(hex::encode(header.image_id()));
         let started = Instant::now();
         while !dir.join(SYNCED).exists() {
@@ -351,7 +366,7 @@ mod tests {
         let index = dir.join("index.erofs");
         let right = std::fs::read(&index).unwrap();
         std::fs::write(&index, vec![0; right.len()]).unwrap();
-        open(node.path(), &clip, &header, &background).unwrap();
+        open(node.path(), &clip, &header, &background, || ()).unwrap();
         assert!(std::fs::read(&index).unwrap() == right);
     }
 
@@ -362,7 +377,7 @@ mod tests {
         let clip = node.path().join("x.clip");
         std::fs::write(&clip, empty_clip()).unwrap();
         let header = read_header(&clip).unwrap();
-        let opened = open(node.path(), &clip, &header, &background).unwrap();
+        let opened = open(node.path(), &clip, &header, &background, || ()).unwrap();
         assert!(opened.damage.get().is_none());
         let dir = node.path().join("images").join(hex::encode(header.image_id()));
         let index = dir.join("index.erofs");

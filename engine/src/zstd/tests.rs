@@ -33,7 +33,7 @@ fn decoded(blob: &[u8], piece: usize, room: usize) -> Result<(Vec<u8>, Vec<Entry
         let step = zstd.step(input, &mut buffer)?;
         used += step.consumed;
         out.extend_from_slice(&buffer[..step.produced]);
-        if let ZstdStop::FrameStart { header_len, window_log } = step.stop {
+        if let ZstdStop::FrameStart { header_len, window_log, .. } = step.stop {
             entries.push((used - usize::from(header_len), out.len(), window_log));
         }
         if step.stop == ZstdStop::More && step.consumed == 0 && step.produced == 0 {

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use clip_engine::{DiskIo, FillOptions};
-use clip_format::windows::WindowsWriter;
+use clip_format::{checkpoints::SpanStart, storage_info::Codec, windows::WindowsWriter};
 
 use crate::{
     registry::{Answer, Registry, start},
@@ -78,7 +78,10 @@ fn connections_are_used_again() {
 #[test]
 fn small_gaps_are_bridged() {
     let stream = text(1 << 20, 92);
-    let node = Node::new(vec![Layer::plain(stream.clone(), 1000)], WindowsWriter::default(), DiskIo::Auto);
+    let starts = (0..=30).map(|span| span * 1000).chain([600_000, 700_000, 800_000]);
+    let starts = starts.map(|at| (SpanStart::Plain, at as u64, at)).collect();
+    let layer = Layer::new(stream.clone(), stream.clone(), starts, Codec::Plain);
+    let node = Node::new(vec![layer], WindowsWriter::default(), DiskIo::Auto);
     let registry = Registry::start(node.layers[0].blob.clone(), |_, _| Answer::Bytes);
     let engine = start(&node, Duration::from_secs(20), |_| {});
     let image = registry.open(&engine, &node);

@@ -198,6 +198,7 @@ pub(super) fn check_spans(spans: &[RawSpan], layer: &Layer<'_>) -> Result<bool, 
             let expected = format!("a span of 1..={} bytes inside {stream_size}", 2 * limits::SPAN_BYTES_MAX);
             return Err(layer.wrong("span stream offset", number, expected, format!("{start}..{end}")));
         }
+        check_row(spans, number, end, layer)?;
         let compressed = span.compressed.get();
         if compressed < compressed_min || compressed >= layer.info.compressed_size {
             let expected = format!("{compressed_min}..{}", layer.info.compressed_size);
@@ -206,6 +207,17 @@ pub(super) fn check_spans(spans: &[RawSpan], layer: &Layer<'_>) -> Result<bool, 
         compressed_min = compressed;
     }
     Ok(chained)
+}
+
+/// Checks that the spans up to `number`, which ends at `end`, are not too short all together: each costs whoever reads it, whatever its length.
+fn check_row(spans: &[RawSpan], number: usize, end: u64, layer: &Layer<'_>) -> Result<(), FormatError> {
+    let Some(first) = (number + 1).checked_sub(limits::SPANS_IN_A_ROW) else { return Ok(()) };
+    let start = spans[first].stream.get();
+    if end.saturating_sub(start) >= limits::SPANS_IN_A_ROW_BYTES_MIN {
+        return Ok(());
+    }
+    let expected = format!("{} spans in a row of at least {} bytes", limits::SPANS_IN_A_ROW, limits::SPANS_IN_A_ROW_BYTES_MIN);
+    Err(layer.wrong("span stream offset", first, expected, format!("{start}..{end}")))
 }
 
 /// Checks kind, bit offset and window of one record.

@@ -144,6 +144,29 @@ fn a_span_longer_than_any_buffer_is_corrupt() {
     assert!(open(&spans, &[layer(Codec::Gzip, 100, fits + 1)]).is_err());
 }
 
+/// Claim: spans may be as short as a byte, but not many in a row, wherever they are and however long the others are.
+#[test]
+fn many_short_spans_in_a_row_are_corrupt() {
+    let (count, bytes_min) = (limits::SPANS_IN_A_ROW as u64, limits::SPANS_IN_A_ROW_BYTES_MIN);
+    let check = |starts: &[u64], stream_size: u64| {
+        let spans = starts.iter().map(|&at| span(SpanStart::Plain, at, at)).collect();
+        open(&[spans], &[layer(Codec::Plain, stream_size, stream_size)]).map(|_| ())
+    };
+    let few: Vec<u64> = (0..count - 1).collect();
+    assert!(check(&few, count - 1).is_ok(), "a small layer of short spans");
+    let row: Vec<u64> = (0..count).collect();
+    assert!(check(&row, bytes_min).is_ok() && check(&row, bytes_min - 1).is_err());
+    for behind in [0, 1, 100] {
+        // Large spans, then a row of short ones, then a large one.
+        let mut starts: Vec<u64> = (0..behind).map(|number| number << 20).collect();
+        starts.extend((0..count).map(|number| (behind << 20) + number));
+        starts.push((behind << 20) + bytes_min - 1);
+        let error = check(&starts, (behind + 10) << 20).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Corrupt);
+        assert!(error.to_string().contains("32 spans in a row of at least 524288 bytes"), "{error}");
+    }
+}
+
 #[test]
 fn other_layers_lengths_and_kinds_are_errors() {
     let (spans, layers) = sample();

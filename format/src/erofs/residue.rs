@@ -15,7 +15,7 @@ use super::{
     layout::{self, BLOCK_BYTES, DIRENT_BYTES, NULL_BLOCK, RawInode, SuperBlock},
     read::FileType,
 };
-use crate::limits::FILE_BYTES_MAX;
+use crate::limits::{FILE_BYTES_MAX, INDEX_BYTES_MAX};
 
 /// Names that one block can hold.
 const BLOCK_NAMES_MAX: usize = (BLOCK_BYTES / (DIRENT_BYTES + 1)) as usize;
@@ -51,14 +51,21 @@ fn walk(image: &mut [u8], direction: Direction) {
         cursors: vec![0; 1 << 16],
         seen: vec![0; nids / 64 + 1],
         budget,
-        pending: vec![(root, root)],
+        pending: vec![(short(root), short(root))],
     };
     while let Some((nid, parent)) = walk.pending.pop() {
-        if walk.inode(nid, parent).is_none() {
+        if walk.inode(u64::from(nid), u64::from(parent)).is_none() {
             return;
         }
     }
 }
+
+/// Every nid of an image of up to INDEX_BYTES_MAX fits. What does not is outside any image, and so is what it becomes: the walk ends there.
+fn short(nid: u64) -> u32 {
+    u32::try_from(nid).unwrap_or(u32::MAX)
+}
+
+const _: () = assert!(INDEX_BYTES_MAX / layout::NID_UNIT < u32::MAX as u64);
 
 struct Walk<'a> {
     image: &'a mut [u8],
@@ -73,8 +80,9 @@ struct Walk<'a> {
     seen: Vec<u64>,
     /// Bytes of directories still to be looked at: an honest image has no more than its length.
     budget: u64,
-    /// Inodes still to be visited, each with its first name's directory; the next one last.
-    pending: Vec<(u64, u64)>,
+    /// Inodes still to be visited, each with its first name's directory; the next one last. A name takes 13 bytes of a directory, so that
+    /// this is smaller than the image.
+    pending: Vec<(u32, u32)>,
 }
 
 impl Walk<'_> {
@@ -176,7 +184,7 @@ impl Walk<'_> {
             let nid = self.number::<8>(dirent(position), own.unwrap_or(self.last_nid))?;
             if own.is_none() {
                 self.last_nid = nid;
-                self.pending.push((nid, dir));
+                self.pending.push((short(nid), short(dir)));
             }
         }
         Some(())

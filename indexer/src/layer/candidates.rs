@@ -35,6 +35,9 @@ const STEP_REACH_PARTS: u64 = 8;
 /// Stream bytes that the decoder may go past the last candidate's probe before it waits for the verdict: it holds them back, too.
 /// Source: as `REACH_BYTES_MAX`; at the default span size the end of the span comes first.
 const LEAD_BYTES_MAX: u64 = 4 << 20;
+/// Compressed bytes of a round from which the probes are fed, beside as many as the stream bytes from the first candidate to the last.
+/// Source: data that cannot be compressed takes a thousandth more; but blocks of no output may stand in it in any number.
+const FED_BEYOND_BYTES_MAX: usize = 1 << 20;
 
 /// Who judges the candidates.
 pub(super) enum Judged {
@@ -57,6 +60,8 @@ pub(super) struct Candidates {
     admitted: usize,
     first: u64,
     last: u64,
+    /// Compressed bytes from which this round's probes may yet be fed.
+    feed_left: usize,
     /// Stream offsets where another may follow.
     admissible: RangeInclusive<u64>,
     /// No more can follow, and the jury knows.
@@ -76,6 +81,7 @@ impl Candidates {
             admitted: 0,
             first: 0,
             last: 0,
+            feed_left: 0,
             admissible: 0..=0,
             is_complete: false,
             meter: CpuMeter::default(),
@@ -127,6 +133,7 @@ impl Candidates {
         if self.admitted == 0 {
             self.round += 1;
             (self.first, self.is_complete) = (at, false);
+            self.feed_left = self.reach as usize + FED_BEYOND_BYTES_MAX;
             self.admissible = at..=(at + self.reach).min(end_max - WINDOW_BYTES as u64);
         }
         self.admitted += 1;
@@ -141,19 +148,26 @@ impl Candidates {
         self.note_complete(at);
     }
 
-    /// Takes the next compressed bytes after the last candidate; the decoder was at stream offset `before` when it began with them.
+    /// Takes the next compressed bytes after the last candidate; the decoder was at stream offset `before` when it began with them. Of a
+    /// round so many and no more: which these are does not depend on how the blob comes in.
     ///
     /// # Errors
     /// Data that is no deflate stream.
     pub(super) fn feed(&mut self, before: u64, input: impl FnOnce() -> Bytes) -> Result<(), IndexError> {
-        if self.admitted == 0 || before >= self.last + WINDOW_BYTES as u64 {
+        if self.admitted == 0 || self.feed_left == 0 {
+            return Ok(());
+        }
+        let mut input = input();
+        input.truncate(self.feed_left);
+        self.feed_left -= input.len();
+        if before >= self.last + WINDOW_BYTES as u64 {
             return Ok(());
         }
         match &mut self.judged {
-            Judged::Beside { told, .. } => drop(told.send((self.round, Evidence::Bytes(input())))),
+            Judged::Beside { told, .. } => drop(told.send((self.round, Evidence::Bytes(input)))),
             Judged::Windowless(jury) => {
                 let dropped = self.meter.count(|| {
-                    jury.feed(&input());
+                    jury.feed(&input);
                     jury.drop_dependent()
                 });
                 if dropped.map_err(|error| probe_error(self.layer, &error))? {
@@ -194,8 +208,15 @@ impl Candidates {
     fn verdict(&mut self, is_over: bool) -> Result<Option<SpanDraft>, IndexError> {
         let chosen = match &mut self.judged {
             Judged::Windowless(jury) => {
-                let chosen = if is_over { jury.choose_now() } else { jury.choose() };
-                chosen.map_err(|error| probe_error(self.layer, &error))?.map(|chosen| chosen.draft)
+                // What is not looked at may need a window.
+                let is_cut = self.feed_left == 0;
+                let chosen = if is_over && !is_cut { jury.choose_now() } else { jury.choose() };
+                let chosen = chosen.map_err(|error| probe_error(self.layer, &error))?.map(|chosen| chosen.draft);
+                if chosen.is_none() && is_cut {
+                    jury.clear();
+                    self.admitted = 0;
+                }
+                chosen
             }
             Judged::Beside { told, verdicts } => {
                 let verdict = if is_over {

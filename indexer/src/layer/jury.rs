@@ -47,6 +47,14 @@ pub(super) struct Boundary {
     pub(super) window: Box<[u8; WINDOW_BYTES]>,
 }
 
+impl Boundary {
+    /// A span that begins here.
+    fn draft(&self) -> SpanDraft {
+        let start = SpanStart::Deflate { bit_offset: self.bit_offset, window: WindowRange::default() };
+        SpanDraft { start, compressed: self.compressed, stream: self.stream }
+    }
+}
+
 /// A checkpoint, and its sparse window unless it needs none.
 pub(super) struct Chosen {
     pub(super) draft: SpanDraft,
@@ -166,13 +174,19 @@ impl Jury {
         Ok(best.map(|(_, best)| self.chosen(best)))
     }
 
-    /// The verdict when no more data can change it, which is of no candidate where one more could have been added; the round is over.
+    /// The verdict when no more data comes, which is of no candidate where one more could have been added; the round is over. A candidate
+    /// of which too little was seen is taken with its whole window, unless another is known.
     ///
     /// # Errors
     /// As `choose`.
     pub(super) fn choose_now(&mut self) -> Result<Option<Chosen>, InflateError> {
-        let chosen = self.choose()?;
-        debug_assert!(self.running.is_empty(), "the decoder is 32 KiB further, or at the end");
+        let mut chosen = self.choose()?;
+        if let Some(Candidate { boundary, .. }) = self.running.pop_front() {
+            chosen = Some(match self.best.take() {
+                Some((_, best)) => self.chosen(best),
+                None => Chosen { draft: boundary.draft(), window: Some(boundary.window) },
+            });
+        }
         self.clear();
         Ok(chosen)
     }
@@ -191,16 +205,16 @@ impl Jury {
     }
 
     fn chosen(&mut self, candidate: Candidate) -> Chosen {
-        let Candidate { boundary: Boundary { stream, compressed, bit_offset, mut window, .. }, probe, .. } = candidate;
-        probe.clear_unused(&mut window);
-        let window = (probe.used().bytes > 0).then_some(window);
+        let Candidate { mut boundary, probe, .. } = candidate;
+        probe.clear_unused(&mut boundary.window);
+        let is_used = probe.used().bytes > 0;
         self.idle.push(probe);
         self.clear();
-        let start = SpanStart::Deflate { bit_offset, window: WindowRange::default() };
-        Chosen { draft: SpanDraft { start, compressed, stream }, window }
+        Chosen { draft: boundary.draft(), window: is_used.then_some(boundary.window) }
     }
 
-    fn clear(&mut self) {
+    /// The round is over.
+    pub(super) fn clear(&mut self) {
         let left = self.best.take().map(|(_, best)| best).into_iter().chain(self.running.drain(..));
         self.idle.extend(left.map(|candidate| candidate.probe));
         self.complete = false;
@@ -214,7 +228,7 @@ pub(super) enum Evidence {
     Bytes(Bytes),
     /// No candidate will be added.
     Complete,
-    /// The member is at its end, or the decoder has put out 32 KiB after the last candidate: see [`Jury::choose_now`].
+    /// The member is at its end, or the decoder has come to where it needs the verdict: see [`Jury::choose_now`].
     Over,
 }
 

@@ -2,19 +2,15 @@
 
 use std::time::{Duration, Instant};
 
-use clip_format::error::FormatError;
-
-use super::LayerInput;
+use super::{LayerInput, LayerSettings, metadata::MetadataShare};
 use crate::{
     error::IndexError,
     progress::{LayerEvent, Progress},
-    tar_entry::{Entry, EntryKind, TarError, TarParser},
+    tar_entry::{Entry, EntryKind, TarError, TarParser, tally::Tally},
 };
 
 /// Time between two reports of progress. Source: progress bars are drawn 10 times a second.
 const REPORT_INTERVAL: Duration = Duration::from_millis(100);
-/// Names, targets, attributes and extents of one layer's members. Source: an index of INDEX_BYTES_MAX could not hold more.
-const METADATA_BYTES_MAX: u64 = 4 << 30;
 
 /// Parses the stream and reports its progress.
 pub(super) struct Members<'a> {
@@ -22,15 +18,24 @@ pub(super) struct Members<'a> {
     progress: &'a dyn Progress,
     parser: TarParser,
     entries: Vec<Entry>,
-    metadata_bytes: u64,
+    metadata: MetadataShare<'a>,
     stream: u64,
     reported: Instant,
+}
+
+/// What came of a stream.
+pub(super) struct Found {
+    pub(super) entries: Vec<Entry>,
+    /// How many members there were, whiteouts among them.
+    pub(super) members: u64,
+    /// What the entries take, about.
+    pub(super) metadata_bytes: u64,
 }
 
 /// Errors of the parser and of the bounds on what comes of it.
 enum MemberError {
     Tar(TarError),
-    TooMuch(u64),
+    TooMuch(IndexError),
 }
 
 impl From<TarError> for MemberError {
@@ -40,20 +45,17 @@ impl From<TarError> for MemberError {
 }
 
 impl<'a> Members<'a> {
-    pub(super) fn new(input: &'a LayerInput, progress: &'a dyn Progress) -> Self {
-        Self { input, progress, parser: TarParser::new(), entries: Vec::new(), metadata_bytes: 0, stream: 0, reported: Instant::now() }
+    pub(super) fn new(input: &'a LayerInput, settings: &'a LayerSettings<'_>) -> Self {
+        let (progress, metadata) = (settings.progress, MetadataShare::new(settings.metadata));
+        Self { input, progress, parser: TarParser::new(), entries: Vec::new(), metadata, stream: 0, reported: Instant::now() }
     }
 
     /// The members, once the stream has ended where an archive may end.
-    pub(super) fn finish(self, warnings: &mut Vec<String>) -> Result<(Vec<Entry>, u64), IndexError> {
+    pub(super) fn finish(self, warnings: &mut Vec<String>) -> Result<Found, IndexError> {
         self.parser.finish().map_err(|error| self.to_error(MemberError::Tar(error)))?;
-        let telling: Vec<&str> = self.parser.ignored_globals().keys().map(String::as_str).filter(|key| *key != "comment").collect();
-        if !telling.is_empty() {
-            let keys = telling.join(", ");
-            warnings.push(format!("layer {}: global PAX records are ignored, as containerd and docker do: {keys}", self.input.digest));
-        }
+        warnings.extend(globals_warning(self.parser.ignored_globals()).map(|warning| format!("layer {}: {warning}", self.input.digest)));
         let members = self.parser.members();
-        Ok((self.entries, members))
+        Ok(Found { entries: self.entries, members, metadata_bytes: self.metadata.keep() })
     }
 
     /// Takes the next stream bytes; `compressed` bytes of the blob are used.
@@ -68,11 +70,11 @@ impl<'a> Members<'a> {
     }
 
     fn parse(&mut self, bytes: &[u8]) -> Result<(), MemberError> {
-        let (entries, total) = (&mut self.entries, &mut self.metadata_bytes);
+        let (entries, metadata) = (&mut self.entries, &mut self.metadata);
         self.parser.push(bytes, &mut |entry: Entry| {
-            *total += metadata_bytes(&entry);
+            metadata.grow(metadata_bytes(&entry)).map_err(MemberError::TooMuch)?;
             entries.push(entry);
-            if *total > METADATA_BYTES_MAX { Err(MemberError::TooMuch(*total)) } else { Ok(()) }
+            Ok(())
         })
     }
 
@@ -87,10 +89,7 @@ impl<'a> Members<'a> {
                 let place = error.place();
                 IndexError::Layer { layer: self.input.digest, place, expected: error.expected, found: error.found }
             }
-            MemberError::TooMuch(found) => {
-                let what = format!("layer {}: bytes of names and attributes", self.input.digest);
-                IndexError::Format(FormatError::Limit { what, max: METADATA_BYTES_MAX, found })
-            }
+            MemberError::TooMuch(error) => error,
         }
     }
 
@@ -102,6 +101,16 @@ impl<'a> Members<'a> {
     }
 }
 
+/// One line about global PAX records, where there are any that say more than a comment.
+fn globals_warning(ignored: &Tally) -> Option<String> {
+    let mut telling: Vec<String> = ignored.iter().map(|(key, _)| key).filter(|key| key != "comment").collect();
+    if ignored.others() > 0 {
+        telling.push(format!("and {} more", ignored.others()));
+    }
+    let keys = telling.join(", ");
+    (!telling.is_empty()).then(|| format!("global PAX records are ignored, as containerd and docker do: {keys}"))
+}
+
 /// About what an entry takes in memory.
 fn metadata_bytes(entry: &Entry) -> u64 {
     let kind = match &entry.kind {
@@ -111,4 +120,27 @@ fn metadata_bytes(entry: &Entry) -> u64 {
     };
     let xattrs: usize = entry.xattrs.iter().map(|(name, value)| 48 + name.len() + value.len()).sum();
     (size_of::<Entry>() + entry.path.len() + kind + xattrs) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Claim: however many keys of whatever length and bytes a hostile archive has, what is kept of them is bounded, and one line says it.
+    #[test]
+    fn a_million_global_keys_are_one_short_line() {
+        let mut tally = Tally::default();
+        assert_eq!(globals_warning(&tally), None);
+        tally.add(b"comment");
+        assert_eq!(globals_warning(&tally), None);
+        tally.add(b"mtime");
+        let warning = globals_warning(&tally).unwrap_or_default();
+        assert!(warning.ends_with("as containerd and docker do: mtime"), "{warning}");
+        for number in 0..1_000_000_u32 {
+            tally.add(format!("{number}\n\x1b[2J{}", "x".repeat(if number < 100 { 1 << 20 } else { 0 })).as_bytes());
+        }
+        let warning = globals_warning(&tally).unwrap_or_default();
+        assert!(warning.len() < 4096 && warning.contains("0\\n") && !warning.contains(['\n', '\x1b']), "{warning}");
+        assert!(warning.ends_with(", and 999970 more"), "{warning}");
+    }
 }

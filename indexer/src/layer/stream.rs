@@ -84,7 +84,7 @@ pub(super) fn read_stream<'a>(
 ) -> Result<StreamOutput<'a>, IndexError> {
     let mut hasher = (settings.diff_ids == DiffIds::Checked).then(|| Hasher::like(&input.diff_id));
     let mut spans = SpanHashes::default();
-    let mut members = Members::new(input, settings.progress);
+    let mut members = Members::new(input, settings);
     for Block { bytes, cuts, compressed } in blocks {
         if let Err(error) = members.push(bytes.as_slice(), compressed) {
             settings.cancel.stop();

@@ -1,7 +1,10 @@
 #![allow(clippy::unwrap_used)]
 mod frames;
 
-use std::io::{Read as _, Write as _};
+use std::{
+    collections::BTreeMap,
+    io::{Read as _, Write as _},
+};
 
 use clip_engine::inflate::{Inflate, Stop, Until};
 use clip_format::{checkpoints::SpanStart, limits::WINDOW_BYTES, windows::expand_window};
@@ -88,6 +91,13 @@ fn decoded(blob: &[u8], chunk: usize, span_bytes: u64, windows: Windows, kept: &
     })
 }
 
+/// Of any three spans in a row one is long: what `SPANS_IN_A_ROW_BYTES_MIN` follows from.
+fn check_lengths(drafts: &[SpanDraft], len: u64) {
+    let ends = drafts.iter().skip(1).map(|draft| draft.stream).chain([len]);
+    let lens: Vec<u64> = drafts.iter().zip(ends).map(|(draft, end)| end - draft.stream).collect();
+    assert!(lens.windows(3).all(|row| row.iter().any(|&len| len >= SPAN)), "{lens:?}");
+}
+
 fn cut(blob: &[u8], chunk: usize, windows: Windows) -> (Vec<SpanDraft>, u64, Kept) {
     let mut kept = Kept::default();
     let (mut drafts, len) = decoded(blob, chunk, SPAN, windows, &mut kept).unwrap();
@@ -96,6 +106,7 @@ fn cut(blob: &[u8], chunk: usize, windows: Windows) -> (Vec<SpanDraft>, u64, Kep
     if drafts.last().is_some_and(|draft| draft.stream == len) {
         drafts.pop();
     }
+    check_lengths(&drafts, len);
     (drafts, len, kept)
 }
 
@@ -224,6 +235,48 @@ fn flushed_streams_resume() {
     assert!(kept.windows.is_empty(), "no windows were asked for");
 }
 
+/// Claim: a quarter of a million blocks without output after a candidate for a checkpoint are not kept for its probe, change no byte, and
+/// the spans do not depend on how they come in.
+#[test]
+fn blocks_without_output_are_not_kept() {
+    const EMPTY: [u8; 5] = [0, 0, 0, 0xff, 0xff];
+    let plain = sample(400_000);
+    let mut compress = flate2::Compress::new(Compression::new(6), false);
+    let (mut raw, mut pieces) = (Vec::new(), plain.chunks(10_000).peekable());
+    while let Some(piece) = pieces.next() {
+        raw.reserve(30_000);
+        let flush = if pieces.peek().is_some() { FlushCompress::Sync } else { FlushCompress::Finish };
+        compress.compress_vec(piece, &mut raw, flush).unwrap();
+        // Behind the first that may be an entry, and behind the last of a round.
+        if [80_000, 120_000].contains(&compress.total_in()) {
+            raw.extend(EMPTY.repeat(1 << 18));
+        }
+    }
+    let whole = gzip(&plain, 1);
+    let blob = [&[0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255], &raw[..], &whole[whole.len() - 8..]].concat();
+    check_resumes("empty blocks", &blob, &plain, Windows::Sparse);
+    check_resumes("empty blocks, no windows", &blob, &plain, Windows::None);
+    let (told_sender, told) = bounded(TOLD_MAX);
+    let (counted_sender, counted) = bounded(TOLD_MAX);
+    let (verdict_sender, verdicts) = bounded(1);
+    let fed = thread::scope(|scope| {
+        scope.spawn(move || jury::judge_rounds(LAYER, &counted, &verdict_sender).map(|_| ()));
+        let counter = scope.spawn(move || {
+            let mut fed = BTreeMap::new();
+            for (round, evidence) in told {
+                *fed.entry(round).or_insert(0) += if let jury::Evidence::Bytes(bytes) = &evidence { bytes.len() } else { 0 };
+                counted_sender.send((round, evidence)).unwrap();
+            }
+            fed
+        });
+        let mut spans = GzipSpans::new(LAYER, SPAN, Judged::Beside { told: told_sender, verdicts });
+        blob.chunks(50_000).try_for_each(|piece| spans.push(&Bytes::copy_from_slice(piece), &mut Kept::default())).unwrap();
+        drop(spans);
+        counter.join().unwrap()
+    });
+    assert!(fed.values().any(|&fed| fed == (1 << 20) + (SPAN as usize >> 1)) && fed.values().all(|&fed| fed <= 2 << 20), "{fed:?}");
+}
+
 /// A checkpoint whose data refers only to zeros before it has a window that is stored as nothing; given one of zeros, it resumes.
 /// Without any it does not: zlib refuses a distance that reaches past its history.
 #[test]
@@ -344,9 +397,10 @@ fn layer_of(file: &tempfile::NamedTempFile, contents: &[u8], diff_id: Digest) ->
 
 fn indexed(input: &LayerInput, diff_ids: DiffIds) -> Result<LayerOutput, IndexError> {
     let client = Client::new(clip_engine::registry::ClientConfig::default()).unwrap();
-    let (cancel, decoders) = (&Cancel::new(), &DecoderMemory::default());
+    let (cancel, decoders, metadata) = (&Cancel::new(), &DecoderMemory::default(), &Metadata::default());
     let progress = &crate::progress::NoProgress;
-    let settings = LayerSettings { span_bytes: SPAN, windows: Windows::Sparse, diff_ids, client: &client, decoders, cancel, progress };
+    let (client, windows) = (&client, Windows::Sparse);
+    let settings = LayerSettings { span_bytes: SPAN, windows, diff_ids, client, decoders, metadata, cancel, progress };
     index_layer(input, &settings).map(|output| output.expect("nothing stops it"))
 }
 

@@ -73,9 +73,9 @@ impl<'a> ZstdSpans<'a> {
             self.blocks.cut(cut);
         }
         match step.stop {
-            ZstdStop::FrameStart { header_len, window_log } => {
+            ZstdStop::FrameStart { header_len, window_log, content_bytes } => {
                 let start = self.consumed - u64::from(header_len);
-                if let Some(cut) = self.cuts.frame_start(stream, start, window_log) {
+                if let Some(cut) = self.cuts.frame_start(stream, start, window_log, content_bytes) {
                     self.blocks.cut(cut);
                 }
                 self.cuts.block_start(self.consumed);

@@ -1,12 +1,11 @@
 //! The parser: an incremental one, fed with pieces of any size.
 
-use std::collections::BTreeMap;
-
 use super::{
     Entry, EntryKind, SPECIAL_BYTES_MAX, TarError, Wrong,
     gnu_sparse::{FromData, SparseMap},
     header::{self, BLOCK_BYTES, Block, Header, TypeFlag},
     pax::PaxRecords,
+    tally::Tally,
 };
 
 /// What the next bytes are.
@@ -74,7 +73,7 @@ pub struct TarParser {
     filled: usize,
     pending: Pending,
     members: u64,
-    ignored_globals: BTreeMap<String, u64>,
+    ignored_globals: Tally,
 }
 
 impl Default for TarParser {
@@ -94,7 +93,7 @@ impl TarParser {
             filled: 0,
             pending: Pending::default(),
             members: 0,
-            ignored_globals: BTreeMap::new(),
+            ignored_globals: Tally::default(),
         }
     }
 
@@ -106,7 +105,7 @@ impl TarParser {
 
     /// Keys of global PAX headers, with how often each was seen. They change nothing, as with containerd and docker.
     #[must_use]
-    pub fn ignored_globals(&self) -> &BTreeMap<String, u64> {
+    pub fn ignored_globals(&self) -> &Tally {
         &self.ignored_globals
     }
 
@@ -231,9 +230,7 @@ impl TarParser {
             Special::Pax => self.pending.pax = PaxRecords::parse(&bytes).map_err(|wrong| self.error(wrong))?,
             Special::GlobalPax => {
                 let records = PaxRecords::parse(&bytes).map_err(|wrong| self.error(wrong))?;
-                for key in records.keys() {
-                    *self.ignored_globals.entry(String::from_utf8_lossy(key).into_owned()).or_default() += 1;
-                }
+                records.keys().for_each(|key| self.ignored_globals.add(key));
                 // As in Go, a global header stands alone: what was pending before it is gone with it.
                 self.pending = Pending::default();
             }

@@ -188,7 +188,7 @@ impl Tree {
                 kept.push((name, value));
             } else {
                 let namespace = name.split(|byte| *byte == b'.').next().unwrap_or_default();
-                *self.dropped_xattrs.entry(String::from_utf8_lossy(namespace).into_owned()).or_default() += 1;
+                self.dropped_xattrs.add(namespace);
             }
         }
         let xattrs = (!kept.is_empty()).then(|| Box::new(kept));
@@ -203,9 +203,14 @@ fn erofs_has(name: &[u8]) -> bool {
     with_name || name == b"system.posix_acl_access" || name == b"system.posix_acl_default"
 }
 
-fn path_error(entry: &Entry, error: PathError) -> MergeError {
+pub(super) fn path_error(entry: &Entry, error: PathError) -> MergeError {
     match error {
-        PathError::Loop => MergeError::new(entry, "a path of at most 255 symbolic links", "a longer chain or a loop"),
+        PathError::Loop => {
+            MergeError::new(entry, "a path of at most 255 symbolic links, with at most 4096 names in them", "a longer chain or a loop")
+        }
+        PathError::TooMuch => {
+            MergeError::new(entry, "paths that lead through few symbolic links in all", "more links than any image has a use for")
+        }
         PathError::NotADirectory(path) => {
             MergeError::new(entry, format!("a directory at {:?}", String::from_utf8_lossy(&path)), "something that is no directory")
         }

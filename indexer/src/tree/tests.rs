@@ -140,6 +140,29 @@ fn parents_follow_symbolic_links() {
     assert!(merge(vec![vec![file("f", 1), file("f/x", 1)]]).unwrap_err().contains("no directory"));
 }
 
+/// Claim: 255 links lead on, and 4,096 names in their targets; what needs more is refused, in a whiteout too, and so is an image whose
+/// paths need too many in all. A target may be long that is not followed.
+#[test]
+fn following_links_has_a_bound() {
+    let chain = |links: usize| (0..links).map(|number| link(&number.to_string(), &(number + 1).to_string()));
+    let through = |links: usize| chain(links).chain([dir(&links.to_string()), file("0/x", 1)]).collect::<Vec<_>>();
+    assert!(merge(vec![through(255)]).is_ok());
+    assert!(merge(vec![through(256)]).unwrap_err().contains("255 symbolic links"));
+    // 2,047 names and one more.
+    let long = link("long", &format!("{}d", "./".repeat(2047)));
+    let lower = |target: &str| vec![dir("d"), long.clone(), link("twice", target)];
+    assert!(merge(vec![lower("long/../long"), vec![file("long/x", 1)]]).is_ok());
+    for upper in ["twice/x", "twice/.wh.x"] {
+        assert!(merge(vec![lower("long/../long"), vec![file(upper, 1)]]).unwrap_err().contains("4096 names"), "{upper}");
+    }
+    let mut tree = Tree::new();
+    tree.merge(LayerIndex(0), lower("d")).unwrap();
+    tree.link_parts.set(path::IMAGE_LINK_PARTS_MAX - 2);
+    let mut add = |path: &str| tree.merge(LayerIndex(1), vec![file(path, 1)]);
+    assert!(add("d/x").is_ok() && add("twice/y").is_ok() && add("twice/z").is_ok() && add("twice").is_ok());
+    assert!(add("long/x").unwrap_err().expected.contains("few symbolic links"));
+}
+
 /// A whiteout through a symbolic link acts behind it, unless its layer puts a directory in the link's place.
 #[test]
 fn whiteouts_through_symbolic_links() {

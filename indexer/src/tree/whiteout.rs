@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::{
     NodeId, NodeKind, Tree,
-    merge::MergeError,
+    merge::{MergeError, path_error},
     path::{PathError, cleaned},
 };
 use crate::tar_entry::{Entry, EntryKind};
@@ -58,7 +58,7 @@ impl Tree {
     /// their order means nothing.
     pub(super) fn apply_whiteouts(&mut self, entries: &[Entry]) -> Result<Removed, MergeError> {
         let mut targets: Vec<(NodeId, Option<&[u8]>)> = Vec::new();
-        let mut own_dirs: Option<HashSet<Vec<&[u8]>>> = None;
+        let mut own_dirs: Option<HashSet<[u8; 32]>> = None;
         for entry in entries {
             let parts = cleaned(&entry.path);
             let name = match marker(&parts) {
@@ -75,13 +75,11 @@ impl Tree {
             };
             let parents = &parts[..parts.len() - 1];
             // Where this layer puts a directory in place of a lower symbolic link, the marker means that directory: nothing lower is in it.
-            let mut stop_at = |literal: usize| own_dirs.get_or_insert_with(|| directories(entries)).contains(&parents[..literal]);
+            let mut stop_at = |literal: usize| own_dirs.get_or_insert_with(|| directories(entries)).contains(&name_of(&parents[..literal]));
             match self.existing_dir(parents, &mut stop_at) {
                 Ok(Some(dir)) => targets.push((dir, name)),
                 Ok(None) | Err(PathError::NotADirectory(_)) => {}
-                Err(PathError::Loop) => {
-                    return Err(MergeError::new(entry, "a path of at most 255 symbolic links", "a longer chain or a loop"));
-                }
+                Err(error @ (PathError::Loop | PathError::TooMuch)) => return Err(path_error(entry, error)),
             }
         }
         Ok(self.remove(&targets))
@@ -101,6 +99,12 @@ impl Tree {
     }
 }
 
-fn directories(entries: &[Entry]) -> HashSet<Vec<&[u8]>> {
-    entries.iter().filter(|entry| entry.kind == EntryKind::Directory).map(|entry| cleaned(&entry.path)).collect()
+/// The directories that are members, by [`name_of`].
+fn directories(entries: &[Entry]) -> HashSet<[u8; 32]> {
+    entries.iter().filter(|entry| entry.kind == EntryKind::Directory).map(|entry| name_of(&cleaned(&entry.path))).collect()
+}
+
+/// A cleaned path in few bytes, however many parts it has.
+fn name_of(parts: &[&[u8]]) -> [u8; 32] {
+    *blake3::hash(&parts.join(&b'/')).as_bytes()
 }

@@ -46,6 +46,7 @@ fn checked_drafts(blob: &[u8], plain: &[u8], chunks: &[usize]) -> Vec<SpanDraft>
     let cuts: Vec<u64> = drafts.iter().skip(1).map(|draft| draft.stream).collect();
     assert_eq!(kept.cuts, cuts, "the hash job's spans are the table's");
     drafts.pop_if(|last| last.stream == len);
+    check_lengths(&drafts, len);
     for (place, draft) in drafts.iter().enumerate() {
         let next = drafts.get(place + 1);
         let end = next.map_or(len, |next| next.stream);
@@ -93,11 +94,11 @@ fn spans_begin_at_frames() {
     // Seven frames reach the span size; nothing is longer than that and a frame.
     let cases: [(&[usize], &str); 8] = [
         (&small, &"e".repeat(15)),
-        (&[1_000_000], "eccccccc"),
+        (&[1_000_000], "eccccccccccccccc"),
         (&[131_072], "e"),
-        (&[131_073], "ec"),
+        (&[131_073], "ecc"),
         (&[60_000, 100_000, 65_536, 65_536], "eeee"),
-        (&[60_000, 300_000, 1000, 1000], "eecce"),
+        (&[60_000, 300_000, 1000, 1000], "eecccce"),
         (&[0, 0, 100_000, 0, 100_000], "ee"),
         (&[131_072, 131_072], "ee"),
     ];
@@ -106,6 +107,20 @@ fn spans_begin_at_frames() {
         let drafts = checked_drafts(&blob, &plain[..len], &[1000, 131_075]);
         assert_eq!(kinds(&drafts), expected, "{lens:?}: {drafts:?}");
     }
+}
+
+/// Claim: the first span of a large frame is no longer than the span size where the header says how large it is, and twice that where nobody
+/// knows yet; the others are of the span size either way. Frames of up to twice the span size are not cut.
+#[test]
+fn a_large_frame_is_not_waited_for() {
+    let plain = sample(400_000);
+    for (blob, first) in [(frame(&plain, &[]), SPAN), (streamed_frame(&plain, 17), 2 * SPAN)] {
+        let drafts = checked_drafts(&blob, &plain, &[1, 4097]);
+        let expected: Vec<u64> = std::iter::once(0).chain((first..400_000).step_by(SPAN as usize)).collect();
+        assert_eq!(drafts.iter().map(|draft| draft.stream).collect::<Vec<_>>(), expected);
+    }
+    let blob = [frame(&plain[..120_000], &[]), streamed_frame(&plain[120_000..250_000], 17)].concat();
+    assert_eq!(kinds(&checked_drafts(&blob, &plain[..250_000], &[1000])), "ee");
 }
 
 /// Claim: skippable frames are in no span, wherever they are, and an entry needs room for the largest window up to the next one.
@@ -225,6 +240,19 @@ fn one_long_frame_is_warned_of() {
     let file = tempfile::NamedTempFile::new().unwrap();
     let output = indexed(&layer(&file, &frame(&stream, &[]), &stream, "a/tar+zstd", Codec::Zstd), DiffIds::Trusted).unwrap();
     assert!(output.warnings.len() == 1 && output.warnings[0].contains("one zstd frame"), "{:?}", output.warnings);
+}
+
+/// Claim: where frames make the shortest spans there can be, long ones are between.
+#[test]
+fn the_shortest_spans_have_long_ones_between() {
+    let (span, plain) = (SPAN as usize, sample(3 << 20));
+    let (mut blob, mut at) = (Vec::new(), 0);
+    for len in std::iter::repeat_n([1, 2 * span + 1], 20).flatten() {
+        blob.extend(frame(&plain[at..at + len], &[]));
+        at += len;
+    }
+    let drafts = checked_drafts(&blob, &plain[..at], &[1000]);
+    assert_eq!(kinds(&drafts), "eecc".repeat(20), "an entry of a byte, two long ones, and a chained one of a byte");
 }
 
 proptest! {
