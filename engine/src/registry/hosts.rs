@@ -41,7 +41,7 @@ pub(super) enum Need {
     Pull,
 }
 
-/// What a host may be asked for. Push is known and means nothing here.
+/// What a host may be asked for. Push and referrers are known and mean nothing here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Abilities {
     pub pull: bool,

@@ -176,9 +176,9 @@ impl Reader<'_> {
         })
     }
 
-    /// `None` for an empty list, which means all.
+    /// `None` for an empty list, which means all. Source: containerd's `parseHostConfig`, to which any other word is an error, too.
     fn abilities(&self, value: &Value<'_>) -> Result<Option<Abilities>, EngineError> {
-        let expected = "an array of \"pull\", \"resolve\" and \"push\"";
+        let expected = "an array of \"pull\", \"resolve\", \"push\" and \"referrers\"";
         if !value.get_ref().is_array() {
             return Err(self.wrong(value, expected));
         }
@@ -188,7 +188,7 @@ impl Reader<'_> {
             match name.to_ascii_lowercase().as_str() {
                 "pull" => found.pull = true,
                 "resolve" => found.resolve = true,
-                "push" => {}
+                "push" | "referrers" => {}
                 _ => return Err(self.bad(value.span(), expected, *name)),
             }
         }
@@ -322,7 +322,7 @@ frobnicate = 1
 
 [host."http://a.x:81/base/v2"]
   Capabilities = ["PULL"]
-  capabilities = ["PULL", "Resolve", "push"]
+  capabilities = ["PULL", "Resolve", "push", "referrers"]
   client = [["a.cert", "a.key"], ["b.pem", ""], "c.pem"]
   proxy = "http://p.x:3128"
 
