@@ -323,6 +323,11 @@ pub(super) fn wants_others(exchange: &Exchange) -> bool {
     }
 }
 
+/// Whether a 401 does not say what it wants to see.
+pub(super) fn has_no_challenge(exchange: &Exchange) -> bool {
+    exchange.status() == StatusCode::UNAUTHORIZED && challenge::choose(challenges(exchange)).is_err()
+}
+
 /// A 401 that nothing could answer is final.
 pub(super) async fn refused(exchange: Exchange) -> Failure {
     Failure { again: Again::Never, ..exchange.into_failure().await }

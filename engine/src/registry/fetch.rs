@@ -107,9 +107,11 @@ impl Client {
         let mut tried = 0;
         loop {
             let mut exchange = transport.send(&url, &get.ask(site, &url.origin, authorization.as_ref())?).await?;
-            if !auth::wants_others(&exchange) {
+            let wants_others = auth::wants_others(&exchange);
+            if !wants_others || auth::has_no_challenge(&exchange) {
                 match self.hidden_challenge(site, &exchange, authorization.as_ref()).await? {
                     Some(challenged) => exchange = challenged,
+                    None if wants_others => {}
                     None => return Ok((exchange, authorization)),
                 }
             }
@@ -121,8 +123,8 @@ impl Client {
         }
     }
 
-    /// The 401 of `/v2/`, where an answer without credentials may have been another with them: some registries show anybody a part, answer
-    /// 403 or 404 for the rest, and name their challenge only there. Asked only for those who have credentials.
+    /// The 401 of `/v2/`, which is where some registries name their challenge, and only there: they answer 401 without one elsewhere; or
+    /// they show anybody a part and answer 403 or 404 for the rest, so that this is asked only for those who have credentials.
     ///
     /// Source: every docker client begins with `GET /v2/` and so never meets this.
     async fn hidden_challenge(
@@ -132,7 +134,11 @@ impl Client {
         authorization: Option<&HeaderValue>,
     ) -> Result<Option<Exchange>, Failure> {
         let may_be_hidden = authorization.is_none() && matches!(exchange.status(), StatusCode::FORBIDDEN | StatusCode::NOT_FOUND);
-        if !may_be_hidden || !self.shared.auth.has_credentials(&site.transport, site.repository()).await {
+        let is_asked = match may_be_hidden {
+            true => self.shared.auth.has_credentials(&site.transport, site.repository()).await,
+            false => auth::has_no_challenge(exchange),
+        };
+        if !is_asked {
             return Ok(None);
         }
         let url = site.endpoint.location("/")?;
