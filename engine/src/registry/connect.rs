@@ -5,7 +5,6 @@ use std::{
     net::SocketAddr,
     pin::Pin,
     task::{Context, Poll},
-    time::Duration,
 };
 
 use rustls::AlertDescription;
@@ -41,14 +40,49 @@ pub(super) enum Stream {
 /// # Errors
 /// Passing: `Deadline`, `Transport` of the network. Final: a certificate or TLS fault, a proxy that refuses or cannot be used.
 pub(super) async fn connect(route: &Route, method: &'static str, url: &Location, config: &ClientConfig) -> Result<Stream, Failure> {
+    let stream = reach(route, method, url, config).await?;
+    match url.origin.scheme {
+        Scheme::Http => Ok(stream),
+        Scheme::Https => {
+            let failed = |reason: String| EngineError::Transport { method, url: url.to_string(), reason };
+            let shaken = tokio::time::timeout(config.tls_timeout, connect_tls(&route.tls, stream, &url.origin, &failed)).await;
+            shaken.map_err(|_| late_handshake(&url.origin, config))?
+        }
+    }
+}
+
+fn late_handshake(origin: &Origin, config: &ClientConfig) -> Failure {
+    Failure::passing(EngineError::Deadline { what: format!("TLS handshake with {origin}"), waited: config.tls_timeout })
+}
+
+/// Whether `url`'s host answers a TLS handshake in TLS, be it to refuse: then a request says why.
+///
+/// # Errors
+/// Passing: no answer, or the connection ends instead.
+pub(super) async fn speaks_tls(route: &Route, url: &Location, config: &ClientConfig) -> Result<bool, Failure> {
+    let failed = |reason: String| EngineError::Transport { method: "GET", url: url.to_string(), reason };
+    let stream = reach(route, "GET", url, config).await?;
+    let shaken = tokio::time::timeout(config.tls_timeout, shake_hands(&route.tls, stream, &url.origin, &failed)).await;
+    match shaken.map_err(|_| late_handshake(&url.origin, config))?? {
+        Ok(_) => Ok(true),
+        Err(error) => match rustls_error(&error) {
+            Some(rustls::Error::InvalidMessage(_)) => Ok(false),
+            Some(_) => Ok(true),
+            None => Err(tls_failure(failed, &error)),
+        },
+    }
+}
+
+/// A stream to `url`'s origin, by TCP or a proxy's tunnel, on which nothing was said yet.
+async fn reach(route: &Route, method: &'static str, url: &Location, config: &ClientConfig) -> Result<Stream, Failure> {
     let failed = |reason: String| EngineError::Transport { method, url: url.to_string(), reason };
     let proxy = route.proxy(&url.origin).map_err(failed)?;
     let through = proxy.as_ref().map_or_else(String::new, |proxy| format!(" through {proxy}"));
-    let late = |what: &str, waited: Duration| {
-        let what = format!("{what} {}{through}", url.origin);
-        Failure::passing(EngineError::Deadline { what, waited })
-    };
     let timeout = config.connect_timeout;
+    let late = |_| {
+        let what = format!("connect to {}{through}", url.origin);
+        Failure::passing(EngineError::Deadline { what, waited: timeout })
+    };
     let deadline = Instant::now() + timeout;
     let connected = timeout_at(deadline, async {
         match &proxy {
@@ -59,14 +93,7 @@ pub(super) async fn connect(route: &Route, method: &'static str, url: &Location,
                 .map_err(|no| Failure::passing(failed(no.reason("", "is the registry running and reachable from here?")))),
         }
     });
-    let stream = connected.await.map_err(|_| late("connect to", timeout))??;
-    match url.origin.scheme {
-        Scheme::Http => Ok(stream),
-        Scheme::Https => {
-            let shaken = tokio::time::timeout(config.tls_timeout, connect_tls(&route.tls, stream, &url.origin, &failed)).await;
-            shaken.map_err(|_| late("TLS handshake with", config.tls_timeout))?
-        }
-    }
+    connected.await.map_err(late)?
 }
 
 /// A stream to `proxy`; to `target` behind it when that speaks TLS.
@@ -94,15 +121,29 @@ async fn connect_proxy(
 }
 
 async fn connect_tls(tls: &Tls, stream: Stream, origin: &Origin, failed: &impl Fn(String) -> EngineError) -> Result<Stream, Failure> {
+    let stream = shake_hands(tls, stream, origin, failed).await?;
+    stream.map(|stream| Stream::Tls(Box::new(stream))).map_err(|error| tls_failure(failed, &error))
+}
+
+/// The handshake's own end, where one can be begun.
+async fn shake_hands(
+    tls: &Tls,
+    stream: Stream,
+    origin: &Origin,
+    failed: &impl Fn(String) -> EngineError,
+) -> Result<io::Result<TlsStream<Stream>>, Failure> {
     let connector = tls.connector().map_err(|reason| failed(reason.to_owned()))?;
     let name = ServerName::try_from(origin.bare_host().to_owned()).map_err(|error| failed(error.to_string()))?;
-    let stream = connector.connect(name, stream).await;
-    stream.map(|stream| Stream::Tls(Box::new(stream))).map_err(|error| tls_failure(failed, &error))
+    Ok(connector.connect(name, stream).await)
+}
+
+fn rustls_error(error: &io::Error) -> Option<&rustls::Error> {
+    error.get_ref().and_then(|inner| inner.downcast_ref())
 }
 
 /// A handshake that TLS itself refused fails the same way again; one that the network cut may not.
 fn tls_failure(failed: impl Fn(String) -> EngineError, error: &io::Error) -> Failure {
-    match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+    match rustls_error(error) {
         Some(rustls::Error::InvalidMessage(_)) => {
             failed(format!("TLS: {error}; does the registry speak plain HTTP (--plain-http)?")).into()
         }

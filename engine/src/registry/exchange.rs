@@ -23,7 +23,7 @@ use super::{
     client::{ClientConfig, Traffic},
     connect::{connect, wants_certificate},
     headway::Headway,
-    location::Location,
+    location::{Location, Scheme, is_loopback},
     pool::{Connection, Pool},
     retry::{Failure, after_status},
     route::Route,
@@ -173,11 +173,11 @@ impl Transport {
                 return Sent::Failed(EngineError::Transport { method, url, reason: found }.into());
             }
             if error.is_parse() {
-                let found = format!("{reason}; does the server speak TLS only, or not HTTP at all?");
+                let found = format!("{reason}; does the server speak TLS only, or not HTTP at all?{}", tls_hint(url));
                 let (method, url) = (ask.method_name(), url.to_string());
                 return Sent::Failed(EngineError::Transport { method, url, reason: found }.into());
             }
-            Sent::Closed(reason)
+            Sent::Closed(reason + tls_hint(url))
         })?;
         Ok(Exchange::new(self, ask.method_name(), url, response, connection))
     }
@@ -346,10 +346,13 @@ impl Exchange {
     /// The failure that an error status means, with the server's own words.
     pub async fn into_failure(self) -> Failure {
         let (method, url, status) = (self.method, self.url.to_string(), self.status());
-        let again = after_status(status, &self.head.headers);
+        let (again, tls_hint) = (after_status(status, &self.head.headers), tls_hint(&self.url));
         let is_text = self.header(CONTENT_TYPE).is_some_and(|kind| kind.starts_with("text/plain"));
         let body = self.bytes(ERROR_BODY_BYTES_MAX as u64).await.unwrap_or_default();
-        let detail = detail(&body, is_text).map_or_else(String::new, |detail| format!(": {detail}"));
+        let mut detail = detail(&body, is_text).map_or_else(String::new, |detail| format!(": {detail}"));
+        if status == StatusCode::BAD_REQUEST && wants_tls(&body) {
+            detail.push_str(tls_hint);
+        }
         let hint = hint(status);
         Failure { error: EngineError::Status { method, url, status: status.as_u16(), detail, hint }, again }
     }
@@ -395,6 +398,23 @@ fn detail(body: &[u8], is_text: bool) -> Option<String> {
     };
     let cut: String = said.chars().filter(|letter| !letter.is_control()).take(DETAIL_CHARS_MAX).collect();
     (!cut.trim().is_empty()).then_some(cut)
+}
+
+/// Whether a 400 is a TLS server's answer to plain HTTP. Source: Go's net/http, nginx, Apache httpd.
+fn wants_tls(body: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(body);
+    ["request to an HTTPS server", "sent to HTTPS port", "to an SSL-enabled server port"].iter().any(|words| text.contains(words))
+}
+
+/// What to do where `url` was spoken to in plain HTTP, but may speak TLS.
+fn tls_hint(url: &Location) -> &'static str {
+    match url.origin.scheme {
+        Scheme::Https => "",
+        Scheme::Http if is_loopback(&url.origin.host) => {
+            "; if it speaks TLS, name its authority (--ca FILE, or ca in its hosts.toml) or write server = \"https://...\" there"
+        }
+        Scheme::Http => "; if it speaks TLS, leave out --plain-http, or write https:// where http:// is written",
+    }
 }
 
 fn hint(status: StatusCode) -> &'static str {

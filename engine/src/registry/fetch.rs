@@ -102,6 +102,7 @@ impl Client {
     /// The registry's own answer, and the credentials it accepted: first what was granted before, then what each login can get.
     pub(super) async fn ask_registry(&self, site: &Site, get: &Get) -> Result<(Exchange, Option<HeaderValue>), Failure> {
         let (auth, transport) = (&self.shared.auth, &site.transport);
+        site.endpoint.learn_scheme(transport).await?;
         let url = site.endpoint.location(&get.path)?;
         let mut authorization = auth.authorization(transport, site.repository()).await?;
         let mut tried = 0;

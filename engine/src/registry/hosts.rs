@@ -1,10 +1,11 @@
 //! Which hosts are asked for the images of a registry: the mirrors that containerd's `hosts.toml` names, in order, then the registry's own.
 //!
-//! `directory` finds and reads a registry's settings, `file` is the meaning of their text, `standing` remembers hosts that are dead or lack a
-//! blob, and `round` is one question to one host after the other. Source: containerd 2.x, docs/hosts.md and core/remotes/docker.
+//! `directory` finds and reads a registry's settings, `file` is the meaning of their text, `own_scheme` finds out whether a registry on this
+//! machine speaks TLS, `standing` remembers hosts that are dead or lack a blob, and `round` is one question to one host after the other. Source: containerd 2.x, docs/hosts.md and core/remotes/docker.
 
 pub(super) mod directory;
 mod file;
+mod own_scheme;
 mod round;
 mod standing;
 
@@ -14,7 +15,7 @@ use hyper::HeaderMap;
 
 pub use self::round::Sender;
 pub(super) use self::round::{Avoided, Round};
-use self::standing::Standing;
+use self::{own_scheme::OwnScheme, standing::Standing};
 use super::{
     auth::Repository,
     client::{ClientConfig, PlainHttp},
@@ -86,7 +87,10 @@ impl Hosts {
 
 /// One host of a registry, and how it is spoken to.
 pub(super) struct Endpoint {
+    /// Where it is; in TLS, while it is not known whether it speaks that.
     origin: Origin,
+    /// Of a registry on this machine whose scheme is to be found out.
+    own_scheme: Option<OwnScheme>,
     /// What comes before the repository, `/v2` unless its settings override that; no slash at the end.
     path: String,
     /// `?ns=`: for whom a mirror is asked.
@@ -105,12 +109,16 @@ pub(super) struct Endpoint {
 impl Endpoint {
     /// Where `path` (escaped, from the repository on) is at this host.
     pub fn location(&self, path: &str) -> Result<Location, EngineError> {
+        self.location_of(self.origin(), path)
+    }
+
+    fn location_of(&self, origin: &Origin, path: &str) -> Result<Location, EngineError> {
         let query = self.namespace.as_ref().map_or_else(String::new, |namespace| format!("?ns={}", percent_encoded(namespace)));
-        Location::parse(&format!("{}{}{path}{query}", self.origin, self.path))
+        Location::parse(&format!("{origin}{}{path}{query}", self.path))
     }
 
     pub fn origin(&self) -> &Origin {
-        &self.origin
+        self.own_scheme.as_ref().and_then(OwnScheme::plain).unwrap_or(&self.origin)
     }
 
     /// The name that credentials, tokens and redirect targets of `reference` are kept under at this host.
@@ -129,7 +137,11 @@ impl Endpoint {
             Abilities { pull: true, resolve: false } => " (blobs and digests only)",
             Abilities { pull: false, .. } => " (never asked: it lacks the capability pull)",
         };
-        format!("{}{}{abilities}", self.origin, self.path)
+        let scheme = match &self.own_scheme {
+            Some(own) if !own.is_known() => " (or plain HTTP, if it speaks no TLS)",
+            _ => "",
+        };
+        format!("{}{}{abilities}{scheme}", self.origin(), self.path)
     }
 }
 

@@ -190,8 +190,16 @@ impl Server {
     }
 }
 
-async fn read_request(stream: &mut (impl AsyncRead + Unpin)) -> Option<Seen> {
-    let mut head = Vec::new();
+/// The first byte of a TLS client. Source: RFC 8446 section 5.1.
+const TLS_HANDSHAKE: u8 = 22;
+
+async fn read_request(stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> Option<Seen> {
+    let mut head = vec![stream.read_u8().await.ok()?];
+    if head == [TLS_HANDSHAKE] {
+        // As most servers answer a TLS client.
+        let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\nno TLS here\n").await;
+        return None;
+    }
     while !head.ends_with(b"\r\n\r\n") {
         head.push(stream.read_u8().await.ok()?);
     }
