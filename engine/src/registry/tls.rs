@@ -129,7 +129,12 @@ fn read_key_pair(pair: &KeyPair) -> Result<Arc<CertifiedKey>, EngineError> {
     // Not the parser's own words: they may be of the key.
     let bad = |found: &str| bad_file("read the private key of", path, format!("expected a key in PEM form, {found}"));
     let pem = std::fs::read(path).map_err(|error| EngineError::io("read", path, error))?;
-    let key = PrivateKeyDer::from_pem_slice(&pem).map_err(|_| bad("found none"))?;
+    let beside = pair.certificate.with_extension("key");
+    let key = PrivateKeyDer::from_pem_slice(&pem).map_err(|_| match pair.key {
+        // Docker's layout has the key there.
+        None if !beside.exists() => bad(&format!("found none, and {} is missing", beside.display())),
+        _ => bad("found none"),
+    })?;
     let certified = CertifiedKey::from_der(chain, key, &ring::default_provider());
     certified.map(Arc::new).map_err(|error| match error {
         rustls::Error::InconsistentKeys(_) => bad("found one of another certificate"),
@@ -276,7 +281,10 @@ mod tests {
         assert!(resolver.resolve(&[b"another"], &schemes).is_none());
         assert!(resolver.resolve(&[], &[SignatureScheme::ED25519]).is_none());
         let keyless = KeyPair { key: None, ..pair };
-        assert!(read_key_pair(&keyless).unwrap_err().to_string().contains("found none"));
+        let missing = format!("found none, and {} is missing", dir.path().join("c.key").display());
+        assert!(read_key_pair(&keyless).unwrap_err().to_string().contains(&missing));
+        let swapped = KeyPair { certificate: dir.path().join("c"), key: Some(dir.path().join("c")) };
+        assert!(read_key_pair(&swapped).unwrap_err().to_string().ends_with("found none"));
     }
 
     proptest! {
