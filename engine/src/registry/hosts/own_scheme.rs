@@ -47,7 +47,7 @@ impl Endpoint {
         let found = match speaks_tls(&transport.route, &self.location_of(&self.origin, "/")?, &self.config).await {
             Ok(true) => TLS,
             Ok(false) => {
-                tracing::warn!(host = %own.plain, "there are TLS settings for this registry, but it speaks plain HTTP; so it is asked");
+                tracing::info!(host = %own.plain, "this registry has TLS settings, but speaks plain HTTP, and is asked so");
                 PLAIN
             }
             // Without a port in its name the two schemes have two.
