@@ -7,7 +7,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use rustls::AlertDescription;
+use rustls::{AlertDescription, CertificateError};
 use rustls_pki_types::ServerName;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -90,7 +90,7 @@ async fn reach(route: &Route, method: &'static str, url: &Location, config: &Cli
             None => connect_tcp(&url.origin, deadline)
                 .await
                 .map(Stream::Plain)
-                .map_err(|no| Failure::passing(failed(no.reason("", "is the registry running and reachable from here?")))),
+                .map_err(|no| Failure::passing(failed(no.reason("", "is it running and reachable from here?")))),
         }
     });
     connected.await.map_err(late)?
@@ -147,15 +147,26 @@ fn tls_failure(failed: impl Fn(String) -> EngineError, error: &io::Error) -> Fai
         Some(rustls::Error::InvalidMessage(_)) => {
             failed(format!("TLS: {error}; does the registry speak plain HTTP (--plain-http)?")).into()
         }
-        Some(rustls::Error::InvalidCertificate(_)) => failed(format!(
-            "TLS: {error}; if the registry has a private CA, name its certificate (--ca, SSL_CERT_FILE, or ca in its hosts.toml)"
-        ))
-        .into(),
+        Some(rustls::Error::InvalidCertificate(found)) => failed(format!("TLS: {error}; {}", certificate_hint(found))).into(),
         Some(rustls::Error::AlertReceived(alert)) if is_of_certificate(*alert) => {
             failed(format!("TLS: {error}; the host wants a client certificate that it knows (client in its hosts.toml)")).into()
         }
         Some(_) => failed(format!("TLS: {error}")).into(),
         None => Failure::passing(failed(format!("TLS handshake: {error}"))),
+    }
+}
+
+/// What to do about a certificate that is refused.
+fn certificate_hint(found: &CertificateError) -> &'static str {
+    use CertificateError::{Expired, ExpiredContext, NotValidForName, NotValidForNameContext, NotValidYet, NotValidYetContext, Revoked};
+    match found {
+        Expired | ExpiredContext { .. } => "it has run out: renew it at the server, or set this machine's clock",
+        NotValidYet | NotValidYetContext { .. } => "is this machine's clock right?",
+        NotValidForName | NotValidForNameContext { .. } => {
+            "it is of other names: ask the registry under one of these, or give it a certificate of this name (subjectAltName)"
+        }
+        Revoked => "the server needs another",
+        _ => "if the registry has a private CA, name its certificate (--ca, SSL_CERT_FILE, or ca in its hosts.toml)",
     }
 }
 
@@ -253,5 +264,21 @@ impl AsyncWrite for Stream {
             Stream::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
             Stream::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Claim: what to do about a certificate fits what is wrong with it: an authority helps where the issuer is unknown only.
+    #[test]
+    fn the_advice_fits_the_certificate() {
+        use CertificateError::{Expired, NotValidForName, NotValidYet, Revoked, UnknownIssuer};
+        for (found, word) in [(Expired, "run out"), (NotValidYet, "clock"), (NotValidForName, "other names"), (Revoked, "another")] {
+            let hint = certificate_hint(&found);
+            assert!(hint.contains(word) && !hint.contains("--ca"), "{found:?}: {hint}");
+        }
+        assert!(certificate_hint(&UnknownIssuer).contains("--ca"));
     }
 }
