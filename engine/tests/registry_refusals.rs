@@ -3,7 +3,13 @@
 
 mod registry_script;
 
-use clip_engine::registry::{Client, ClientConfig, Login, Secret, Typed};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use clip_engine::registry::{Client, ClientConfig, ForeignBlob, Login, Secret, Typed};
+use clip_format::blob_url::BlobUrl;
 use registry_script::{mirrors::*, *};
 
 fn with_password(registry: &str) -> Login {
@@ -87,4 +93,18 @@ async fn a_password_that_was_not_sent_is_told() {
     }
     let named = refusal(&client(with_password(&server.reference().registry)), &server).await;
     assert!(!named.contains("--creds"), "{named}");
+}
+
+/// Claim: URLs that all refuse take as long together as a reader waits for one blob, and the error shows the first and counts the others.
+#[tokio::test]
+async fn urls_that_all_refuse_take_one_patience() {
+    let patience = Duration::from_secs(2);
+    let client = Client::new(ClientConfig { patience, ..config("/nonexistent".as_ref()) }).unwrap();
+    let urls = (0..16).map(|number| BlobUrl::parse(&format!("http://127.0.0.1:{}/{number}", dead_port())).unwrap()).collect();
+    let blob = Arc::new(ForeignBlob::new(None, sha256(b""), 100, urls));
+    let begun = Instant::now();
+    let error = client.foreign_blob(&blob, 0..100).await.err().unwrap().to_string();
+    assert!(begun.elapsed() < patience + Duration::from_millis(500), "{:?}", begun.elapsed());
+    assert!(error.contains("cannot connect") && error.contains("/0: ") && error.contains("; and 15 more"), "{error}");
+    assert!(!error.contains("/1: "), "{error}");
 }

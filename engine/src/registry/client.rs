@@ -338,13 +338,18 @@ impl Client {
     }
 
     pub(super) fn tries(&self) -> Tries {
-        self.tries_within(Duration::MAX, 1)
+        self.tries_within(self.patience())
     }
 
-    /// For one of several places: they take one `part` of the patience, and `time` at most.
-    pub(super) fn tries_within(&self, time: Duration, part: u32) -> Tries {
-        let ClientConfig { tries_max, patience, rate_min, .. } = *self.transport.config;
-        Tries::new(Patience { tries_max, time: time.min(patience / part), rate_min })
+    /// For one of several places, which may go `time` without progress.
+    pub(super) fn tries_within(&self, time: Duration) -> Tries {
+        let ClientConfig { tries_max, rate_min, .. } = *self.transport.config;
+        Tries::new(Patience { tries_max, time, rate_min })
+    }
+
+    /// How long a reader waits without progress.
+    pub(super) fn patience(&self) -> Duration {
+        self.transport.config.patience
     }
 
     /// Whatever brought bytes of `blob` that are not right, the registry will be asked where they are.
