@@ -352,7 +352,7 @@ fn reason(error: EngineError) -> String {
         EngineError::Status { status, detail, .. } => format!("status {status}{detail}"),
         EngineError::Transport { reason, .. } => reason,
         EngineError::Protocol { expected, found, .. } => format!("expected {expected}, found {found}"),
-        EngineError::Deadline { waited, .. } => format!("nothing came within {} s", waited.as_secs_f32()),
+        EngineError::Deadline { waited, .. } => format!("no progress for {} s", waited.as_secs_f32()),
         EngineError::GivenUp { last, .. } => reason(*last),
         other => other.to_string(),
     }
