@@ -255,13 +255,35 @@ mod tests {
 
     use super::*;
 
+    /// A certificate that signed itself, and its key, which are of nobody. Made by `openssl req -x509 -newkey ec -pkeyopt
+    /// ec_paramgen_curve:P-256 -nodes -days 36500 -keyout k -out c -subj /CN=who-issued-it`.
+    const CERTIFICATE: &str = "\
+-----BEGIN CERTIFICATE-----
+MIIBiDCCAS2gAwIBAgIUUfwSW7VQTUsKmzVJAMLIfvPggZ8wCgYIKoZIzj0EAwIw
+GDEWMBQGA1UEAwwNd2hvLWlzc3VlZC1pdDAgFw0yNjExMjMyMzQ3NTVaGA8yMTI2
+MTAzMDIzNDc1NVowGDEWMBQGA1UEAwwNd2hvLWlzc3VlZC1pdDBZMBMGByqGSM49
+AgEGCCqGSM49AwEHA0IABEAo3YWX9xK9zuCmCq7FLVvU3QnGA1pLRYYxa9huLqxZ
+tN5iw4UH5D2KGVMtnLJItEl/J1VVvOiJqc9HAPzSd6GjUzBRMB0GA1UdDgQWBBTt
+Wvk8es60DIeA22/gneoBs/lhhDAfBgNVHSMEGDAWgBTtWvk8es60DIeA22/gneoB
+s/lhhDAPBgNVHRMBAf8EBTADAQH/MAoGCCqGSM49BAMCA0kAMEYCIQDE1A1gHSi0
+xv3p1RJuA7FVlVdJ9SJ6eTy7rVjKoG+ixgIhAPgDuSq0RFKxD1MVJ8vqkx2IXNaw
+ZkQAMk0bU7pRsE6s
+-----END CERTIFICATE-----
+";
+    const KEY: &str = "\
+-----BEGIN PRIVATE KEY-----
+MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgshBE8qbCDx9wg8np
+/nSrAoD0BMZpdC9SOHfKSZLm4MyhRANCAARAKN2Fl/cSvc7gpgquxS1b1N0JxgNa
+S0WGMWvYbi6sWbTeYsOFB+Q9ihlTLZyySLRJfydVVbzoianPRwD80neh
+-----END PRIVATE KEY-----
+";
+
     /// Claim: the issuer is the DER name as the certificate holds it; cut certificates have none and never panic.
     #[test]
     fn the_issuer_of_a_certificate_is_found() {
         let dir = tempfile::tempdir().unwrap();
-        let arguments = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -keyout k -out c -subj /CN=who-issued-it";
-        let made = std::process::Command::new("openssl").args(arguments.split(' ')).current_dir(&dir).output().unwrap();
-        assert!(made.status.success());
+        std::fs::write(dir.path().join("c"), CERTIFICATE).unwrap();
+        std::fs::write(dir.path().join("k"), KEY).unwrap();
         let certificate = read_certificates(&dir.path().join("c")).unwrap().remove(0);
         let found = issuer(&certificate).unwrap();
         assert_eq!((found[0], found[1] as usize), (0x30, found.len() - 2));
