@@ -31,6 +31,6 @@ pub use blob::BlobReader;
 pub use client::{Client, ClientConfig, Manifest, PlainHttp, Traffic};
 pub(crate) use exchange::CHUNK_BYTES_MAX;
 pub use foreign::{ForeignBlob, FoundBlob};
-pub use hosts::Sender;
+pub use hosts::ServedBy;
 pub use proxy::ProxyVariables;
 pub use reference::Reference;

@@ -10,7 +10,7 @@ use super::{
     client::{Client, blob_path},
     exchange::Exchange,
     fetch::Get,
-    hosts::{Avoided, Endpoint, Need, Sender, Site},
+    hosts::{Avoided, Endpoint, Need, ServedBy, Site},
     pace::Transfer,
     part,
     reference::Reference,
@@ -38,7 +38,7 @@ pub struct BlobReader {
     resumes_left: u64,
     stragglers_left: u32,
     /// Who sent the latest bytes, where there are several hosts.
-    sender: Option<Arc<Sender>>,
+    sender: Option<Arc<ServedBy>>,
     /// Asked behind others.
     avoided: Avoided,
 }
@@ -151,12 +151,12 @@ impl BlobReader {
 
     /// Who sent the latest bytes; `None` where the registry has one host only, so that nobody else can be asked.
     #[must_use]
-    pub fn sender(&self) -> Option<&Arc<Sender>> {
+    pub fn sender(&self) -> Option<&Arc<ServedBy>> {
         self.sender.as_ref()
     }
 
     fn of_sender(&mut self, body: Body) -> Body {
-        self.sender = (!body.is_alone).then(|| Arc::new(Sender::new(&self.reference, self.digest, &body.from)));
+        self.sender = (!body.is_alone).then(|| Arc::new(ServedBy::new(&self.reference, self.digest, &body.from)));
         body
     }
 

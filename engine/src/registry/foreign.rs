@@ -28,7 +28,7 @@ use super::{
     blob::BlobReader,
     client::Client,
     exchange::{Ask, Exchange},
-    hosts::Sender,
+    hosts::ServedBy,
     location::{Location, Scheme, is_loopback},
     part,
     redirect::{REDIRECTS_MAX, is_redirect},
@@ -195,7 +195,7 @@ struct Found {
     place: usize,
     reader: PlaceReader,
     /// Made from the sender that the registry's own reader names, if any.
-    sender: Option<(Option<Arc<Sender>>, Arc<Sender>)>,
+    sender: Option<(Option<Arc<ServedBy>>, Arc<ServedBy>)>,
 }
 
 enum PlaceReader {
@@ -234,7 +234,7 @@ impl FoundBlob {
 
     /// Who sent the latest bytes.
     #[must_use]
-    pub fn sender(&self) -> Option<&Arc<Sender>> {
+    pub fn sender(&self) -> Option<&Arc<ServedBy>> {
         self.found.sender.as_ref().map(|(_, sender)| sender)
     }
 }
@@ -245,9 +245,9 @@ impl Found {
             PlaceReader::Registry(reader) => reader.sender(),
             PlaceReader::Url(_) => None,
         };
-        let is_same = |known: &Option<Arc<Sender>>| known.as_ref().map(Arc::as_ptr) == host.map(Arc::as_ptr);
+        let is_same = |known: &Option<Arc<ServedBy>>| known.as_ref().map(Arc::as_ptr) == host.map(Arc::as_ptr);
         if !self.sender.as_ref().is_some_and(|(known, _)| is_same(known)) {
-            self.sender = Some((host.cloned(), Arc::new(Sender::at_place(blob, self.place, host.cloned()))));
+            self.sender = Some((host.cloned(), Arc::new(ServedBy::at_place(blob, self.place, host.cloned()))));
         }
     }
 }

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use hyper::HeaderMap;
 
-pub use self::round::Sender;
+pub use self::round::ServedBy;
 pub(super) use self::round::{Avoided, Round};
 use self::{own_scheme::OwnScheme, standing::Standing};
 use super::{
@@ -44,12 +44,12 @@ pub(super) enum Need {
 
 /// What a host may be asked for. Push and referrers are known and mean nothing here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Abilities {
+pub(super) struct Capabilities {
     pub pull: bool,
     pub resolve: bool,
 }
 
-impl Abilities {
+impl Capabilities {
     pub const ALL: Self = Self { pull: true, resolve: true };
 
     fn meet(self, need: Need) -> bool {
@@ -66,7 +66,7 @@ pub(super) struct Hosts {
 impl Hosts {
     /// Those that can be asked.
     fn able(&self, need: Need) -> impl Iterator<Item = &Arc<Endpoint>> {
-        self.endpoints.iter().filter(move |endpoint| endpoint.abilities.meet(need))
+        self.endpoints.iter().filter(move |endpoint| endpoint.capabilities.meet(need))
     }
 
     /// The first that would be asked for bytes now.
@@ -97,7 +97,7 @@ pub(super) struct Endpoint {
     namespace: Option<String>,
     /// The registry whose credentials it gets.
     name: String,
-    abilities: Abilities,
+    capabilities: Capabilities,
     /// Sent to this origin only.
     pub headers: HeaderMap,
     /// The client's, with its own deadlines.
@@ -132,16 +132,16 @@ impl Endpoint {
     }
 
     fn shown(&self) -> String {
-        let abilities = match self.abilities {
-            Abilities { pull: true, resolve: true } => "",
-            Abilities { pull: true, resolve: false } => " (blobs and digests only)",
-            Abilities { pull: false, .. } => " (never asked: it lacks the capability pull)",
+        let capabilities = match self.capabilities {
+            Capabilities { pull: true, resolve: true } => "",
+            Capabilities { pull: true, resolve: false } => " (blobs and digests only)",
+            Capabilities { pull: false, .. } => " (never asked: it lacks the capability pull)",
         };
         let scheme = match &self.own_scheme {
             Some(own) if !own.is_known() => " (or plain HTTP, if it speaks no TLS)",
             _ => "",
         };
-        format!("{}{}{abilities}{scheme}", self.origin(), self.path)
+        format!("{}{}{capabilities}{scheme}", self.origin(), self.path)
     }
 }
 

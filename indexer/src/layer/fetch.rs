@@ -8,7 +8,7 @@ use std::sync::{
 use bytes::Bytes;
 use clip_engine::{
     error::EngineError,
-    registry::{Client, Sender as Host},
+    registry::{Client, ServedBy as Host},
     source::{BlobSource, SourceReader},
 };
 use crossbeam::channel::Sender;

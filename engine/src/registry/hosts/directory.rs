@@ -18,7 +18,7 @@ use super::{
         route::{Route, Via},
         tls::{KeyPair, Tls, TlsSettings},
     },
-    Abilities, DOCKER_HUB, DOCKER_HUB_ENDPOINT, Endpoint, Hosts,
+    Capabilities, DOCKER_HUB, DOCKER_HUB_ENDPOINT, Endpoint, Hosts,
     file::{HostAddress, HostTable, HostsFile},
     name_of, own_origin,
     own_scheme::OwnScheme,
@@ -148,7 +148,7 @@ impl HostsDirectory {
         let own = if own_scheme.is_some() { own_origin(PlainHttp::Never, registry)? } else { own };
         let (origin, path) = address.map_or_else(|| (own, "/v2".to_owned()), |address| (address.origin.clone(), address.path.clone()));
         // Source: containerd sets all capabilities of a server that is not named, whatever the file says.
-        let abilities = address.and(table.abilities).unwrap_or(Abilities::ALL);
+        let capabilities = address.and(table.capabilities).unwrap_or(Capabilities::ALL);
         let name = if address.is_none() { registry.to_owned() } else { name_of(&origin) };
         // Source: containerd's `isProxy`, which compares hosts as written.
         let is_itself = name == registry || address.is_some_and(|address| address.written == registry);
@@ -156,7 +156,7 @@ impl HostsDirectory {
             path,
             namespace: (!is_itself).then(|| registry.to_owned()),
             name,
-            abilities,
+            capabilities,
             headers: table.headers.clone(),
             config: Arc::new(self.deadlines(table.dial_timeout, is_last)),
             route: self.route(registry, address, table, &origin.host, origin.scheme)?,

@@ -17,7 +17,7 @@ use super::{
 use crate::error::EngineError;
 
 /// One of several who has sent bytes of a blob, to be told on when they were wrong.
-pub struct Sender {
+pub struct ServedBy {
     blob: Digest,
     who: Who,
 }
@@ -26,15 +26,15 @@ enum Who {
     /// Of the hosts of a registry.
     Host { repository: String, endpoint: Arc<Endpoint> },
     /// Of the places where a layer may be; `host` where that is a registry with several.
-    Place { of: Arc<ForeignBlob>, place: usize, host: Option<Arc<Sender>> },
+    Place { of: Arc<ForeignBlob>, place: usize, host: Option<Arc<ServedBy>> },
 }
 
-impl Sender {
+impl ServedBy {
     pub(in super::super) fn new(reference: &Reference, blob: Digest, endpoint: &Arc<Endpoint>) -> Self {
         Self { blob, who: Who::Host { repository: reference.repository.clone(), endpoint: Arc::clone(endpoint) } }
     }
 
-    pub(in super::super) fn at_place(of: &Arc<ForeignBlob>, place: usize, host: Option<Arc<Sender>>) -> Self {
+    pub(in super::super) fn at_place(of: &Arc<ForeignBlob>, place: usize, host: Option<Arc<ServedBy>>) -> Self {
         Self { blob: *of.digest(), who: Who::Place { of: Arc::clone(of), place, host } }
     }
 
