@@ -165,8 +165,7 @@ impl Location {
 /// An absolute path without segments `.` and `..`. Source: RFC 3986 section 5.2.4.
 fn without_dot_segments(path: &str) -> String {
     let mut kept: Vec<&str> = Vec::new();
-    let segments = path.strip_prefix('/').unwrap_or(path).split('/');
-    for segment in segments.clone() {
+    for segment in path.strip_prefix('/').unwrap_or(path).split('/') {
         match segment {
             "." => {}
             ".." => drop(kept.pop()),
@@ -174,7 +173,7 @@ fn without_dot_segments(path: &str) -> String {
         }
     }
     // What ends with a dot segment names a folder.
-    if matches!(segments.last(), Some("." | "..")) {
+    if path.ends_with("/.") || path.ends_with("/..") {
         kept.push("");
     }
     format!("/{}", kept.join("/"))
