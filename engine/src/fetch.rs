@@ -27,7 +27,7 @@ use crate::{
     priority::Priority,
     progress::{self, Progress},
     quota::{Held, Quota},
-    registry::{CHUNK_BYTES_MAX, Client, Sender},
+    registry::{CHUNK_BYTES_MAX, Client, ServedBy},
     shard::{Shard, Urgent},
     source::{BlobSource, SourceReader},
 };
@@ -216,7 +216,7 @@ struct Feed {
     urgent: Option<Urgent>,
     shard: Rc<Shard>,
     /// Who sent the latest bytes, where others could be asked instead.
-    sender: Option<Arc<Sender>>,
+    sender: Option<Arc<ServedBy>>,
 }
 
 /// The group that is being fed.

@@ -31,7 +31,7 @@ use crate::{
     priority::{Priority, Urgency},
     progress::{self, Progress},
     quota::Held,
-    registry::Sender,
+    registry::ServedBy,
     source::BlobSource,
     span::{SPAN_LEN_MAX, VerifiedSpan},
 };
@@ -55,7 +55,7 @@ pub(crate) struct DecodeJob {
     /// What counts its spans as done with, if somebody counts.
     pub(crate) ticket: Option<Arc<Ticket>>,
     /// Who sends its bytes, where others could be asked instead.
-    pub(crate) host: Option<Arc<Sender>>,
+    pub(crate) host: Option<Arc<ServedBy>>,
     /// Wrong bytes are final: they have been fetched before.
     pub(crate) is_repeated: bool,
 }

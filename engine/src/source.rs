@@ -7,8 +7,9 @@ use clip_format::digest::Digest;
 
 use crate::{
     error::EngineError,
+    error::EngineError,
     files::open_regular,
-    registry::{BlobReader, CHUNK_BYTES_MAX, Client, ForeignBlob, FoundBlob, Reference, Sender},
+    registry::{BlobReader, CHUNK_BYTES_MAX, Client, ForeignBlob, FoundBlob, Reference, ServedBy},
 };
 
 /// What one pread asks for. Source: the kernel's read-ahead for a sequential reader is 128 KiB; two of them per call; so are a
@@ -132,7 +133,7 @@ pub enum SourceReader {
 impl SourceReader {
     /// Who sent the latest bytes, where others could be asked instead.
     #[must_use]
-    pub fn sender(&self) -> Option<&Arc<Sender>> {
+    pub fn sender(&self) -> Option<&Arc<ServedBy>> {
         match self {
             SourceReader::Registry(reader) => reader.sender(),
             SourceReader::Foreign(found) => found.sender(),

@@ -268,6 +268,28 @@ async fn what_is_hidden_from_anybody_is_found_with_credentials() {
     assert_eq!(paths(&open), ["GET t", "GET t", "GET "]);
 }
 
+/// Claim: a 401 that does not say what it wants is answered by what `/v2/` wants; where that says nothing either, the error says so.
+#[tokio::test]
+async fn a_challenge_that_is_missing_is_asked_for() {
+    for root in ["Basic realm=\"r\"", ""] {
+        let server = Server::start(move |seen| match (seen.path.as_str(), seen.header("authorization")) {
+            ("/v2/", None) => reply(401, "").header("www-authenticate", root),
+            (_, Some(sent)) if sent == basic("u") => reply(200, MANIFEST),
+            _ => reply(401, ""),
+        })
+        .await;
+        let client = client(with_password(&server, "u"));
+        let asked = client.manifest(&server.reference()).await;
+        match root {
+            "" => assert!(asked.unwrap_err().to_string().contains("a 401 with a Bearer or Basic challenge")),
+            _ => {
+                client.manifest(&server.reference()).await.unwrap();
+                assert_eq!(paths(&server), ["GET t", "GET ", "GET t", "GET t"]);
+            }
+        }
+    }
+}
+
 /// Claim: challenges may come in several headers or in one; Bearer is answered before Basic.
 #[tokio::test]
 async fn several_challenges_in_one_header_or_many() {

@@ -101,6 +101,22 @@ async fn an_answer_that_contradicts_the_request_is_an_error_soon() {
     assert_eq!(read(&anonymous(), &server, &blob, 0..1000).await.unwrap_err().kind(), ErrorKind::Corrupt);
 }
 
+/// Claim: an answer that ends before the range does is used, and the rest is asked for.
+#[tokio::test]
+async fn a_range_that_ends_early_is_used_and_continued() {
+    let blob = pattern(1000);
+    let own = blob.clone();
+    let server = Server::start(move |seen| {
+        let first: usize = seen.header("range").unwrap()["bytes=".len()..].split_once('-').unwrap().0.parse().unwrap();
+        let last = (first + 39).min(109);
+        reply(206, &own[first..=last]).header("content-range", format!("bytes {first}-{last}/1000"))
+    })
+    .await;
+    assert_eq!(read(&anonymous(), &server, &blob, 10..110).await.unwrap(), blob[10..110]);
+    let asked: Vec<_> = server.seen().iter().map(|seen| seen.header("range").unwrap().to_owned()).collect();
+    assert_eq!(asked, ["bytes=10-109", "bytes=50-109", "bytes=90-109"]);
+}
+
 #[tokio::test]
 async fn too_many_requests_waits_as_told_and_a_missing_blob_fails_at_once() {
     let blob = pattern(1000);

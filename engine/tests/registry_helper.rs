@@ -42,6 +42,6 @@ fn an_identity_token_of_a_helper_is_posted_for_a_token_and_a_helper_that_knows_n
         assert_eq!(posted, "grant_type=refresh_token&client_id=clip&scope=repository%3Aa%2Fb%3Apull&service=s%20v&refresh_token=id%20%261");
         let unknown = format!("127.0.0.1:{}/a/b", server.port).parse().unwrap();
         let error = client.manifest(&unknown).await.unwrap_err().to_string();
-        assert!(error.contains("GET") && error.contains("token server refuses"), "{error}");
+        assert!(error.contains("GET") && error.contains("token server gives nothing without credentials"), "{error}");
     });
 }

@@ -264,7 +264,7 @@ async fn a_body_that_breaks_off_is_resumed_elsewhere() {
 /// verified.
 #[tokio::test]
 async fn trust_is_of_one_host() {
-    let certificates = Certificates::make();
+    let Some(certificates) = Certificates::make() else { return };
     let blob = pattern(100);
     let own = blob.clone();
     let target = Server::start_tls(&certificates, move |seen| serve_blob(seen, &own)).await;
@@ -295,7 +295,7 @@ async fn trust_is_of_one_host() {
 /// Claim: without a hosts.toml docker's layout names the authority of the registry itself.
 #[tokio::test]
 async fn dockers_certificates_are_trusted() {
-    let certificates = Certificates::make();
+    let Some(certificates) = Certificates::make() else { return };
     let server = Server::start_tls(&certificates, |seen| answer(seen, b"")).await;
     let reference = server.reference();
     let dir = tempfile::tempdir().unwrap();
@@ -306,6 +306,45 @@ async fn dockers_certificates_are_trusted() {
     let with = ClientConfig { hosts_dir: Some(dir.path().to_owned()), ..base.clone() };
     Client::new(with).unwrap().manifest(&reference).await.unwrap();
     Client::new(base).unwrap().manifest(&reference).await.unwrap_err();
+}
+
+/// Claim: a registry on this machine is spoken to in TLS where an authority is named for it in any way, if it speaks TLS, which is found out
+/// once; else in plain HTTP. Without an authority it is asked in plain HTTP, and the error says what to do where that is wrong.
+#[tokio::test]
+async fn tls_settings_of_a_registry_on_loopback_mean_tls() {
+    let Some(certificates) = Certificates::make() else { return };
+    let blob = pattern(100);
+    let (own, ca) = (blob.clone(), certificates.ca());
+    let tls = Server::start_tls(&certificates, move |seen| answer(seen, &own)).await;
+    let plain = registry(&blob).await;
+    let base = ClientConfig { patience: PATIENCE, ..config(Path::new("/nonexistent")) };
+    for server in [&tls, &plain] {
+        let registry = server.reference().registry;
+        let by_option = ClientConfig { ca_file: Some(ca.clone()), ..base.clone() };
+        let texts = [&format!("ca = {ca:?}\n"), "skip_verify = true\n", ""];
+        let settings = texts.map(|text| Settings::new(&registry, text));
+        std::fs::copy(&ca, settings[2].of(&registry).join("ca.crt")).unwrap();
+        let configs = settings.iter().map(Settings::config).chain([by_option]);
+        for (number, config) in configs.enumerate() {
+            let client = Client::new(config).unwrap();
+            client.manifest(&server.reference()).await.unwrap_or_else(|error| panic!("{number}: {error}"));
+            assert_eq!(read_of(&client, &server.reference(), &blob, 0..10).await.unwrap(), blob[..10]);
+            assert_eq!(client.traffic().connections, 1, "{number}: the handshake that finds out is not counted");
+            let shown = client.hosts(&server.reference()).unwrap().remove(0);
+            let scheme = if server.port == tls.port { "https" } else { "http" };
+            assert_eq!(shown, format!("{scheme}://{registry}/v2"), "{number}");
+        }
+    }
+    let error = Client::new(base.clone()).unwrap().manifest(&tls.reference()).await.unwrap_err().to_string();
+    assert!(error.contains("speak TLS") && error.contains("--ca FILE"), "{error}");
+    for words in ["Client sent an HTTP request to an HTTPS server.", "<center>The plain HTTP request was sent to HTTPS port</center>"] {
+        let go = Server::start(move |_| reply(400, words)).await;
+        let error = Client::new(base.clone()).unwrap().manifest(&go.reference()).await.unwrap_err().to_string();
+        assert!(error.contains("--ca FILE"), "{error}");
+    }
+    let dead = format!("localhost:{}/a/b:t", dead_port()).parse().unwrap();
+    let error = Client::new(ClientConfig { ca_file: Some(ca), ..base }).unwrap().manifest(&dead).await.unwrap_err().to_string();
+    assert!(error.contains("cannot connect"), "{error}");
 }
 
 /// Claim: settings that cannot be used end each request to their registry with file and line, and no other's.

@@ -127,7 +127,7 @@ fn work(order: &[&LayerInput], next: &AtomicUsize, settings: &LayerSettings<'_>,
 }
 
 /// As [`index_layer`]; a layer whose bytes are wrong is fetched once more over new connections, for that may have been their fault, and then
-/// from each host that has not sent it yet.
+/// from each host that has not sent it yet. One that has its digest is bad in itself, and final.
 fn index_right(input: &LayerInput, settings: &LayerSettings<'_>) -> Result<Option<LayerOutput>, IndexError> {
     let mut tried = 0;
     loop {

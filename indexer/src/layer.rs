@@ -21,7 +21,7 @@ mod zstd;
 use std::{panic, thread, time::Duration};
 
 use bytes::Bytes;
-use clip_engine::{registry::Client, source::BlobSource, stretch::slow_stretch};
+use clip_engine::{error::EngineError, registry::Client, source::BlobSource, stretch::slow_stretch};
 use clip_format::{
     checkpoints::{Span, SpanStart, WindowRange},
     digest::Digest,
@@ -34,7 +34,7 @@ use candidates::Judged;
 pub(crate) use decoder_memory::DecoderMemory;
 use decoder_memory::DecoderShare;
 pub(crate) use fetch::Cancel;
-use fetch::Message;
+use fetch::{Fetched, Message};
 use gzip::GzipSpans;
 pub(crate) use hash::digest_of;
 use jury::{Frames, Told, Verdict};
@@ -63,6 +63,9 @@ const BLOCKS_BACK_MAX: usize = 2 * BLOCKS_IN_FLIGHT_MAX;
 /// What inflate may tell the jury before it waits: each holds a chunk of the blob at most. Source: two rounds of six candidates with two
 /// chunks for each.
 const TOLD_MAX: usize = 48;
+
+/// The longest start of a blob that tells what it is, bzip2's.
+const MAGIC_BYTES_MAX: usize = 10;
 
 /// A layer to be indexed: what the manifest and the config say of it.
 #[derive(Clone, Debug)]
@@ -165,22 +168,26 @@ pub(crate) fn index_layer(input: &LayerInput, settings: &LayerSettings<'_>) -> R
             }
         };
         let decoded = Job::run(|| decode(input, settings, chunks, judged, sink));
-        if decoded.result.is_err() {
+        if decoded.result.as_ref().is_err_and(|error| !is_of_bytes(error)) {
             // Wakes our own fetch too, wherever it waits.
             settings.cancel.stop();
         }
         (joined(fetch), joined(blob_hash), joined(stream), joined(jury), decoded)
     });
     let all = fetched.cpu + blob_hash.cpu + stream.cpu + jury.cpu + decoded.cpu;
+    let found = matches!(fetched.result, Ok(Fetched::Whole)).then_some(blob_hash.result);
+    if found == Some(input.digest) {
+        settings.cancel.note_right();
+    }
+    let blamed = |error| blamed(error, input, found);
     // A job that failed has closed its channels: its own error says more than the decoder's. The members come before what is
     // decoded after them.
-    let (stream, frames) = (stream.result?, jury.result?);
-    let Some(decoded) = decoded.result? else {
+    let (stream, frames) = (stream.result.map_err(blamed)?, jury.result.map_err(blamed)?);
+    let Some(decoded) = decoded.result.map_err(blamed)? else {
         // The bytes stopped coming: the fetch failed, or it was told to stop.
         return fetched.result.map(|_| None).map_err(IndexError::from);
     };
     check_digest(input, "the blob", input.digest, blob_hash.result)?;
-    settings.cancel.note_right();
     if let Some(digest) = stream.digest {
         let what = match decoded.codec {
             // Source: skopeo 1.9.3 with --dest-compress-format zstd:chunked, whose layers lack the zeros at the end.
@@ -194,6 +201,23 @@ pub(crate) fn index_layer(input: &LayerInput, settings: &LayerSettings<'_>) -> R
     output.warnings.extend(slow_stretch_warning(&output, settings.windows));
     settings.progress.layer(input.index, LayerEvent::Finished { members: output.members, stream: output.info.stream_size });
     Ok(Some(output))
+}
+
+/// Whether `error` may be the fault of whoever sent the bytes: then the rest is read for its digest, which tells.
+fn is_of_bytes(error: &IndexError) -> bool {
+    matches!(error, IndexError::Layer { .. } | IndexError::Engine(EngineError::Stopped))
+}
+
+/// `error`, of bytes that are wrong where their digest `found` is another than the layer's: that is what comes first.
+fn blamed(error: IndexError, input: &LayerInput, found: Option<Digest>) -> IndexError {
+    match (error, found) {
+        (IndexError::Layer { layer, place, expected, found }, Some(digest)) if digest != input.digest => {
+            let found =
+                format!("{digest} (other bytes came than the manifest names; in them, {place}: expected {expected}, found {found})");
+            IndexError::Layer { layer, place: "the blob as a whole".to_owned(), expected: input.digest.to_string(), found }
+        }
+        (error, _) => error,
+    }
 }
 
 fn joined<T>(handle: thread::ScopedJoinHandle<'_, T>) -> T {
@@ -212,6 +236,7 @@ fn decode(
     let mut windows_cpu = Duration::ZERO;
     let Some(head) = first_bytes(&chunks) else { return Ok(None) };
     settings.progress.layer(input.index, LayerEvent::Started);
+    refuse_other_compression(input, &head.bytes)?;
     let codec = actual_codec(input, &head.bytes, &mut warnings);
     let (drafts, stream_size) = match codec {
         Codec::Gzip => {
@@ -248,10 +273,10 @@ struct Head {
     is_all: bool,
 }
 
-/// Enough bytes to tell gzip, zstd and tar apart, where the blob has them; chunks may be of any length.
+/// Enough bytes to tell how a layer is compressed, where the blob has them; chunks may be of any length.
 fn first_bytes(chunks: &Receiver<Message>) -> Option<Head> {
     let mut bytes = Bytes::new();
-    while bytes.len() < 4 {
+    while bytes.len() < MAGIC_BYTES_MAX {
         match chunks.recv() {
             Ok(Message::Chunk(chunk)) if bytes.is_empty() => bytes = chunk,
             Ok(Message::Chunk(chunk)) => bytes = [bytes, chunk].concat().into(),
@@ -274,6 +299,23 @@ fn each_chunk(head: Head, chunks: &Receiver<Message>, take: &mut dyn FnMut(Bytes
         }
     }
     Ok(true)
+}
+
+/// Ways to compress that a layer may not have: `.tar.xz` and `.tar.bz2` under a media type of gzip or none.
+///
+/// Source: xz-file-format.txt section 2.1.1.1; bzip2's block and end magics, without which its header is a name that a tar may begin with.
+fn refuse_other_compression(input: &LayerInput, head: &[u8]) -> Result<(), IndexError> {
+    let found = match head {
+        [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => "xz",
+        [b'B', b'Z', b'h', b'1'..=b'9', 0x31, 0x41, 0x59, 0x26, 0x53, 0x59, ..]
+        | [b'B', b'Z', b'h', b'1'..=b'9', 0x17, 0x72, 0x45, 0x38, 0x50, 0x90, ..] => "bzip2",
+        _ => return Ok(()),
+    };
+    Err(IndexError::Unsupported {
+        what: format!("layer {}", input.digest),
+        found: format!("compression with {found} (the media type is {})", input.media_type),
+        hint: "layers are gzip, zstd or plain tar; build or convert the image again with one of these".to_owned(),
+    })
 }
 
 /// The blob's own first bytes decide what it is; what the media type says of them is only worth a warning.

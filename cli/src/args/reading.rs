@@ -19,7 +19,7 @@ pub struct ClientArgs {
     /// Speak plain HTTP to every registry [default: to loopback only]
     #[arg(long)]
     pub plain_http: bool,
-    /// More trusted certificate authorities, PEM, besides the system's
+    /// More trusted certificate authorities, PEM, besides the system's. With it a registry on loopback is asked in TLS if it speaks that
     #[arg(long, value_name = "FILE")]
     pub ca: Option<PathBuf>,
     /// Mirrors, certificates and proxies of registries, as containerd keeps them: REGISTRY/hosts.toml

@@ -28,6 +28,7 @@ use hyper::{
 use self::{
     challenge::Challenge,
     logins::{Candidates, Logins},
+    names::Names,
     secret::Credentials,
     token::{Wanted, basic, bearer, is_refusal},
 };
@@ -190,6 +191,20 @@ impl Auth {
         false
     }
 
+    /// `failure`, a refusal, with the password that somebody typed for the registry of the image, but that the host which is asked did not get.
+    pub fn with_what_was_not_sent(&self, repository: Repository<'_>, mut failure: Failure) -> Failure {
+        let (asked, named) = (&repository.here.registry, &repository.image.registry);
+        if let EngineError::Status { status: 400 | 401 | 403, detail, .. } = &mut failure.error
+            && !Names::of(asked, "").is_host(named)
+            && self.logins.has_password_of(repository.image)
+        {
+            detail.push_str(&format!(
+                "; --creds are of {named} and were not sent to {asked}, which its hosts.toml names: log in to {asked} (docker login), or ask for the image there"
+            ));
+        }
+        failure
+    }
+
     /// What to send after `refusal` of a request that carried `refused`; `None` when there is nothing better to send. `tried` answers of
     /// this request were refused before.
     pub async fn answer(
@@ -321,6 +336,11 @@ pub(super) fn wants_others(exchange: &Exchange) -> bool {
         StatusCode::FORBIDDEN => challenge::is_insufficient_scope(challenges(exchange)) && challenge::choose(challenges(exchange)).is_ok(),
         _ => false,
     }
+}
+
+/// Whether a 401 does not say what it wants to see.
+pub(super) fn has_no_challenge(exchange: &Exchange) -> bool {
+    exchange.status() == StatusCode::UNAUTHORIZED && challenge::choose(challenges(exchange)).is_err()
 }
 
 /// A 401 that nothing could answer is final.

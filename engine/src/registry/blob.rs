@@ -10,11 +10,12 @@ use super::{
     client::{Client, blob_path},
     exchange::Exchange,
     fetch::Get,
-    hosts::{Avoided, Endpoint, Need, Sender, Site},
+    hosts::{Avoided, Endpoint, Need, ServedBy, Site},
     pace::Transfer,
     part,
     reference::Reference,
-    retry::{Again, Failure, Tries},
+    resume::{Come, Course, Resumed},
+    retry::{Again, Failure},
 };
 use crate::error::EngineError;
 
@@ -26,19 +27,17 @@ const STRAGGLERS_MAX: u32 = 2;
 const ALIVE_BYTES: u64 = 1 << 20;
 
 /// The body of a blob request, chunk by chunk. Dropping it midway closes its connection.
-pub struct BlobReader {
+pub struct BlobReader(Resumed<FromHosts>);
+
+/// The hosts of a registry, as one reader asks them.
+struct FromHosts {
     client: Client,
     reference: Reference,
     digest: Digest,
     blob_size: u64,
-    /// What is still to be given.
-    rest: Range<u64>,
-    body: Option<Body>,
-    tries: Tries,
-    resumes_left: u64,
     stragglers_left: u32,
     /// Who sent the latest bytes, where there are several hosts.
-    sender: Option<Arc<Sender>>,
+    sender: Option<Arc<ServedBy>>,
     /// Asked behind others.
     avoided: Avoided,
 }
@@ -80,7 +79,7 @@ impl Body {
 
 impl std::fmt::Debug for BlobReader {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("BlobReader").field("digest", &self.digest).field("rest", &self.rest).finish_non_exhaustive()
+        f.debug_struct("BlobReader").field("digest", &self.0.course.digest).field("rest", self.0.rest()).finish_non_exhaustive()
     }
 }
 
@@ -93,28 +92,10 @@ impl BlobReader {
         range: Range<u64>,
     ) -> Result<Self, EngineError> {
         part::check_range(&range, digest, blob_size)?;
-        let (tries, resumes_left) = (client.tries(), part::resumes_max(&range));
-        let mut reader = Self {
-            client,
-            reference,
-            digest,
-            blob_size,
-            rest: range,
-            body: None,
-            tries,
-            resumes_left,
-            stragglers_left: STRAGGLERS_MAX,
-            sender: None,
-            avoided: Avoided::default(),
-        };
-        while reader.body.is_none() && !reader.rest.is_empty() {
-            match reader.tries.in_time(|| reader.what(), reader.request()).await {
-                Ok(body) => reader.body = Some(reader.of_sender(body)),
-                Err(failure) => reader.tries.after(failure).await?,
-            }
-        }
-        reader.tries.pause();
-        Ok(reader)
+        let (tries, what) = (client.tries(), format!("GET {} at {}", blob_path(&reference, &digest), reference.registry));
+        let (stragglers_left, sender, avoided) = (STRAGGLERS_MAX, None, Avoided::default());
+        let hosts = FromHosts { client, reference, digest, blob_size, stragglers_left, sender, avoided };
+        Resumed::open(hosts, what, range, tries).await.map(Self)
     }
 
     /// The next bytes, or `None` when the whole range has been given. Never more than the range.
@@ -122,93 +103,50 @@ impl BlobReader {
     /// # Errors
     /// Every kind, after resuming failed.
     pub async fn chunk(&mut self) -> Result<Option<Bytes>, EngineError> {
-        self.tries.resume();
-        while !self.rest.is_empty() {
-            match self.try_chunk().await {
-                Ok(bytes) => {
-                    self.rest.start += bytes.len() as u64;
-                    self.tries.brought(bytes.len() as u64);
-                    self.tries.pause();
-                    return Ok(Some(bytes));
-                }
-                Err(failure) => {
-                    self.body = None;
-                    self.resumes_left = match self.resumes_left.checked_sub(1) {
-                        Some(left) => left,
-                        None => return Err(failure.error),
-                    };
-                    self.tries.after(failure).await?;
-                }
-            }
-        }
-        if let Some(mut body) = self.body.take() {
-            // A chunked body ends with a frame of its own; after it the connection can serve again.
-            body.close_if_slow();
-            body.exchange.drain().await;
-        }
-        Ok(None)
+        self.0.chunk().await
     }
 
     /// Who sent the latest bytes; `None` where the registry has one host only, so that nobody else can be asked.
     #[must_use]
-    pub fn sender(&self) -> Option<&Arc<Sender>> {
-        self.sender.as_ref()
+    pub fn sender(&self) -> Option<&Arc<ServedBy>> {
+        self.0.course.sender.as_ref()
     }
+}
 
-    fn of_sender(&mut self, body: Body) -> Body {
-        self.sender = (!body.is_alone).then(|| Arc::new(Sender::new(&self.reference, self.digest, &body.from)));
-        body
-    }
+impl Course for FromHosts {
+    type Body = Body;
 
-    /// At least one byte of the rest, none past it.
-    async fn try_chunk(&mut self) -> Result<Bytes, Failure> {
-        let mut body = match self.body.take() {
-            Some(body) => body,
-            None => {
-                let body = self.tries.in_time(|| self.what(), self.request()).await?;
-                self.of_sender(body)
-            }
-        };
-        loop {
-            let asked = Instant::now();
-            let watched = watched(&mut body, self.rest.end - self.rest.start, self.stragglers_left > 0);
-            let watched = self.tries.in_time(|| self.what(), watched).await;
-            let Watched::Chunk(chunk) = watched.inspect_err(|failure| self.note_failed(&body, &failure.error))? else {
-                self.stragglers_left -= 1;
-                self.client.transport.counters.note_straggler();
-                tracing::debug!(url = %body.exchange.url, at = self.rest.start, "the connection is far behind its peers; another brings the rest");
-                let other = self.tries.in_time(|| self.what(), self.request()).await?;
-                body = self.of_sender(other);
-                continue;
-            };
-            let Some(bytes) = chunk else {
-                let failure = part::ended_early(&body.exchange, &self.rest);
-                self.note_failed(&body, &failure.error);
-                return Err(failure);
-            };
-            let bytes = part::wanted(bytes, &mut body.skip, &self.rest);
-            if !bytes.is_empty() {
-                let len = bytes.len() as u64;
-                body.note(len, self.rest.end - self.rest.start - len);
-                self.body = Some(body);
-                return Ok(bytes);
-            }
-            // A body that stands still is given up by its own deadline.
-            self.tries.excuse(asked.elapsed());
-        }
-    }
-
-    fn what(&self) -> String {
-        format!("GET {} at {}", blob_path(&self.reference, &self.digest), self.reference.registry)
-    }
-
-    /// As [`Self::answer`]; after an answer that contradicts the request the registry is asked where the blob is.
-    async fn request(&self) -> Result<Body, Failure> {
-        let answered = self.answer().await;
+    /// After an answer that contradicts the request the registry is asked where the blob is.
+    async fn request(&mut self, rest: &Range<u64>) -> Result<Body, Failure> {
+        let answered = self.answer(rest).await;
         if answered.as_ref().is_err_and(|failure| failure.again == Again::Once) {
             self.client.forget_target(&self.reference, &self.digest);
         }
-        answered
+        let body = answered?;
+        self.sender = (!body.is_alone).then(|| Arc::new(ServedBy::new(&self.reference, self.digest, &body.from)));
+        Ok(body)
+    }
+
+    async fn come(&mut self, body: &mut Body, len: u64) -> Result<Come, Failure> {
+        let come = watched(body, len, self.stragglers_left > 0).await?;
+        if matches!(come, Come::Another) {
+            self.stragglers_left -= 1;
+            self.client.transport.counters.note_straggler();
+            tracing::debug!(url = %body.exchange.url, left = len, "the connection is far behind its peers; another brings the rest");
+        }
+        Ok(come)
+    }
+
+    fn parts(body: &mut Body) -> (&mut Exchange, &mut u64) {
+        (&mut body.exchange, &mut body.skip)
+    }
+
+    fn into_exchange(body: Body) -> Exchange {
+        body.exchange
+    }
+
+    fn note_brought(&mut self, body: &mut Body, bytes: u64, left: u64) {
+        body.note(bytes, left);
     }
 
     /// A host whose body brought nothing or stood still is asked behind others from now on; one whose body stood still, by nobody for a while.
@@ -222,14 +160,20 @@ impl BlobReader {
         }
     }
 
+    fn note_done(&mut self, body: &mut Body) {
+        body.close_if_slow();
+    }
+}
+
+impl FromHosts {
     /// The rest, from the first host that begins to give it.
-    async fn answer(&self) -> Result<Body, Failure> {
+    async fn answer(&self, rest: &Range<u64>) -> Result<Body, Failure> {
         let mut get = Get::new(blob_path(&self.reference, &self.digest));
         get.blob = Some(self.digest);
-        get.range = (self.rest != (0..self.blob_size)).then(|| self.rest.clone());
+        get.range = (*rest != (0..self.blob_size)).then(|| rest.clone());
         let mut round = self.client.round(&self.reference, Need::Pull, Some(self.digest), &self.avoided)?;
         while let Some(site) = round.next() {
-            match self.answer_of(&site, &get).await {
+            match self.answer_of(&site, &get, rest).await {
                 Ok(body) => return Ok(Body { is_alone: round.is_alone(), ..body }),
                 Err(failure) => round.failed(&site, failure),
             }
@@ -237,12 +181,12 @@ impl BlobReader {
         Err(round.into_failure())
     }
 
-    async fn answer_of(&self, site: &Site, get: &Get) -> Result<Body, Failure> {
+    async fn answer_of(&self, site: &Site, get: &Get, rest: &Range<u64>) -> Result<Body, Failure> {
         let asked = Instant::now();
         let exchange = self.client.try_get(site, get).await?;
         let pace = self.client.pace(&site.endpoint);
         pace.note_first_byte(asked.elapsed());
-        let skip = part::bytes_before(&exchange, &self.rest, self.blob_size).map_err(Failure::contradiction)?;
+        let skip = part::bytes_before(&exchange, rest, self.blob_size).map_err(Failure::contradiction)?;
         if get.range.is_some() && exchange.status() == StatusCode::OK {
             self.warn_rangeless(&exchange);
         }
@@ -262,31 +206,24 @@ impl BlobReader {
     }
 }
 
-enum Watched {
-    /// As from [`Exchange::chunk`].
-    Chunk(Option<Bytes>),
-    /// The connection is far behind its peers, and may be given up.
-    Straggler,
-}
-
 /// The next bytes of `body`, of which `rest` are wanted; none of a straggler, if those `may_be` given up.
-async fn watched(body: &mut Body, rest: u64, may_be: bool) -> Result<Watched, Failure> {
+async fn watched(body: &mut Body, rest: u64, may_be: bool) -> Result<Come, Failure> {
     let may_be = may_be && body.may_be_left;
     let chunk = match watched_chunk(&mut body.exchange, &body.transfer, rest, may_be).await? {
-        Watched::Chunk(chunk) => chunk,
-        Watched::Straggler => return Ok(Watched::Straggler),
+        Come::Chunk(chunk) => chunk,
+        Come::Another => return Ok(Come::Another),
     };
     if body.exchange.has_ended() {
         body.close_if_slow();
         body.exchange.release_if_ended();
     }
-    Ok(Watched::Chunk(chunk))
+    Ok(Come::Chunk(chunk))
 }
 
 /// As [`watched`]; the connection is held at the body's end.
-async fn watched_chunk(exchange: &mut Exchange, transfer: &Transfer, rest: u64, may_be: bool) -> Result<Watched, Failure> {
+async fn watched_chunk(exchange: &mut Exchange, transfer: &Transfer, rest: u64, may_be: bool) -> Result<Come, Failure> {
     if may_be && transfer.is_straggler(rest) {
-        return Ok(Watched::Straggler);
+        return Ok(Come::Another);
     }
     let mut chunk = pin!(exchange.chunk_held());
     loop {
@@ -298,9 +235,9 @@ async fn watched_chunk(exchange: &mut Exchange, transfer: &Transfer, rest: u64, 
         };
         transfer.note(bytes, asked.elapsed());
         match came {
-            Ok(Ok(chunk)) => return Ok(Watched::Chunk(chunk)),
+            Ok(Ok(chunk)) => return Ok(Come::Chunk(chunk)),
             Ok(Err(failure)) => return Err(failure),
-            Err(_) if may_be && transfer.is_straggler(rest) => return Ok(Watched::Straggler),
+            Err(_) if may_be && transfer.is_straggler(rest) => return Ok(Come::Another),
             Err(_) => {}
         }
     }

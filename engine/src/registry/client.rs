@@ -202,12 +202,9 @@ impl Client {
         let mut asking = Asking::new(self, reference, need, reference.digest)?;
         loop {
             let site = asking.site().await?;
-            match self.try_manifest(&site, &get, asking.left()).await {
-                Ok(manifest) => {
-                    asking.answered(&site);
-                    return Ok(manifest);
-                }
-                Err(failure) => asking.failed(&site, failure),
+            let tried = self.try_manifest(&site, &get, asking.left()).await;
+            if let Some(answer) = asking.settled(&site, tried) {
+                return Ok(answer);
             }
         }
     }
@@ -249,12 +246,9 @@ impl Client {
         let mut asking = Asking::new(self, reference, Need::Pull, Some(*digest))?;
         loop {
             let site = asking.site().await?;
-            match self.try_blob_bytes(&site, &get, digest, len_max, asking.left()).await {
-                Ok(bytes) => {
-                    asking.answered(&site);
-                    return Ok(bytes);
-                }
-                Err(failure) => asking.failed(&site, failure),
+            let tried = self.try_blob_bytes(&site, &get, digest, len_max, asking.left()).await;
+            if let Some(answer) = asking.settled(&site, tried) {
+                return Ok(answer);
             }
         }
     }
@@ -299,12 +293,9 @@ impl Client {
         let mut asking = Asking::new(self, reference, Need::Pull, None)?;
         loop {
             let site = asking.site().await?;
-            match self.try_ping(&site, &get).await {
-                Ok(()) => {
-                    asking.answered(&site);
-                    return Ok(());
-                }
-                Err(failure) => asking.failed(&site, failure),
+            let tried = self.try_ping(&site, &get).await;
+            if let Some(answer) = asking.settled(&site, tried) {
+                return Ok(answer);
             }
         }
     }
@@ -338,13 +329,18 @@ impl Client {
     }
 
     pub(super) fn tries(&self) -> Tries {
-        self.tries_within(Duration::MAX, 1)
+        self.tries_within(self.patience())
     }
 
-    /// For one of several places: they take one `part` of the patience, and `time` at most.
-    pub(super) fn tries_within(&self, time: Duration, part: u32) -> Tries {
-        let ClientConfig { tries_max, patience, rate_min, .. } = *self.transport.config;
-        Tries::new(Patience { tries_max, time: time.min(patience / part), rate_min })
+    /// For one of several places, which may go `time` without progress.
+    pub(super) fn tries_within(&self, time: Duration) -> Tries {
+        let ClientConfig { tries_max, rate_min, .. } = *self.transport.config;
+        Tries::new(Patience { tries_max, time, rate_min })
+    }
+
+    /// How long a reader waits without progress.
+    pub(super) fn patience(&self) -> Duration {
+        self.transport.config.patience
     }
 
     /// Whatever brought bytes of `blob` that are not right, the registry will be asked where they are.
@@ -390,12 +386,20 @@ impl<'a> Asking<'a> {
         self.tries.left()
     }
 
-    fn answered(&self, site: &Site) {
-        self.round.answered(site);
-    }
-
-    fn failed(&mut self, site: &Site, failure: Failure) {
-        self.round.failed(site, failure);
+    /// What `site` answered, if it did; else the next is to be asked.
+    ///
+    /// A loop around this stands in each request: one that took the request as an async closure would not be `Send` (Rust 1.95).
+    fn settled<T>(&mut self, site: &Site, tried: Result<T, Failure>) -> Option<T> {
+        match tried {
+            Ok(answer) => {
+                self.round.answered(site);
+                Some(answer)
+            }
+            Err(failure) => {
+                self.round.failed(site, failure);
+                None
+            }
+        }
     }
 }
 

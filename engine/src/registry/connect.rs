@@ -5,10 +5,9 @@ use std::{
     net::SocketAddr,
     pin::Pin,
     task::{Context, Poll},
-    time::Duration,
 };
 
-use rustls::AlertDescription;
+use rustls::{AlertDescription, CertificateError};
 use rustls_pki_types::ServerName;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -41,14 +40,49 @@ pub(super) enum Stream {
 /// # Errors
 /// Passing: `Deadline`, `Transport` of the network. Final: a certificate or TLS fault, a proxy that refuses or cannot be used.
 pub(super) async fn connect(route: &Route, method: &'static str, url: &Location, config: &ClientConfig) -> Result<Stream, Failure> {
+    let stream = reach(route, method, url, config).await?;
+    match url.origin.scheme {
+        Scheme::Http => Ok(stream),
+        Scheme::Https => {
+            let failed = |reason: String| EngineError::Transport { method, url: url.to_string(), reason };
+            let shaken = tokio::time::timeout(config.tls_timeout, connect_tls(&route.tls, stream, &url.origin, &failed)).await;
+            shaken.map_err(|_| late_handshake(&url.origin, config))?
+        }
+    }
+}
+
+fn late_handshake(origin: &Origin, config: &ClientConfig) -> Failure {
+    Failure::passing(EngineError::Deadline { what: format!("TLS handshake with {origin}"), waited: config.tls_timeout })
+}
+
+/// Whether `url`'s host answers a TLS handshake in TLS, be it to refuse: then a request says why.
+///
+/// # Errors
+/// Passing: no answer, or the connection ends instead.
+pub(super) async fn speaks_tls(route: &Route, url: &Location, config: &ClientConfig) -> Result<bool, Failure> {
+    let failed = |reason: String| EngineError::Transport { method: "GET", url: url.to_string(), reason };
+    let stream = reach(route, "GET", url, config).await?;
+    let shaken = tokio::time::timeout(config.tls_timeout, shake_hands(&route.tls, stream, &url.origin, &failed)).await;
+    match shaken.map_err(|_| late_handshake(&url.origin, config))?? {
+        Ok(_) => Ok(true),
+        Err(error) => match rustls_error(&error) {
+            Some(rustls::Error::InvalidMessage(_)) => Ok(false),
+            Some(_) => Ok(true),
+            None => Err(tls_failure(failed, &error)),
+        },
+    }
+}
+
+/// A stream to `url`'s origin, by TCP or a proxy's tunnel, on which nothing was said yet.
+async fn reach(route: &Route, method: &'static str, url: &Location, config: &ClientConfig) -> Result<Stream, Failure> {
     let failed = |reason: String| EngineError::Transport { method, url: url.to_string(), reason };
     let proxy = route.proxy(&url.origin).map_err(failed)?;
     let through = proxy.as_ref().map_or_else(String::new, |proxy| format!(" through {proxy}"));
-    let late = |what: &str, waited: Duration| {
-        let what = format!("{what} {}{through}", url.origin);
-        Failure::passing(EngineError::Deadline { what, waited })
-    };
     let timeout = config.connect_timeout;
+    let late = |_| {
+        let what = format!("connect to {}{through}", url.origin);
+        Failure::passing(EngineError::Deadline { what, waited: timeout })
+    };
     let deadline = Instant::now() + timeout;
     let connected = timeout_at(deadline, async {
         match &proxy {
@@ -56,17 +90,10 @@ pub(super) async fn connect(route: &Route, method: &'static str, url: &Location,
             None => connect_tcp(&url.origin, deadline)
                 .await
                 .map(Stream::Plain)
-                .map_err(|no| Failure::passing(failed(no.reason("", "is the registry running and reachable from here?")))),
+                .map_err(|no| Failure::passing(failed(no.reason("", "is it running and reachable from here?")))),
         }
     });
-    let stream = connected.await.map_err(|_| late("connect to", timeout))??;
-    match url.origin.scheme {
-        Scheme::Http => Ok(stream),
-        Scheme::Https => {
-            let shaken = tokio::time::timeout(config.tls_timeout, connect_tls(&route.tls, stream, &url.origin, &failed)).await;
-            shaken.map_err(|_| late("TLS handshake with", config.tls_timeout))?
-        }
-    }
+    connected.await.map_err(late)?
 }
 
 /// A stream to `proxy`; to `target` behind it when that speaks TLS.
@@ -94,27 +121,52 @@ async fn connect_proxy(
 }
 
 async fn connect_tls(tls: &Tls, stream: Stream, origin: &Origin, failed: &impl Fn(String) -> EngineError) -> Result<Stream, Failure> {
+    let stream = shake_hands(tls, stream, origin, failed).await?;
+    stream.map(|stream| Stream::Tls(Box::new(stream))).map_err(|error| tls_failure(failed, &error))
+}
+
+/// The handshake's own end, where one can be begun.
+async fn shake_hands(
+    tls: &Tls,
+    stream: Stream,
+    origin: &Origin,
+    failed: &impl Fn(String) -> EngineError,
+) -> Result<io::Result<TlsStream<Stream>>, Failure> {
     let connector = tls.connector().map_err(|reason| failed(reason.to_owned()))?;
     let name = ServerName::try_from(origin.bare_host().to_owned()).map_err(|error| failed(error.to_string()))?;
-    let stream = connector.connect(name, stream).await;
-    stream.map(|stream| Stream::Tls(Box::new(stream))).map_err(|error| tls_failure(failed, &error))
+    Ok(connector.connect(name, stream).await)
+}
+
+fn rustls_error(error: &io::Error) -> Option<&rustls::Error> {
+    error.get_ref().and_then(|inner| inner.downcast_ref())
 }
 
 /// A handshake that TLS itself refused fails the same way again; one that the network cut may not.
 fn tls_failure(failed: impl Fn(String) -> EngineError, error: &io::Error) -> Failure {
-    match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+    match rustls_error(error) {
         Some(rustls::Error::InvalidMessage(_)) => {
             failed(format!("TLS: {error}; does the registry speak plain HTTP (--plain-http)?")).into()
         }
-        Some(rustls::Error::InvalidCertificate(_)) => failed(format!(
-            "TLS: {error}; if the registry has a private CA, name its certificate (--ca, SSL_CERT_FILE, or ca in its hosts.toml)"
-        ))
-        .into(),
+        Some(rustls::Error::InvalidCertificate(found)) => failed(format!("TLS: {error}; {}", certificate_hint(found))).into(),
         Some(rustls::Error::AlertReceived(alert)) if is_of_certificate(*alert) => {
             failed(format!("TLS: {error}; the host wants a client certificate that it knows (client in its hosts.toml)")).into()
         }
         Some(_) => failed(format!("TLS: {error}")).into(),
         None => Failure::passing(failed(format!("TLS handshake: {error}"))),
+    }
+}
+
+/// What to do about a certificate that is refused.
+fn certificate_hint(found: &CertificateError) -> &'static str {
+    use CertificateError::{Expired, ExpiredContext, NotValidForName, NotValidForNameContext, NotValidYet, NotValidYetContext, Revoked};
+    match found {
+        Expired | ExpiredContext { .. } => "it has run out: renew it at the server, or set this machine's clock",
+        NotValidYet | NotValidYetContext { .. } => "is this machine's clock right?",
+        NotValidForName | NotValidForNameContext { .. } => {
+            "it is of other names: ask the registry under one of these, or give it a certificate of this name (subjectAltName)"
+        }
+        Revoked => "the server needs another",
+        _ => "if the registry has a private CA, name its certificate (--ca, SSL_CERT_FILE, or ca in its hosts.toml)",
     }
 }
 
@@ -212,5 +264,21 @@ impl AsyncWrite for Stream {
             Stream::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
             Stream::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Claim: what to do about a certificate fits what is wrong with it: an authority helps where the issuer is unknown only.
+    #[test]
+    fn the_advice_fits_the_certificate() {
+        use CertificateError::{Expired, NotValidForName, NotValidYet, Revoked, UnknownIssuer};
+        for (found, word) in [(Expired, "run out"), (NotValidYet, "clock"), (NotValidForName, "other names"), (Revoked, "another")] {
+            let hint = certificate_hint(&found);
+            assert!(hint.contains(word) && !hint.contains("--ca"), "{found:?}: {hint}");
+        }
+        assert!(certificate_hint(&UnknownIssuer).contains("--ca"));
     }
 }

@@ -14,7 +14,7 @@ use hyper::{
     HeaderMap, Method, Request, Response, StatusCode,
     body::{Body as _, Incoming},
     client::conn::http1,
-    header::{ACCEPT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderValue, PROXY_AUTHORIZATION, USER_AGENT},
+    header::{ACCEPT_ENCODING, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderValue, PROXY_AUTHORIZATION, USER_AGENT},
 };
 use hyper_util::rt::TokioIo;
 use tokio::time::timeout;
@@ -23,7 +23,7 @@ use super::{
     client::{ClientConfig, Traffic},
     connect::{connect, wants_certificate},
     headway::Headway,
-    location::Location,
+    location::{Location, Scheme, is_loopback},
     pool::{Connection, Pool},
     retry::{Failure, after_status},
     route::Route,
@@ -173,13 +173,13 @@ impl Transport {
                 return Sent::Failed(EngineError::Transport { method, url, reason: found }.into());
             }
             if error.is_parse() {
-                let found = format!("{reason}; does the server speak TLS only, or not HTTP at all?");
+                let found = format!("{reason}; does the server speak TLS only, or not HTTP at all?{}", tls_hint(url));
                 let (method, url) = (ask.method_name(), url.to_string());
                 return Sent::Failed(EngineError::Transport { method, url, reason: found }.into());
             }
-            Sent::Closed(reason)
+            Sent::Closed(reason + tls_hint(url))
         })?;
-        Ok(Exchange::new(self, ask.method_name(), url, response, connection))
+        Ok(Exchange::new(self, ask, url, response, connection))
     }
 }
 
@@ -202,6 +202,8 @@ pub(super) struct Exchange {
     pool: Arc<Pool>,
     counters: Arc<Counters>,
     headway: Headway,
+    /// The request had some of ours.
+    had_credentials: bool,
     /// The body was given up for standing still.
     has_stalled: bool,
     /// The connection is worth keeping.
@@ -211,7 +213,8 @@ pub(super) struct Exchange {
 }
 
 impl Exchange {
-    fn new(transport: &Transport, method: &'static str, url: &Location, response: Response<Incoming>, connection: Connection) -> Self {
+    fn new(transport: &Transport, ask: &Ask, url: &Location, response: Response<Incoming>, connection: Connection) -> Self {
+        let method = ask.method_name();
         let (head, body) = response.into_parts();
         let mut exchange = Self {
             method,
@@ -223,6 +226,7 @@ impl Exchange {
             counters: Arc::clone(&transport.counters),
             received: Bytes::new(),
             headway: Headway::new(transport.config.rate_min, transport.config.progress_timeout),
+            had_credentials: ask.headers.contains_key(AUTHORIZATION) || !ask.body.is_empty(),
             has_stalled: false,
             is_kept: true,
             has_ended: false,
@@ -343,14 +347,23 @@ impl Exchange {
         .await;
     }
 
-    /// The failure that an error status means, with the server's own words.
+    /// As [`Self::into_failure_of`], of a registry.
     pub async fn into_failure(self) -> Failure {
+        self.into_failure_of(Answerer::Registry).await
+    }
+
+    /// The failure that an error status means, with the server's own words.
+    pub async fn into_failure_of(self, whom: Answerer) -> Failure {
         let (method, url, status) = (self.method, self.url.to_string(), self.status());
-        let again = after_status(status, &self.head.headers);
+        let had_credentials = self.had_credentials;
+        let (again, tls_hint) = (after_status(status, &self.head.headers), tls_hint(&self.url));
         let is_text = self.header(CONTENT_TYPE).is_some_and(|kind| kind.starts_with("text/plain"));
         let body = self.bytes(ERROR_BODY_BYTES_MAX as u64).await.unwrap_or_default();
-        let detail = detail(&body, is_text).map_or_else(String::new, |detail| format!(": {detail}"));
-        let hint = hint(status);
+        let mut detail = detail(&body, is_text).map_or_else(String::new, |detail| format!(": {detail}"));
+        if status == StatusCode::BAD_REQUEST && wants_tls(&body) {
+            detail.push_str(tls_hint);
+        }
+        let hint = hint(status, whom, had_credentials);
         Failure { error: EngineError::Status { method, url, status: status.as_u16(), detail, hint }, again }
     }
 
@@ -397,14 +410,60 @@ fn detail(body: &[u8], is_text: bool) -> Option<String> {
     (!cut.trim().is_empty()).then_some(cut)
 }
 
-fn hint(status: StatusCode) -> &'static str {
+/// Whether a 400 is a TLS server's answer to plain HTTP. Source: Go's net/http, nginx, Apache httpd.
+fn wants_tls(body: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(body);
+    ["request to an HTTPS server", "sent to HTTPS port", "to an SSL-enabled server port"].iter().any(|words| text.contains(words))
+}
+
+/// What to do where `url` was spoken to in plain HTTP, but may speak TLS.
+fn tls_hint(url: &Location) -> &'static str {
+    match url.origin.scheme {
+        Scheme::Https => "",
+        Scheme::Http if is_loopback(&url.origin.host) => {
+            "; if it speaks TLS, name its authority (--ca FILE, or ca in its hosts.toml) or write server = \"https://...\" there"
+        }
+        Scheme::Http => "; if it speaks TLS, leave out --plain-http, or write https:// where http:// is written",
+    }
+}
+
+/// Who gave an answer, as far as the advice goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Answerer {
+    Registry,
+    /// Where the registry keeps its blobs, to which it redirects.
+    Storage,
+    TokenServer,
+}
+
+/// What to do about `status` of an answer to a request with or without credentials.
+fn hint(status: StatusCode, whom: Answerer, had_credentials: bool) -> &'static str {
+    match (status.as_u16(), whom) {
+        (401 | 403, Answerer::Storage) => {
+            "; the storage that the registry redirects to refuses, and no credentials are sent there: is the clock right on both sides, and              does the registry sign its addresses?"
+        }
+        (404, Answerer::Storage) => "; the storage that the registry redirects to does not have it",
+        (400 | 401 | 403, Answerer::TokenServer) if had_credentials => {
+            "; the token server refuses these credentials: check the name, or log in again (docker login)"
+        }
+        (400 | 401 | 403, Answerer::TokenServer) => {
+            "; the token server gives nothing without credentials: check the name, or log in (docker login)"
+        }
+        (407 | 429, _) => hint_of_any(status),
+        (_, Answerer::TokenServer) => "; this is the token server that the registry names, not the registry",
+        (401, _) => "; credentials for this repository are missing or refused: check the name, or log in (docker login)",
+        (403, _) if had_credentials => "; these credentials may not read this repository: check the name, or log in (docker login)",
+        (403, _) => "; nothing is given without credentials: check the name, or log in (docker login)",
+        (404, _) => "; check the name, tag or digest",
+        _ => hint_of_any(status),
+    }
+}
+
+fn hint_of_any(status: StatusCode) -> &'static str {
     match status.as_u16() {
-        401 => "; credentials for this repository are missing or refused: check the name, or log in (docker login)",
-        403 => "; these credentials may not read this repository: check the name, or log in (docker login)",
-        404 => "; check the name, tag or digest",
         407 => "; the proxy wants a user and password: give them in the variable (HTTP_PROXY=http://USER:PASSWORD@HOST:PORT)",
         416 => "; the blob at the registry is shorter than its manifest says",
-        429 => "; the registry limits how often it is asked: wait, or log in (docker login)",
+        429 => "; it limits how often it is asked: wait, or log in (docker login)",
         _ => "",
     }
 }

@@ -11,7 +11,7 @@ use hyper::{
 use super::{
     auth,
     client::Client,
-    exchange::{Ask, Exchange},
+    exchange::{Answerer, Ask, Exchange},
     hosts::Site,
     location::{Location, Origin},
     part::range_header,
@@ -57,13 +57,13 @@ impl Client {
     /// An answer of `site` with status 200 or 206.
     pub(super) async fn try_get(&self, site: &Site, get: &Get) -> Result<Exchange, Failure> {
         if let Some(exchange) = self.try_remembered(site, get).await? {
-            return settled(exchange).await;
+            return settled(exchange, Answerer::Storage).await;
         }
         let mut asked_again = false;
         loop {
             let (exchange, authorization) = self.ask_registry(site, get).await?;
             if !is_redirect(exchange.status()) {
-                return settled(exchange).await;
+                return settled(exchange, Answerer::Registry).await;
             }
             let registry = exchange.url.clone();
             let exchange = follow(site, get, exchange, authorization.as_ref()).await?;
@@ -72,10 +72,11 @@ impl Client {
                 exchange.drain().await;
                 continue;
             }
-            if let Some(blob) = get.blob.filter(|_| exchange.status().is_success() && exchange.url.origin != registry.origin) {
+            let is_elsewhere = exchange.url.origin != registry.origin;
+            if let Some(blob) = get.blob.filter(|_| exchange.status().is_success() && is_elsewhere) {
                 self.shared.targets.remember(&site.reference, &blob, exchange.url.clone());
             }
-            return settled(exchange).await;
+            return settled(exchange, if is_elsewhere { Answerer::Storage } else { Answerer::Registry }).await;
         }
     }
 
@@ -102,27 +103,33 @@ impl Client {
     /// The registry's own answer, and the credentials it accepted: first what was granted before, then what each login can get.
     pub(super) async fn ask_registry(&self, site: &Site, get: &Get) -> Result<(Exchange, Option<HeaderValue>), Failure> {
         let (auth, transport) = (&self.shared.auth, &site.transport);
+        site.endpoint.learn_scheme(transport).await?;
         let url = site.endpoint.location(&get.path)?;
         let mut authorization = auth.authorization(transport, site.repository()).await?;
         let mut tried = 0;
         loop {
             let mut exchange = transport.send(&url, &get.ask(site, &url.origin, authorization.as_ref())?).await?;
-            if !auth::wants_others(&exchange) {
+            let wants_others = auth::wants_others(&exchange);
+            if !wants_others || auth::has_no_challenge(&exchange) {
                 match self.hidden_challenge(site, &exchange, authorization.as_ref()).await? {
                     Some(challenged) => exchange = challenged,
+                    None if wants_others => {}
                     None => return Ok((exchange, authorization)),
                 }
             }
-            let renewed = auth.answer(transport, site.repository(), &exchange, authorization.as_ref(), tried).await?;
-            let Some(renewed) = renewed else { return Err(auth::refused(exchange).await) };
+            let renewed = auth.answer(transport, site.repository(), &exchange, authorization.as_ref(), tried).await;
+            let renewed = renewed.map_err(|failure| auth.with_what_was_not_sent(site.repository(), failure))?;
+            let Some(renewed) = renewed else {
+                return Err(auth.with_what_was_not_sent(site.repository(), auth::refused(exchange).await));
+            };
             exchange.drain().await;
             authorization = Some(renewed);
             tried += 1;
         }
     }
 
-    /// The 401 of `/v2/`, where an answer without credentials may have been another with them: some registries show anybody a part, answer
-    /// 403 or 404 for the rest, and name their challenge only there. Asked only for those who have credentials.
+    /// The 401 of `/v2/`, which is where some registries name their challenge, and only there: they answer 401 without one elsewhere; or
+    /// they show anybody a part and answer 403 or 404 for the rest, so that this is asked only for those who have credentials.
     ///
     /// Source: every docker client begins with `GET /v2/` and so never meets this.
     async fn hidden_challenge(
@@ -132,7 +139,11 @@ impl Client {
         authorization: Option<&HeaderValue>,
     ) -> Result<Option<Exchange>, Failure> {
         let may_be_hidden = authorization.is_none() && matches!(exchange.status(), StatusCode::FORBIDDEN | StatusCode::NOT_FOUND);
-        if !may_be_hidden || !self.shared.auth.has_credentials(&site.transport, site.repository()).await {
+        let is_asked = match may_be_hidden {
+            true => self.shared.auth.has_credentials(&site.transport, site.repository()).await,
+            false => auth::has_no_challenge(exchange),
+        };
+        if !is_asked {
             return Ok(None);
         }
         let url = site.endpoint.location("/")?;
@@ -159,7 +170,7 @@ async fn follow(site: &Site, get: &Get, exchange: Exchange, authorization: Optio
 }
 
 /// The answer if it is one, else the failure that its status means.
-async fn settled(exchange: Exchange) -> Result<Exchange, Failure> {
+async fn settled(exchange: Exchange, whom: Answerer) -> Result<Exchange, Failure> {
     match exchange.status() {
         StatusCode::OK | StatusCode::PARTIAL_CONTENT => Ok(exchange),
         StatusCode::RANGE_NOT_SATISFIABLE => {
@@ -169,6 +180,6 @@ async fn settled(exchange: Exchange) -> Result<Exchange, Failure> {
         status if status.is_success() || status.is_redirection() || status.is_informational() => {
             Err(exchange.contradiction("status 200 or 206", status.as_u16().to_string()).into())
         }
-        _ => Err(exchange.into_failure().await),
+        _ => Err(exchange.into_failure_of(whom).await),
     }
 }

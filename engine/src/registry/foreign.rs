@@ -4,6 +4,8 @@
 //! next place, which goes on where it stopped. A URL gets no header but the range: no credentials of any registry, no token. What comes is
 //! checked as a registry's bytes are: its length here, its digest by whoever reads it.
 
+mod url_reader;
+
 use std::{
     collections::VecDeque,
     ops::Range,
@@ -21,16 +23,17 @@ use hyper::{
     header::{LOCATION, RANGE},
 };
 
+use self::url_reader::UrlReader;
 use super::{
     blob::BlobReader,
     client::Client,
     exchange::{Ask, Exchange},
-    hosts::Sender,
+    hosts::ServedBy,
     location::{Location, Scheme, is_loopback},
     part,
     redirect::{REDIRECTS_MAX, is_redirect},
     reference::Reference,
-    retry::{Failure, Tries},
+    retry::Failure,
 };
 use crate::error::EngineError;
 
@@ -39,6 +42,11 @@ const URL_TIME_MAX: Duration = Duration::from_secs(10);
 /// ... nor for longer than this part of the client's patience. Source: that is how long a reader waits, so that two places that hang leave
 /// time for a third.
 const URL_PART: u32 = 3;
+/// ... nor so long that of the patience, which all of them share, less than this part is left to each of the others. Source: half of it for
+/// the most URLs that a layer has, 16; of the default 30 s 0.9 s, in which a URL that works has answered.
+const URL_PART_MIN: u32 = 32;
+/// Reasons of different kinds that an error shows. Source: judgement: more are a page, and tell no more of what to do.
+const REASONS_MAX: usize = 3;
 
 /// A blob that may be at its registry or at one of some URLs.
 #[derive(Debug)]
@@ -121,7 +129,7 @@ impl ForeignBlob {
     }
 
     /// The error when no place has it.
-    fn nowhere(&self, failures: &[String]) -> EngineError {
+    fn nowhere(&self, failures: &[Refusal]) -> EngineError {
         let registry = match &self.repository {
             Some(repository) => format!("{}/{} has no such blob", repository.registry, repository.repository),
             None => "it is not among the image's files".to_owned(),
@@ -130,10 +138,32 @@ impl ForeignBlob {
             [] => "its manifest gives no URL for it (non-distributable layers are left out of most pushes); push or copy the image again \
                    with all its layers, or index it where they are"
                 .to_owned(),
-            failures => format!("its URLs did not help: {}", failures.join("; ")),
+            failures => format!("its URLs did not help: {}", shown(failures)),
         };
         EngineError::Nowhere { layer: self.digest, why: format!("{registry}, and {urls}") }
     }
+}
+
+/// What a URL said instead of the bytes.
+struct Refusal {
+    url: String,
+    reason: String,
+}
+
+/// The first, those of other reasons, and how many more there are.
+fn shown(refusals: &[Refusal]) -> String {
+    let mut told: Vec<&Refusal> = Vec::new();
+    for refusal in refusals {
+        if told.len() < REASONS_MAX && told.iter().all(|known| known.reason != refusal.reason) {
+            told.push(refusal);
+        }
+    }
+    let mut text = told.iter().map(|refusal| format!("{}: {}", refusal.url, refusal.reason)).collect::<Vec<_>>().join("; ");
+    match refusals.len() - told.len() {
+        0 => {}
+        more => text.push_str(&format!("; and {more} more")),
+    }
+    text
 }
 
 fn bit(place: usize) -> u64 {
@@ -155,7 +185,9 @@ struct Places {
     /// Not asked yet, in order.
     waiting: VecDeque<usize>,
     /// What the URLs said.
-    failures: Vec<String>,
+    failures: Vec<Refusal>,
+    /// How long URLs were waited for since one brought something.
+    waited: Duration,
 }
 
 /// An open body at one of them.
@@ -163,7 +195,7 @@ struct Found {
     place: usize,
     reader: PlaceReader,
     /// Made from the sender that the registry's own reader names, if any.
-    sender: Option<(Option<Arc<Sender>>, Arc<Sender>)>,
+    sender: Option<(Option<Arc<ServedBy>>, Arc<ServedBy>)>,
 }
 
 enum PlaceReader {
@@ -178,6 +210,7 @@ impl FoundBlob {
     /// Every kind, after resuming failed: the registry's own, or `Nowhere` when no place is left.
     pub async fn chunk(&mut self) -> Result<Option<Bytes>, EngineError> {
         loop {
+            let asked = Instant::now();
             let came = match &mut self.found.reader {
                 PlaceReader::Registry(reader) => reader.chunk().await,
                 PlaceReader::Url(reader) => reader.chunk().await,
@@ -185,13 +218,14 @@ impl FoundBlob {
             match came {
                 Ok(Some(bytes)) => {
                     self.rest.start += bytes.len() as u64;
+                    self.places.waited = Duration::ZERO;
                     self.found.note_sender(&self.places.blob);
                     return Ok(Some(bytes));
                 }
                 Ok(None) => return Ok(None),
                 Err(error) => {
                     tracing::info!(layer = %self.places.blob.digest, %error, at = self.rest.start, "the layer stops; the next place is asked");
-                    self.places.failed(self.found.place, error)?;
+                    self.places.failed(self.found.place, asked.elapsed(), error)?;
                     self.found = self.places.open(&self.rest).await?;
                 }
             }
@@ -200,7 +234,7 @@ impl FoundBlob {
 
     /// Who sent the latest bytes.
     #[must_use]
-    pub fn sender(&self) -> Option<&Arc<Sender>> {
+    pub fn sender(&self) -> Option<&Arc<ServedBy>> {
         self.found.sender.as_ref().map(|(_, sender)| sender)
     }
 }
@@ -211,9 +245,9 @@ impl Found {
             PlaceReader::Registry(reader) => reader.sender(),
             PlaceReader::Url(_) => None,
         };
-        let is_same = |known: &Option<Arc<Sender>>| known.as_ref().map(Arc::as_ptr) == host.map(Arc::as_ptr);
+        let is_same = |known: &Option<Arc<ServedBy>>| known.as_ref().map(Arc::as_ptr) == host.map(Arc::as_ptr);
         if !self.sender.as_ref().is_some_and(|(known, _)| is_same(known)) {
-            self.sender = Some((host.cloned(), Arc::new(Sender::at_place(blob, self.place, host.cloned()))));
+            self.sender = Some((host.cloned(), Arc::new(ServedBy::at_place(blob, self.place, host.cloned()))));
         }
     }
 }
@@ -222,26 +256,39 @@ impl Places {
     /// `rest` at the first place that has it.
     async fn open(&mut self, rest: &Range<u64>) -> Result<Found, EngineError> {
         while let Some(place) = self.waiting.pop_front() {
+            let asked = Instant::now();
             match self.open_at(place, rest.clone()).await {
                 Ok(reader) => {
                     self.blob.note_found(place);
                     return Ok(Found { place, reader, sender: None });
                 }
-                Err(error) => self.failed(place, error)?,
+                Err(error) => self.failed(place, asked.elapsed(), error)?,
             }
         }
         Err(self.blob.nowhere(&self.failures))
     }
 
     /// Another place may be asked; the registry's outage or missing credentials are not to be hidden by a URL.
-    fn failed(&mut self, place: usize, error: EngineError) -> Result<(), EngineError> {
+    fn failed(&mut self, place: usize, waited: Duration, error: EngineError) -> Result<(), EngineError> {
         self.blob.failed.fetch_or(bit(place), Ordering::Relaxed);
         match place {
             0 if is_missing(&error) => {}
             0 => return Err(error),
-            _ => self.failures.push(said(&error)),
+            _ => {
+                self.waited += waited;
+                self.failures.push(Refusal { url: self.blob.urls[place - 1].to_string(), reason: reason(error) });
+            }
         }
         Ok(())
+    }
+
+    /// How long the next URL may be without progress.
+    fn time(&self) -> Duration {
+        let patience = self.client.patience();
+        let others = u32::try_from(self.waiting.iter().filter(|place| **place > 0).count()).unwrap_or(u32::MAX);
+        let least = patience / URL_PART_MIN;
+        let left = patience.saturating_sub(self.waited).saturating_sub(least.saturating_mul(others));
+        left.min(patience / URL_PART).min(URL_TIME_MAX).max(least)
     }
 
     async fn open_at(&self, place: usize, range: Range<u64>) -> Result<PlaceReader, EngineError> {
@@ -251,7 +298,7 @@ impl Places {
             return client.blob(repository, &blob.digest, blob.size, range).await.map(|reader| PlaceReader::Registry(Box::new(reader)));
         };
         let url = Location::parse(blob.urls[at].as_str())?;
-        UrlReader::open(client.clone(), blob, url, range).await.map(|reader| PlaceReader::Url(Box::new(reader)))
+        UrlReader::open(client.clone(), blob, url, range, self.time()).await.map(|reader| PlaceReader::Url(Box::new(reader)))
     }
 }
 
@@ -262,7 +309,7 @@ impl Client {
     /// Every kind: the registry's own where it is not that the blob is missing, else `Nowhere`.
     pub async fn foreign_blob(&self, blob: &Arc<ForeignBlob>, range: Range<u64>) -> Result<FoundBlob, EngineError> {
         let waiting = blob.places().into();
-        let mut places = Places { client: self.clone(), blob: Arc::clone(blob), waiting, failures: Vec::new() };
+        let mut places = Places { client: self.clone(), blob: Arc::clone(blob), waiting, failures: Vec::new(), waited: Duration::ZERO };
         let found = places.open(&range).await?;
         Ok(FoundBlob { places, rest: range, found })
     }
@@ -299,10 +346,14 @@ fn is_missing(error: &EngineError) -> bool {
     }
 }
 
-/// What a URL said, without what there is to do about a registry that says so.
-fn said(error: &EngineError) -> String {
+/// Why a URL did not help, without what there is to do about a registry that says so, and without the URL itself.
+fn reason(error: EngineError) -> String {
     match error {
-        EngineError::Status { method, url, status, detail, .. } => format!("{method} {url}: status {status}{detail}"),
+        EngineError::Status { status, detail, .. } => format!("status {status}{detail}"),
+        EngineError::Transport { reason, .. } => reason,
+        EngineError::Protocol { expected, found, .. } => format!("expected {expected}, found {found}"),
+        EngineError::Deadline { waited, .. } => format!("no progress for {} s", waited.as_secs_f32()),
+        EngineError::GivenUp { last, .. } => reason(*last),
         other => other.to_string(),
     }
 }
@@ -316,100 +367,6 @@ fn redirected(exchange: &Exchange) -> Result<Location, EngineError> {
         return Err(exchange.contradiction("a redirect to https", target.to_string()));
     }
     Ok(target)
-}
-
-/// The body of a URL, chunk by chunk; a body that breaks off is asked for again from there. Dropping it midway closes its connection.
-struct UrlReader {
-    client: Client,
-    url: Location,
-    size: u64,
-    /// What is still to be given.
-    rest: Range<u64>,
-    body: Option<Body>,
-    tries: Tries,
-    resumes_left: u64,
-}
-
-/// An answer under way.
-struct Body {
-    exchange: Exchange,
-    /// Bytes before the range, from a server that ignored it.
-    skip: u64,
-}
-
-impl UrlReader {
-    async fn open(client: Client, blob: &ForeignBlob, url: Location, range: Range<u64>) -> Result<Self, EngineError> {
-        part::check_range(&range, blob.digest, blob.size)?;
-        let (tries, resumes_left) = (client.tries_within(URL_TIME_MAX, URL_PART), part::resumes_max(&range));
-        let mut reader = Self { client, url, size: blob.size, rest: range, body: None, tries, resumes_left };
-        while reader.body.is_none() && !reader.rest.is_empty() {
-            match reader.tries.in_time(|| reader.what(), reader.request()).await {
-                Ok(body) => reader.body = Some(body),
-                Err(failure) => reader.tries.after(failure).await?,
-            }
-        }
-        reader.tries.pause();
-        Ok(reader)
-    }
-
-    async fn chunk(&mut self) -> Result<Option<Bytes>, EngineError> {
-        self.tries.resume();
-        while !self.rest.is_empty() {
-            match self.try_chunk().await {
-                Ok(bytes) => {
-                    self.rest.start += bytes.len() as u64;
-                    self.tries.brought(bytes.len() as u64);
-                    self.tries.pause();
-                    return Ok(Some(bytes));
-                }
-                Err(failure) => {
-                    let Some(left) = self.resumes_left.checked_sub(1) else { return Err(failure.error) };
-                    self.resumes_left = left;
-                    self.tries.after(failure).await?;
-                }
-            }
-        }
-        if let Some(body) = self.body.take() {
-            // A chunked body ends with a frame of its own; after it the connection can serve again.
-            body.exchange.drain().await;
-        }
-        Ok(None)
-    }
-
-    /// At least one byte of the rest, none past it. After a failure there is no body.
-    async fn try_chunk(&mut self) -> Result<Bytes, Failure> {
-        let mut body = match self.body.take() {
-            Some(body) => body,
-            None => self.tries.in_time(|| self.what(), self.request()).await?,
-        };
-        loop {
-            let asked = Instant::now();
-            let chunk = self.tries.in_time(|| self.what(), body.exchange.chunk()).await?;
-            let Some(bytes) = chunk else { return Err(part::ended_early(&body.exchange, &self.rest)) };
-            let bytes = part::wanted(bytes, &mut body.skip, &self.rest);
-            if !bytes.is_empty() {
-                self.body = Some(body);
-                return Ok(bytes);
-            }
-            // A body that stands still is given up by its own deadline.
-            self.tries.excuse(asked.elapsed());
-        }
-    }
-
-    fn what(&self) -> String {
-        format!("GET {}", self.url)
-    }
-
-    async fn request(&self) -> Result<Body, Failure> {
-        let range = Some(&self.rest).filter(|rest| **rest != (0..self.size));
-        let exchange = self.client.get_url(&self.url, range).await?;
-        let status = exchange.status();
-        if status.is_client_error() || status.is_server_error() {
-            return Err(exchange.into_failure().await);
-        }
-        let skip = part::bytes_before(&exchange, &self.rest, self.size)?;
-        Ok(Body { exchange, skip })
-    }
 }
 
 #[cfg(test)]
@@ -442,12 +399,47 @@ mod tests {
         assert_eq!(blob(Some("localhost:1/a/b"), &[]).places(), [0]);
     }
 
+    fn refusal(url: &str, reason: &str) -> Refusal {
+        Refusal { url: url.to_owned(), reason: reason.to_owned() }
+    }
+
+    /// Claim: of many URLs that failed the first is shown and the first of each other reason; the others are counted.
+    #[test]
+    fn many_failures_are_counted() {
+        let one = || refusal("http://x/1", "status 404");
+        assert_eq!(shown(&[one()]), "http://x/1: status 404");
+        assert_eq!(shown(&[one(), one(), one()]), "http://x/1: status 404; and 2 more");
+        let many: Vec<_> = (0..16).map(|number| refusal(&format!("u{number}"), &format!("r{}", number / 2))).collect();
+        assert_eq!(shown(&many), "u0: r0; u2: r1; u4: r2; and 13 more");
+    }
+
+    /// Claim: two URLs that hang leave time for a third, sixteen get some time each, and all together take no longer than a reader waits.
+    #[test]
+    fn urls_share_a_readers_patience() {
+        for (seconds, urls) in [(30, 1), (30, 2), (30, 3), (30, 16), (3, 16), (300, 16)] {
+            let patience = Duration::from_secs(seconds);
+            let client = Client::new(crate::registry::ClientConfig { patience, ..Default::default() }).unwrap();
+            let many: Vec<_> = (0..urls).map(|number| format!("http://x/{number}")).collect();
+            let blob = Arc::new(blob(None, &many.iter().map(String::as_str).collect::<Vec<_>>()));
+            let waiting = blob.places().into();
+            let mut places = Places { client, blob, waiting, failures: Vec::new(), waited: Duration::ZERO };
+            let mut times = Vec::new();
+            while let Some(place) = places.waiting.pop_front() {
+                times.push(places.time());
+                places.failed(place, places.time(), EngineError::Stopped).unwrap();
+            }
+            assert!(times.iter().sum::<Duration>() <= patience, "{times:?}");
+            assert!(times.iter().all(|time| *time >= patience / 32), "{times:?}");
+            assert_eq!(times[0], (patience / 3).min(Duration::from_secs(10)), "{times:?}");
+        }
+    }
+
     /// Claim: the error says that there is no URL, or what each said; which places there were; and what to do.
     #[test]
     fn nowhere_says_what_was_tried() {
         let without = blob(Some("localhost:1/a/b"), &[]).nowhere(&[]).to_string();
         assert!(without.contains("localhost:1/a/b") && without.contains("no URL") && without.contains("push or copy"), "{without}");
-        let with = blob(None, &["http://x/1"]).nowhere(&["GET http://x/1: status 404".to_owned()]).to_string();
+        let with = blob(None, &["http://x/1"]).nowhere(&[refusal("http://x/1", "status 404")]).to_string();
         assert!(with.contains("image's files") && with.contains("http://x/1: status 404"), "{with}");
     }
 }

@@ -1,10 +1,11 @@
 //! Which hosts are asked for the images of a registry: the mirrors that containerd's `hosts.toml` names, in order, then the registry's own.
 //!
-//! `directory` finds and reads a registry's settings, `file` is the meaning of their text, `standing` remembers hosts that are dead or lack a
-//! blob, and `round` is one question to one host after the other. Source: containerd 2.x, docs/hosts.md and core/remotes/docker.
+//! `directory` finds and reads a registry's settings, `file` is the meaning of their text, `own_scheme` finds out whether a registry on this
+//! machine speaks TLS, `standing` remembers hosts that are dead or lack a blob, and `round` is one question to one host after the other. Source: containerd 2.x, docs/hosts.md and core/remotes/docker.
 
 pub(super) mod directory;
 mod file;
+mod own_scheme;
 mod round;
 mod standing;
 
@@ -12,9 +13,9 @@ use std::sync::Arc;
 
 use hyper::HeaderMap;
 
-pub use self::round::Sender;
+pub use self::round::ServedBy;
 pub(super) use self::round::{Avoided, Round};
-use self::standing::Standing;
+use self::{own_scheme::OwnScheme, standing::Standing};
 use super::{
     auth::Repository,
     client::{ClientConfig, PlainHttp},
@@ -41,14 +42,14 @@ pub(super) enum Need {
     Pull,
 }
 
-/// What a host may be asked for. Push is known and means nothing here.
+/// What a host may be asked for. Push and referrers are known and mean nothing here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Abilities {
+pub(super) struct Capabilities {
     pub pull: bool,
     pub resolve: bool,
 }
 
-impl Abilities {
+impl Capabilities {
     pub const ALL: Self = Self { pull: true, resolve: true };
 
     fn meet(self, need: Need) -> bool {
@@ -65,7 +66,7 @@ pub(super) struct Hosts {
 impl Hosts {
     /// Those that can be asked.
     fn able(&self, need: Need) -> impl Iterator<Item = &Arc<Endpoint>> {
-        self.endpoints.iter().filter(move |endpoint| endpoint.abilities.meet(need))
+        self.endpoints.iter().filter(move |endpoint| endpoint.capabilities.meet(need))
     }
 
     /// The first that would be asked for bytes now.
@@ -86,14 +87,17 @@ impl Hosts {
 
 /// One host of a registry, and how it is spoken to.
 pub(super) struct Endpoint {
+    /// Where it is; in TLS, while it is not known whether it speaks that.
     origin: Origin,
+    /// Of a registry on this machine whose scheme is to be found out.
+    own_scheme: Option<OwnScheme>,
     /// What comes before the repository, `/v2` unless its settings override that; no slash at the end.
     path: String,
     /// `?ns=`: for whom a mirror is asked.
     namespace: Option<String>,
     /// The registry whose credentials it gets.
     name: String,
-    abilities: Abilities,
+    capabilities: Capabilities,
     /// Sent to this origin only.
     pub headers: HeaderMap,
     /// The client's, with its own deadlines.
@@ -105,12 +109,16 @@ pub(super) struct Endpoint {
 impl Endpoint {
     /// Where `path` (escaped, from the repository on) is at this host.
     pub fn location(&self, path: &str) -> Result<Location, EngineError> {
+        self.location_of(self.origin(), path)
+    }
+
+    fn location_of(&self, origin: &Origin, path: &str) -> Result<Location, EngineError> {
         let query = self.namespace.as_ref().map_or_else(String::new, |namespace| format!("?ns={}", percent_encoded(namespace)));
-        Location::parse(&format!("{}{}{path}{query}", self.origin, self.path))
+        Location::parse(&format!("{origin}{}{path}{query}", self.path))
     }
 
     pub fn origin(&self) -> &Origin {
-        &self.origin
+        self.own_scheme.as_ref().and_then(OwnScheme::plain).unwrap_or(&self.origin)
     }
 
     /// The name that credentials, tokens and redirect targets of `reference` are kept under at this host.
@@ -124,12 +132,16 @@ impl Endpoint {
     }
 
     fn shown(&self) -> String {
-        let abilities = match self.abilities {
-            Abilities { pull: true, resolve: true } => "",
-            Abilities { pull: true, resolve: false } => " (blobs and digests only)",
-            Abilities { pull: false, .. } => " (never asked: it lacks the capability pull)",
+        let capabilities = match self.capabilities {
+            Capabilities { pull: true, resolve: true } => "",
+            Capabilities { pull: true, resolve: false } => " (blobs and digests only)",
+            Capabilities { pull: false, .. } => " (never asked: it lacks the capability pull)",
         };
-        format!("{}{}{abilities}", self.origin, self.path)
+        let scheme = match &self.own_scheme {
+            Some(own) if !own.is_known() => " (or plain HTTP, if it speaks no TLS)",
+            _ => "",
+        };
+        format!("{}{}{capabilities}{scheme}", self.origin(), self.path)
     }
 }
 

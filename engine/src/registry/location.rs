@@ -122,8 +122,19 @@ impl Location {
 
     /// Where a `Location` header in an answer from here points.
     ///
-    /// Source: RFC 3986 section 5.2, without dot segments, which servers resolve themselves.
+    /// Source: RFC 3986 section 5.2.
     pub fn join(&self, text: &str) -> Result<Self, EngineError> {
+        let joined = self.joined(text)?;
+        let path = without_dot_segments(joined.target.path());
+        if path == joined.target.path() {
+            return Ok(joined);
+        }
+        let query = joined.target.query().map_or_else(String::new, |query| format!("?{query}"));
+        let Origin { scheme, host, port } = &joined.origin;
+        Self::parse(&format!("{}://{host}:{port}{path}{query}", scheme.name()))
+    }
+
+    fn joined(&self, text: &str) -> Result<Self, EngineError> {
         let is_scheme = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte));
         if text.split_once("://").is_some_and(|(scheme, _)| is_scheme(scheme)) {
             return Self::parse(text);
@@ -153,6 +164,23 @@ impl Location {
         let joint = if self.target.query().is_some() { '&' } else { '?' };
         Self::parse(&format!("{}://{}:{}{}{joint}{query}", self.origin.scheme.name(), self.origin.host, self.origin.port, self.target))
     }
+}
+
+/// An absolute path without segments `.` and `..`. Source: RFC 3986 section 5.2.4.
+fn without_dot_segments(path: &str) -> String {
+    let mut kept: Vec<&str> = Vec::new();
+    for segment in path.strip_prefix('/').unwrap_or(path).split('/') {
+        match segment {
+            "." => {}
+            ".." => drop(kept.pop()),
+            other => kept.push(other),
+        }
+    }
+    // What ends with a dot segment names a folder.
+    if path.ends_with("/.") || path.ends_with("/..") {
+        kept.push("");
+    }
+    format!("/{}", kept.join("/"))
 }
 
 /// An address that did not parse, without what may be secret: query, fragment, user and password.
@@ -227,6 +255,11 @@ mod tests {
             ("/p?q", "https://h.x:8443/p", "/p?q"),
             ("p", "https://h.x:8443/v2/a/blobs/p", "/v2/a/blobs/p"),
             ("?z", "https://h.x:8443/v2/a/blobs/d", "/v2/a/blobs/d?z"),
+            ("../../store/./x?sig=../s", "https://h.x:8443/v2/store/x", "/v2/store/x?sig=../s"),
+            ("../..", "https://h.x:8443/v2/", "/v2/"),
+            ("../../../../../p", "https://h.x:8443/p", "/p"),
+            ("/a/../b/.", "https://h.x:8443/b/", "/b/"),
+            ("https://o.x/a//./b/%2e%2e/...", "https://o.x/a//b/%2e%2e/...", "/a//b/%2e%2e/..."),
         ] {
             let joined = base.join(text).unwrap();
             assert_eq!(joined.to_string(), shown, "{text}");

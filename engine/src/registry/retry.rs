@@ -76,10 +76,11 @@ pub(super) fn after_status(status: StatusCode, headers: &HeaderMap) -> Again {
     }
 }
 
-/// Seconds or a date. Source: RFC 9110 section 10.2.3.
+/// Seconds, more of them than fit being as many as do, or a date. Source: RFC 9110 section 10.2.3.
 fn retry_after(value: &str) -> Option<Duration> {
-    match value.trim().parse() {
+    match value.trim().parse::<u64>() {
         Ok(seconds) => Some(Duration::from_secs(seconds)),
+        Err(error) if *error.kind() == std::num::IntErrorKind::PosOverflow => Some(Duration::MAX),
         Err(_) => httpdate::parse_http_date(value.trim()).ok().map(|at| at.duration_since(SystemTime::now()).unwrap_or_default()),
     }
 }
@@ -260,7 +261,7 @@ mod tests {
         assert_eq!(verdict("3"), Again::After(Duration::from_secs(3)));
         assert_eq!(verdict("86400"), Again::After(Duration::from_secs(86400)));
         assert_eq!(verdict("18446744073709551615"), Again::After(Duration::from_secs(u64::MAX)));
-        assert_eq!(verdict("18446744073709551616"), Again::Backoff);
+        assert_eq!(verdict("18446744073709551616"), Again::After(Duration::MAX));
         assert_eq!(verdict("Sun, 06 Nov 1994 08:49:37 GMT"), Again::After(Duration::ZERO));
         assert_eq!(verdict("soon"), Again::Backoff);
         assert_eq!(verdict("-1"), Again::Backoff);

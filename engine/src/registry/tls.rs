@@ -129,7 +129,12 @@ fn read_key_pair(pair: &KeyPair) -> Result<Arc<CertifiedKey>, EngineError> {
     // Not the parser's own words: they may be of the key.
     let bad = |found: &str| bad_file("read the private key of", path, format!("expected a key in PEM form, {found}"));
     let pem = std::fs::read(path).map_err(|error| EngineError::io("read", path, error))?;
-    let key = PrivateKeyDer::from_pem_slice(&pem).map_err(|_| bad("found none"))?;
+    let beside = pair.certificate.with_extension("key");
+    let key = PrivateKeyDer::from_pem_slice(&pem).map_err(|_| match pair.key {
+        // Docker's layout has the key there.
+        None if !beside.exists() => bad(&format!("found none, and {} is missing", beside.display())),
+        _ => bad("found none"),
+    })?;
     let certified = CertifiedKey::from_der(chain, key, &ring::default_provider());
     certified.map(Arc::new).map_err(|error| match error {
         rustls::Error::InconsistentKeys(_) => bad("found one of another certificate"),
@@ -250,13 +255,35 @@ mod tests {
 
     use super::*;
 
+    /// A certificate that signed itself, and its key, which are of nobody. Made by `openssl req -x509 -newkey ec -pkeyopt
+    /// ec_paramgen_curve:P-256 -nodes -days 36500 -keyout k -out c -subj /CN=who-issued-it`.
+    const CERTIFICATE: &str = "\
+-----BEGIN CERTIFICATE-----
+MIIBiDCCAS2gAwIBAgIUUfwSW7VQTUsKmzVJAMLIfvPggZ8wCgYIKoZIzj0EAwIw
+GDEWMBQGA1UEAwwNd2hvLWlzc3VlZC1pdDAgFw0yNjExMjMyMzQ3NTVaGA8yMTI2
+MTAzMDIzNDc1NVowGDEWMBQGA1UEAwwNd2hvLWlzc3VlZC1pdDBZMBMGByqGSM49
+AgEGCCqGSM49AwEHA0IABEAo3YWX9xK9zuCmCq7FLVvU3QnGA1pLRYYxa9huLqxZ
+tN5iw4UH5D2KGVMtnLJItEl/J1VVvOiJqc9HAPzSd6GjUzBRMB0GA1UdDgQWBBTt
+Wvk8es60DIeA22/gneoBs/lhhDAfBgNVHSMEGDAWgBTtWvk8es60DIeA22/gneoB
+s/lhhDAPBgNVHRMBAf8EBTADAQH/MAoGCCqGSM49BAMCA0kAMEYCIQDE1A1gHSi0
+xv3p1RJuA7FVlVdJ9SJ6eTy7rVjKoG+ixgIhAPgDuSq0RFKxD1MVJ8vqkx2IXNaw
+ZkQAMk0bU7pRsE6s
+-----END CERTIFICATE-----
+";
+    const KEY: &str = "\
+-----BEGIN PRIVATE KEY-----
+MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgshBE8qbCDx9wg8np
+/nSrAoD0BMZpdC9SOHfKSZLm4MyhRANCAARAKN2Fl/cSvc7gpgquxS1b1N0JxgNa
+S0WGMWvYbi6sWbTeYsOFB+Q9ihlTLZyySLRJfydVVbzoianPRwD80neh
+-----END PRIVATE KEY-----
+";
+
     /// Claim: the issuer is the DER name as the certificate holds it; cut certificates have none and never panic.
     #[test]
     fn the_issuer_of_a_certificate_is_found() {
         let dir = tempfile::tempdir().unwrap();
-        let arguments = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -keyout k -out c -subj /CN=who-issued-it";
-        let made = std::process::Command::new("openssl").args(arguments.split(' ')).current_dir(&dir).output().unwrap();
-        assert!(made.status.success());
+        std::fs::write(dir.path().join("c"), CERTIFICATE).unwrap();
+        std::fs::write(dir.path().join("k"), KEY).unwrap();
         let certificate = read_certificates(&dir.path().join("c")).unwrap().remove(0);
         let found = issuer(&certificate).unwrap();
         assert_eq!((found[0], found[1] as usize), (0x30, found.len() - 2));
@@ -276,7 +303,10 @@ mod tests {
         assert!(resolver.resolve(&[b"another"], &schemes).is_none());
         assert!(resolver.resolve(&[], &[SignatureScheme::ED25519]).is_none());
         let keyless = KeyPair { key: None, ..pair };
-        assert!(read_key_pair(&keyless).unwrap_err().to_string().contains("found none"));
+        let missing = format!("found none, and {} is missing", dir.path().join("c.key").display());
+        assert!(read_key_pair(&keyless).unwrap_err().to_string().contains(&missing));
+        let swapped = KeyPair { certificate: dir.path().join("c"), key: Some(dir.path().join("c")) };
+        assert!(read_key_pair(&swapped).unwrap_err().to_string().ends_with("found none"));
     }
 
     proptest! {

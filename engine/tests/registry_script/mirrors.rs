@@ -1,6 +1,10 @@
 //! Registries with mirrors: settings, and the servers behind them.
 
-use std::{ops::Range, path::Path, time::Duration};
+use std::{
+    ops::Range,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use clip_engine::{
     EngineError,
@@ -43,6 +47,11 @@ impl Settings {
         std::fs::create_dir(self.dir.path().join(registry)).unwrap();
         std::fs::write(self.dir.path().join(registry).join("hosts.toml"), text).unwrap();
         self
+    }
+
+    /// The directory of `registry`.
+    pub fn of(&self, registry: &str) -> PathBuf {
+        self.dir.path().join(registry)
     }
 
     pub fn config(&self) -> ClientConfig {

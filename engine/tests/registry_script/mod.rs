@@ -190,8 +190,16 @@ impl Server {
     }
 }
 
-async fn read_request(stream: &mut (impl AsyncRead + Unpin)) -> Option<Seen> {
-    let mut head = Vec::new();
+/// The first byte of a TLS client. Source: RFC 8446 section 5.1.
+const TLS_HANDSHAKE: u8 = 22;
+
+async fn read_request(stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> Option<Seen> {
+    let mut head = vec![stream.read_u8().await.ok()?];
+    if head == [TLS_HANDSHAKE] {
+        // As most servers answer a TLS client.
+        let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\nno TLS here\n").await;
+        return None;
+    }
     while !head.ends_with(b"\r\n\r\n") {
         head.push(stream.read_u8().await.ok()?);
     }
@@ -210,13 +218,32 @@ async fn read_request(stream: &mut (impl AsyncRead + Unpin)) -> Option<Seen> {
     Some(seen)
 }
 
+/// True, after saying so on the terminal, when this machine has not all of `programs`.
+#[must_use]
+pub fn lacks(programs: &[&str]) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let is_there = |program: &str| std::env::split_paths(&path).any(|dir| dir.join(program).is_file());
+    let Some(missing) = programs.iter().find(|program| !is_there(program)) else { return false };
+    // Past the test harness, which captures what `eprintln` writes: a skipped test must not look like a passed one.
+    let test = std::thread::current().name().unwrap_or("test").to_owned();
+    let _ = std::io::Write::write_all(
+        &mut std::io::stderr(),
+        format!("skipped: {test}: {missing} is not installed (scripts/setup installs it)\n").as_bytes(),
+    );
+    true
+}
+
 /// A private CA and a certificate of `localhost` and 127.0.0.1.
 pub struct Certificates {
     pub dir: tempfile::TempDir,
 }
 
 impl Certificates {
-    pub fn make() -> Self {
+    /// `None` where openssl is missing.
+    pub fn make() -> Option<Self> {
+        if lacks(&["openssl"]) {
+            return None;
+        }
         let dir = tempfile::tempdir().unwrap();
         let openssl = |arguments: &str| {
             let done = std::process::Command::new("openssl").args(arguments.split(' ')).current_dir(&dir).output().unwrap();
@@ -228,7 +255,7 @@ impl Certificates {
             "{common} -keyout leaf.key -out leaf.pem -subj /CN=localhost -CA ca.pem -CAkey ca.key -addext basicConstraints=critical,CA:FALSE \
              -addext subjectAltName=DNS:localhost,IP:127.0.0.1"
         ));
-        Self { dir }
+        Some(Self { dir })
     }
 
     pub fn ca(&self) -> std::path::PathBuf {

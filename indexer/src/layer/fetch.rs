@@ -8,7 +8,7 @@ use std::sync::{
 use bytes::Bytes;
 use clip_engine::{
     error::EngineError,
-    registry::{Client, Sender as Host},
+    registry::{Client, ServedBy as Host},
     source::{BlobSource, SourceReader},
 };
 use crossbeam::channel::Sender;
@@ -83,7 +83,15 @@ pub(super) enum Message {
     End,
 }
 
-/// Hands each chunk of the blob to the decoder and to the blob's hash, until the end, a stop or a decoder that wants no more.
+/// How much of a blob was hashed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fetched {
+    Whole,
+    Part,
+}
+
+/// Hands each chunk of the blob to the decoder and to the blob's hash, until the end or a stop. A decoder that wants no more has failed; the
+/// hash then says whether the blob is what it should be, or somebody sent something else.
 ///
 /// # Errors
 /// Every kind, from the source.
@@ -93,14 +101,14 @@ pub(super) fn fetch(
     cancel: &Cancel,
     decoder: Sender<Message>,
     hash: Sender<Bytes>,
-) -> Result<(), EngineError> {
+) -> Result<Fetched, EngineError> {
     let runtime = runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| EngineError::io("start a runtime for", "a layer fetch", error))?;
     let client = client.with_own_pool();
     runtime.block_on(async {
         tokio::select! {
             biased;
-            () = cancel.wait() => Ok(()),
+            () = cancel.wait() => Ok(Fetched::Part),
             end = copy(blob, &client, cancel, &decoder, &hash) => end,
         }
     })
@@ -112,7 +120,7 @@ async fn copy(
     cancel: &Cancel,
     decoder: &Sender<Message>,
     hash: &Sender<Bytes>,
-) -> Result<(), EngineError> {
+) -> Result<Fetched, EngineError> {
     let size = blob.size();
     if size > 0 {
         let mut reader = blob.open(client, 0..size).await?;
@@ -122,9 +130,10 @@ async fn copy(
             note_new_host(&reader, &mut host, cancel);
             left = left.saturating_sub(chunk.len() as u64);
             // Blocking here is what bounds memory: the connection waits with us. The hash job takes all it is given until we end.
-            if hash.send(chunk.clone()).is_err() || decoder.send(Message::Chunk(chunk)).is_err() {
-                return Ok(());
+            if hash.send(chunk.clone()).is_err() {
+                return Ok(Fetched::Part);
             }
+            let _ = decoder.send(Message::Chunk(chunk));
             // A reader that is always ready (a local file) never yields by itself: let the stop signal be seen.
             tokio::task::yield_now().await;
         }
@@ -135,7 +144,7 @@ async fn copy(
     }
     // A decoder that is gone has failed, and says why itself.
     let _ = decoder.send(Message::End);
-    Ok(())
+    Ok(Fetched::Whole)
 }
 
 /// Remembers who sends the blob, when that is another than `host`, the one before.

@@ -1,6 +1,7 @@
 //! What is made of the stream beside its decoder: tar members, the spans' digests, and the digest of the whole.
 
 use bytes::Bytes;
+use clip_engine::error::EngineError;
 use clip_format::digest::Digest;
 use crossbeam::channel::{Receiver, Sender};
 
@@ -8,6 +9,7 @@ use super::{
     LayerInput, LayerSettings,
     blocks::{BLOCK_BYTES, StreamSink},
     hash::Hasher,
+    is_of_bytes,
     members::Members,
 };
 use crate::{error::IndexError, options::DiffIds};
@@ -52,9 +54,9 @@ impl BlockSender {
 
 impl StreamSink for BlockSender {
     fn block(&mut self, bytes: BlockBytes, cuts: Vec<usize>, compressed: u64) -> Result<(), IndexError> {
-        // A closed channel means that the job failed: it stops the fetch, and its own error is told when it is joined.
-        let _ = self.blocks.send(Block { bytes, cuts, compressed });
-        Ok(())
+        let sent = self.blocks.send(Block { bytes, cuts, compressed });
+        // The job's own error is told when it is joined.
+        sent.map_err(|_| IndexError::Engine(EngineError::Stopped))
     }
 
     fn buffer(&mut self) -> Vec<u8> {
@@ -75,7 +77,7 @@ pub(super) struct StreamOutput<'a> {
 /// Takes blocks until the decoder is gone. Buffers go back through `used`.
 ///
 /// # Errors
-/// The tar parser's; every fetch of the image is stopped then.
+/// The tar parser's; every fetch of the image is stopped by one that is not of the bytes.
 pub(super) fn read_stream<'a>(
     input: &'a LayerInput,
     settings: &'a LayerSettings<'_>,
@@ -87,7 +89,9 @@ pub(super) fn read_stream<'a>(
     let mut members = Members::new(input, settings);
     for Block { bytes, cuts, compressed } in blocks {
         if let Err(error) = members.push(bytes.as_slice(), compressed) {
-            settings.cancel.stop();
+            if !is_of_bytes(&error) {
+                settings.cancel.stop();
+            }
             return Err(error);
         }
         if let Some(hasher) = &mut hasher {

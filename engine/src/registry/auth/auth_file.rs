@@ -29,12 +29,13 @@ pub(super) enum Missing {
     IsAnError,
 }
 
+/// A null is as good as nothing everywhere, as it is for Go's JSON.
 #[derive(Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 struct AuthFile {
-    auths: Option<HashMap<String, AuthEntry>>,
+    auths: Option<HashMap<String, Option<AuthEntry>>>,
     creds_store: Option<String>,
-    cred_helpers: Option<HashMap<String, String>>,
+    cred_helpers: Option<HashMap<String, Option<String>>>,
 }
 
 #[derive(Default, Deserialize)]
@@ -55,13 +56,16 @@ pub(super) fn find(path: &Path, missing: Missing, helpers: &Helpers<'_>, names: 
     let within = |why: String| format!("{}: {why}", path.display());
     let Some(file) = read(path, missing).map_err(within)? else { return Ok(None) };
     let by_key = file.cred_helpers.unwrap_or_default();
-    let own_helper = by_rank(&by_key, names).first().map(|(_, helper)| helper.as_str());
-    for helper in [own_helper, file.creds_store.as_deref()].into_iter().flatten().filter(|helper| !helper.is_empty()) {
+    let own_helper = by_rank(&by_key, names).first().map(|(_, helper)| helper.as_deref().unwrap_or_default());
+    // Source: docker's `getConfiguredCredentialStore`: an empty helper means this file, whatever `credsStore` says.
+    let store = file.creds_store.as_deref().filter(|_| own_helper != Some(""));
+    for helper in [own_helper, store].into_iter().flatten().filter(|helper| !helper.is_empty()) {
         if let Some(found) = helper::ask(helpers, helper, names.helper_key()).map_err(within)? {
             return Ok(Some(found));
         }
     }
     for (key, entry) in by_rank(&file.auths.unwrap_or_default(), names) {
+        let Some(entry) = entry else { continue };
         if let Some(found) = entry.credentials().map_err(|why| within(format!("auths {key:?}: {why}")))? {
             return Ok(Some(found));
         }
@@ -91,8 +95,8 @@ fn read(path: &Path, missing: Missing) -> Result<Option<AuthFile>, String> {
         return Ok(None);
     }
     // Only the place of the fault: serde's message may quote a value.
-    let parsed = serde_json::from_slice(&text);
-    parsed.map(Some).map_err(|error| format!("does not parse at line {} column {}; mend it, or move it away", error.line(), error.column()))
+    let parsed = serde_json::from_slice::<Option<AuthFile>>(&text);
+    parsed.map_err(|error| format!("does not parse at line {} column {}; mend it, or move it away", error.line(), error.column()))
 }
 
 impl AuthEntry {
@@ -157,7 +161,11 @@ mod tests {
             (r#"{"auths":{"h.x":{}}}"#, "h.x", None),
             (r#"{"auths":{"h.x:1":{"auth":"dTpw"}}}"#, "h.x", None),
             (r#"{"auths":{"https://index.docker.io/v1/access-token":{"auth":"dTpw"}}}"#, "docker.io", None),
+            (r#"{"auths":{"https://h.x/team":{"auth":"dTpw"}}}"#, "h.x", password("u", "p")),
             (r#"{"auths":null,"HttpHeaders":{"a":"b"}}"#, "h.x", None),
+            (r#"{"auths":{"h.x":{"auth":"dTpw","identitytoken":null},"z.x":null},"credHelpers":{"z.x":null}}"#, "h.x", password("u", "p")),
+            (r#"{"auths":{"h.x":null},"credsStore":null,"credHelpers":null}"#, "h.x", None),
+            ("null", "h.x", None),
             (" \n", "h.x", None),
         ] {
             assert_eq!(ask(file, registry, "library/a").unwrap(), expected, "{file}");
@@ -188,6 +196,17 @@ mod tests {
         let gone = Path::new("/nonexistent/config.json");
         assert_eq!(look(gone, Missing::IsEmpty, &names).unwrap(), None);
         assert!(look(gone, Missing::IsAnError, &names).is_err());
+    }
+
+    /// Claim: an empty helper of a registry means the file itself, and switches `credsStore` off for that registry alone.
+    #[test]
+    fn an_empty_helper_means_the_file() {
+        for empty in ["\"\"", "null"] {
+            let file =
+                format!(r#"{{"auths":{{"h.x":{{"auth":"dTpw"}}}},"credHelpers":{{"h.x":{empty}}},"credsStore":"clip-has-no-such"}}"#);
+            assert_eq!(ask(&file, "h.x", "a").unwrap(), password("u", "p"));
+            assert!(ask(&file, "o.x", "a").unwrap_err().contains("clip-has-no-such"));
+        }
     }
 
     /// Claim: only a helper that is asked must be there, and its name cannot leave the path.

@@ -29,10 +29,8 @@ const NOT_FOUND: &str = "credentials not found";
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Answer {
-    #[serde(default)]
-    username: String,
-    #[serde(default)]
-    secret: String,
+    username: Option<String>,
+    secret: Option<String>,
 }
 
 /// How helpers are run.
@@ -78,7 +76,8 @@ pub(super) fn ask(helpers: &Helpers<'_>, name: &str, key: &str) -> Result<Option
     }
     let answer: Answer =
         serde_json::from_slice(&output).map_err(|_| format!("{program}: expected JSON with Username and Secret{}", by_hand()))?;
-    Ok((!answer.secret.is_empty()).then(|| Credentials::of_pair(&answer.username, &answer.secret)))
+    let secret = answer.secret.filter(|secret| !secret.is_empty());
+    Ok(secret.map(|secret| Credentials::of_pair(&answer.username.unwrap_or_default(), &secret)))
 }
 
 /// The helper and whatever it has started in its group are gone, and it is reaped. How it ended, if it did by itself.
@@ -160,6 +159,8 @@ mod tests {
         for (script, found) in [
             ("echo 'credentials not found in native keychain'; exit 1", Ok(None)),
             (r#"echo '{"Username":"","Secret":""}'"#, Ok(None)),
+            (r#"echo '{"Username":null,"Secret":null}'"#, Ok(None)),
+            (r#"echo '{"Username":null,"Secret":"p"}'"#, Ok(Some(Credentials::of_pair("", "p")))),
             ("echo s3cret; exit 1", Err("failed")),
             ("echo s3cret", Err("expected JSON")),
             (r#"echo '{"Username":"u","Secret":["s3cret"]}'"#, Err("expected JSON")),

@@ -10,6 +10,7 @@ use super::{
     ImageName,
     login::{Login, Typed},
     name,
+    names::Names,
 };
 
 /// Logins that are asked for one answer. Source: judgement, not measured: those of one person in one session are equal and count once, so
@@ -70,6 +71,14 @@ impl Logins {
         known.next_id += 1;
         known.by_id.insert(id, Entry { image: name(reference), login });
         LoggedIn { client: Arc::downgrade(client), id }
+    }
+
+    /// Whether somebody typed a password for the registry of `image`.
+    pub(super) fn has_password_of(&self, image: &Reference) -> bool {
+        let names = Names::of(&image.registry, &image.repository);
+        let mut candidates = self.candidates(image, 0);
+        std::iter::from_fn(|| candidates.next())
+            .any(|login| matches!(&login.typed, Typed::Password { registry, .. } if names.is_host(registry)))
     }
 
     /// Whom to ask about `image`, wherever it is asked for, after `refused` of those who knew credentials were refused.

@@ -33,10 +33,11 @@ impl<'a> Names<'a> {
         if self.is_docker_hub { DOCKER_HUB_KEY } else { self.hosts[0] }
     }
 
-    /// How much of the repository a file's `key` names, in bytes; `None` when it names another. `host`, `https://host`,
-    /// `https://host/v1/` name the registry; `host/namespace` and `host/namespace/repository` a part of it.
+    /// The more, the more of the repository a file's `key` names; `None` when it names another. `host`, `https://host`, `https://host/v1/`
+    /// name the registry, and after these any other URL there does, but for Docker Hub, whose key is one URL;
+    /// `host/namespace` and `host/namespace/repository` name a part of it.
     ///
-    /// Source: containers-auth.json(5); docker's `ConvertToHostname` for the forms with scheme and version.
+    /// Source: containers-auth.json(5); docker's `ConvertToHostname`, which cuts a URL behind its host.
     pub fn rank(&self, key: &str) -> Option<usize> {
         let url = key.strip_prefix("https://").or_else(|| key.strip_prefix("http://"));
         let whole = url.unwrap_or(key);
@@ -47,9 +48,9 @@ impl<'a> Names<'a> {
         }
         let is_part = self.repository.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
         match path {
-            "" | "v1" | "v2" => Some(0),
-            _ if url.is_none() && is_part => Some(path.len()),
-            _ => None,
+            "" | "v1" | "v2" => Some(1),
+            _ if url.is_some() => (!self.is_docker_hub).then_some(0),
+            _ => is_part.then_some(1 + path.len()),
         }
     }
 }
@@ -63,18 +64,20 @@ mod tests {
     fn keys_name_registries_and_leading_parts() {
         let names = Names::of("h.x:5", "team/app/web");
         for (key, rank) in [
-            ("h.x:5", Some(0)),
-            ("H.x:5/", Some(0)),
-            ("https://h.x:5/v1/", Some(0)),
-            ("http://h.x:5/v2", Some(0)),
-            ("h.x:5/v2/", Some(0)),
-            ("h.x:5/team", Some(4)),
-            ("h.x:5/team/app/", Some(8)),
-            ("h.x:5/team/app/web", Some(12)),
+            ("h.x:5", Some(1)),
+            ("H.x:5/", Some(1)),
+            ("https://h.x:5/v1/", Some(1)),
+            ("http://h.x:5/v2", Some(1)),
+            ("h.x:5/v2/", Some(1)),
+            ("h.x:5/team", Some(5)),
+            ("h.x:5/team/app/", Some(9)),
+            ("h.x:5/team/app/web", Some(13)),
             ("h.x:5/team/app/web/more", None),
             ("h.x:5/te", None),
             ("h.x:5/other", None),
-            ("https://h.x:5/team", None),
+            ("https://h.x:5/team", Some(0)),
+            ("https://h.x:5/api/docker/local/v1", Some(0)),
+            ("https://h.x/team", None),
             ("h.x", None),
             ("", None),
             ("/", None),
@@ -89,9 +92,9 @@ mod tests {
         for registry in DOCKER_HUB_HOSTS {
             let names = Names::of(registry, "library/alpine");
             for key in ["docker.io", "index.docker.io", "registry-1.docker.io", DOCKER_HUB_KEY, "https://docker.io"] {
-                assert_eq!(names.rank(key), Some(0), "{key}");
+                assert_eq!(names.rank(key), Some(1), "{key}");
             }
-            assert_eq!(names.rank("docker.io/library"), Some(7));
+            assert_eq!(names.rank("docker.io/library"), Some(8));
             assert_eq!(names.rank("https://index.docker.io/v1/access-token"), None);
             assert_eq!(names.helper_key(), DOCKER_HUB_KEY);
         }

@@ -16,7 +16,7 @@ use super::secret::{Credentials, Secret};
 use crate::{
     error::EngineError,
     registry::{
-        exchange::{Ask, Exchange, Transport},
+        exchange::{Answerer, Ask, Exchange, Transport},
         location::{Location, Scheme, percent_encoded},
         redirect::{self, REDIRECTS_MAX, is_redirect},
         retry::Failure,
@@ -60,7 +60,7 @@ impl Wanted<'_> {
     /// A token. With an identity token by OAuth2's POST, and where a server does not take that by GET; else by GET, with Basic if there is
     /// a password.
     pub async fn fetch(&self, transport: &Transport, credentials: Option<&Credentials>) -> Result<Token, Failure> {
-        let realm = Location::parse(self.realm)?;
+        let realm = self.realm()?;
         if realm.origin.scheme == Scheme::Http && !transport.allows_plain(&realm.origin) {
             let expected = "a token server behind https (or --plain-http)".to_owned();
             return Err(EngineError::Invalid { what: "realm of the registry".to_owned(), expected, found: realm.to_string() }.into());
@@ -77,7 +77,15 @@ impl Wanted<'_> {
             Some(Credentials::Password { user, password }) => self.get(transport, &realm, Some(basic(user, password))).await,
             Some(Credentials::RegistryToken(_)) | None => self.get(transport, &realm, None).await,
         }
-        .map_err(|failure| without(credentials, failure))
+        .map_err(|failure| of_token_server(without(credentials, failure)))
+    }
+
+    fn realm(&self) -> Result<Location, EngineError> {
+        Location::parse(self.realm).map_err(|error| {
+            let found = if let EngineError::Invalid { found, .. } = error { found } else { String::new() };
+            let what = "realm of the registry's WWW-Authenticate, its token server".to_owned();
+            EngineError::Invalid { what, expected: "a URL".to_owned(), found }
+        })
     }
 
     fn query(&self) -> String {
@@ -137,13 +145,19 @@ fn without(credentials: Option<&Credentials>, mut failure: Failure) -> Failure {
     failure
 }
 
+/// `failure` says whose it is: statuses do so by their advice.
+fn of_token_server(mut failure: Failure) -> Failure {
+    match &mut failure.error {
+        EngineError::Transport { reason, .. } => reason.insert_str(0, "the registry's token server: "),
+        EngineError::Deadline { what, .. } => what.push_str(" (the registry's token server)"),
+        _ => {}
+    }
+    failure
+}
+
 async fn token_of(exchange: Exchange) -> Result<Token, Failure> {
     if !exchange.status().is_success() {
-        let mut failure = exchange.into_failure().await;
-        if let EngineError::Status { status: 400 | 401, hint, .. } = &mut failure.error {
-            *hint = "; the token server refuses these credentials: check the name, or log in again (docker login)";
-        }
-        return Err(failure);
+        return Err(exchange.into_failure_of(Answerer::TokenServer).await);
     }
     let (method, url) = (exchange.method, exchange.url.to_string());
     let now = exchange.header(DATE).and_then(|date| httpdate::parse_http_date(date).ok()).unwrap_or_else(SystemTime::now);

@@ -18,21 +18,19 @@ const ACCESS_TOKEN_USER: &str = "oauth2accesstoken";
 
 #[derive(Deserialize)]
 struct Entry {
-    #[serde(default)]
-    username: String,
-    #[serde(default)]
-    password: String,
-    #[serde(default)]
-    token: String,
+    username: Option<String>,
+    password: Option<String>,
+    token: Option<String>,
 }
 
 impl Entry {
-    fn credentials(&self) -> Option<Credentials> {
+    fn credentials<'a>(&'a self) -> Option<Credentials> {
         let password = |user: &str, secret: &str| Credentials::Password { user: user.to_owned(), password: Secret::new(secret) };
-        if !self.token.is_empty() {
-            return Some(password(ACCESS_TOKEN_USER, &self.token));
+        let filled = |text: &'a Option<String>| text.as_deref().filter(|text| !text.is_empty());
+        if let Some(token) = filled(&self.token) {
+            return Some(password(ACCESS_TOKEN_USER, token));
         }
-        (!self.username.is_empty()).then(|| password(&self.username, &self.password))
+        filled(&self.username).map(|user| password(user, self.password.as_deref().unwrap_or_default()))
     }
 }
 
@@ -52,9 +50,9 @@ pub(super) fn find(environment: &Environment, names: &Names<'_>) -> Result<Optio
         }
     }
     let Some(json) = text("CLIP_OCI_AUTH")? else { return Ok(None) };
-    let entries: HashMap<String, Entry> =
+    let entries: HashMap<String, Option<Entry>> =
         serde_json::from_str(json).map_err(|_| r#"CLIP_OCI_AUTH: expected {"HOST": {"username", "password" or "token"}}"#.to_owned())?;
-    let mut named: Vec<_> = entries.iter().filter_map(|(key, entry)| Some((names.rank(key)?, key, entry))).collect();
+    let mut named: Vec<_> = entries.iter().filter_map(|(key, entry)| Some((names.rank(key)?, key, entry.as_ref()?))).collect();
     named.sort_unstable_by(|one, other| (other.0, one.1).cmp(&(one.0, other.1)));
     Ok(named.into_iter().find_map(|(_, _, entry)| entry.credentials()))
 }
@@ -99,11 +97,13 @@ mod tests {
     /// Claim: `CLIP_OCI_AUTH` holds passwords and tokens by host; what cannot be read is an error without a value in it.
     #[test]
     fn the_json_variable_has_passwords_and_tokens() {
-        let json = r#"{"ghcr.io":{"username":"u","password":"p"},"registry.io":{"token":"t","username":"x"},"h.x":{}}"#;
+        let json = r#"{"ghcr.io":{"username":"u","password":"p"},"registry.io":{"token":"t","username":"x"},"h.x":{},
+            "n.x":{"username":"u","password":"p","token":null},"z.x":null}"#;
         let ask = |registry| found(&[("CLIP_OCI_AUTH", json)], registry).unwrap();
         assert_eq!(ask("ghcr.io"), Some(Credentials::of_pair("u", "p")));
         assert_eq!(ask("registry.io"), Some(Credentials::of_pair("oauth2accesstoken", "t")));
-        assert_eq!((ask("h.x"), ask("o.x")), (None, None));
+        assert_eq!(ask("n.x"), Some(Credentials::of_pair("u", "p")));
+        assert_eq!((ask("h.x"), ask("o.x"), ask("z.x")), (None, None, None));
         for broken in ["s3cret", r#"{"h.x":"s3cret"}"#, r#"{"h.x":{"token":["s3cret"]}}"#] {
             let error = found(&[("CLIP_OCI_AUTH", broken)], "h.x").unwrap_err();
             assert!(error.contains("CLIP_OCI_AUTH") && !error.contains("s3cret"), "{error}");

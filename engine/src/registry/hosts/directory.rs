@@ -12,15 +12,16 @@ use std::{
 
 use super::{
     super::{
-        client::ClientConfig,
+        client::{ClientConfig, PlainHttp},
         location::{Scheme, is_loopback},
         proxy::Proxies,
         route::{Route, Via},
         tls::{KeyPair, Tls, TlsSettings},
     },
-    Abilities, DOCKER_HUB, DOCKER_HUB_ENDPOINT, Endpoint, Hosts,
+    Capabilities, DOCKER_HUB, DOCKER_HUB_ENDPOINT, Endpoint, Hosts,
     file::{HostAddress, HostTable, HostsFile},
     name_of, own_origin,
+    own_scheme::OwnScheme,
     standing::Standing,
 };
 use crate::{error::EngineError, files::open_regular};
@@ -146,9 +147,13 @@ impl HostsDirectory {
     /// The host at `address`, the registry itself without one.
     fn endpoint(&self, registry: &str, address: Option<&HostAddress>, table: &HostTable, is_last: bool) -> Result<Endpoint, EngineError> {
         let own = own_origin(self.config.plain_http, registry)?;
+        // Whoever names an authority for a registry on this machine may mean TLS, which is not what is spoken there by default.
+        let is_unsure = address.is_none() && own.scheme == Scheme::Http && self.config.plain_http == PlainHttp::Loopback;
+        let own_scheme = (is_unsure && (has_tls(table) || self.config.ca_file.is_some())).then(|| OwnScheme::unknown(own.clone()));
+        let own = if own_scheme.is_some() { own_origin(PlainHttp::Never, registry)? } else { own };
         let (origin, path) = address.map_or_else(|| (own, "/v2".to_owned()), |address| (address.origin.clone(), address.path.clone()));
         // Source: containerd sets all capabilities of a server that is not named, whatever the file says.
-        let abilities = address.and(table.abilities).unwrap_or(Abilities::ALL);
+        let capabilities = address.and(table.capabilities).unwrap_or(Capabilities::ALL);
         let name = if address.is_none() { registry.to_owned() } else { name_of(&origin) };
         // Source: containerd's `isProxy`, which compares hosts as written.
         let is_itself = name == registry || address.is_some_and(|address| address.written == registry);
@@ -156,11 +161,12 @@ impl HostsDirectory {
             path,
             namespace: (!is_itself).then(|| registry.to_owned()),
             name,
-            abilities,
+            capabilities,
             headers: table.headers.clone(),
             config: Arc::new(self.deadlines(table.dial_timeout, is_last)),
             route: self.route(registry, address, table, &origin.host, origin.scheme)?,
             standing: Standing::default(),
+            own_scheme,
             origin,
         })
     }
@@ -185,7 +191,7 @@ impl HostsDirectory {
         host: &str,
         scheme: Scheme,
     ) -> Result<Arc<Route>, EngineError> {
-        let has_tls = !table.ca.is_empty() || !table.client.is_empty() || table.skip_verify;
+        let has_tls = has_tls(table);
         if scheme == Scheme::Http && has_tls && address.is_some() {
             tracing::warn!(registry, host, "ca, client and skip_verify mean nothing for an http:// host; write https:// if it speaks TLS");
         } else if table.skip_verify {
@@ -207,6 +213,10 @@ impl HostsDirectory {
         };
         Ok(Arc::new(Route::new(self.common.tls.with(&settings)?, via, plain)))
     }
+}
+
+fn has_tls(table: &HostTable) -> bool {
+    !table.ca.is_empty() || !table.client.is_empty() || table.skip_verify
 }
 
 /// `host_port_`, `host:port`, `_default`. Source: containerd's `hostPaths`.

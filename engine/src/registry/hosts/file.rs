@@ -22,7 +22,7 @@ use super::{
         proxy::Proxy,
         tls::KeyPair,
     },
-    Abilities, canonical,
+    Capabilities, canonical,
 };
 use crate::error::EngineError;
 
@@ -33,7 +33,7 @@ const HOST_KEYS: [&str; 8] = ["capabilities", "ca", "client", "skip_verify", "he
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct HostTable {
     /// `None`: not said, which means all.
-    pub abilities: Option<Abilities>,
+    pub capabilities: Option<Capabilities>,
     pub ca: Vec<PathBuf>,
     pub client: Vec<KeyPair>,
     pub skip_verify: bool,
@@ -165,7 +165,7 @@ impl Reader<'_> {
         }
         let ca = get(table, "ca").map_or(Ok(Vec::new()), |value| self.strings(value, "a path, or an array of paths"))?;
         Ok(HostTable {
-            abilities: get(table, "capabilities").map(|value| self.abilities(value)).transpose()?.flatten(),
+            capabilities: get(table, "capabilities").map(|value| self.capabilities(value)).transpose()?.flatten(),
             ca: ca.into_iter().map(|path| self.path(path)).collect(),
             client: get(table, "client").map_or(Ok(Vec::new()), |value| self.client(value))?,
             skip_verify: self.bool(get(table, "skip_verify"))?,
@@ -176,19 +176,19 @@ impl Reader<'_> {
         })
     }
 
-    /// `None` for an empty list, which means all.
-    fn abilities(&self, value: &Value<'_>) -> Result<Option<Abilities>, EngineError> {
-        let expected = "an array of \"pull\", \"resolve\" and \"push\"";
+    /// `None` for an empty list, which means all. Source: containerd's `parseHostConfig`, to which any other word is an error, too.
+    fn capabilities(&self, value: &Value<'_>) -> Result<Option<Capabilities>, EngineError> {
+        let expected = "an array of \"pull\", \"resolve\", \"push\" and \"referrers\"";
         if !value.get_ref().is_array() {
             return Err(self.wrong(value, expected));
         }
         let names = self.strings(value, expected)?;
-        let mut found = Abilities { pull: false, resolve: false };
+        let mut found = Capabilities { pull: false, resolve: false };
         for name in &names {
             match name.to_ascii_lowercase().as_str() {
                 "pull" => found.pull = true,
                 "resolve" => found.resolve = true,
-                "push" => {}
+                "push" | "referrers" => {}
                 _ => return Err(self.bad(value.span(), expected, *name)),
             }
         }
@@ -322,7 +322,7 @@ frobnicate = 1
 
 [host."http://a.x:81/base/v2"]
   Capabilities = ["PULL"]
-  capabilities = ["PULL", "Resolve", "push"]
+  capabilities = ["PULL", "Resolve", "push", "referrers"]
   client = [["a.cert", "a.key"], ["b.pem", ""], "c.pem"]
   proxy = "http://p.x:3128"
 
@@ -341,12 +341,12 @@ frobnicate = 1
         let shown: Vec<_> = file.hosts.iter().map(|(at, _)| format!("{}{}", at.origin, at.path)).collect();
         assert_eq!(shown, ["https://z.x/v2", "http://a.x:81/base/v2", "https://m.x/api"]);
         let [(_, z), (_, a), (_, m)] = &file.hosts[..] else { panic!() };
-        assert_eq!(z.abilities, Some(Abilities { pull: true, resolve: false }));
+        assert_eq!(z.capabilities, Some(Capabilities { pull: true, resolve: false }));
         assert_eq!(z.ca, [PathBuf::from("/certs.d/h.x/z1.pem"), PathBuf::from("/z2.pem")]);
         assert!(z.skip_verify && z.dial_timeout == Some(Duration::from_millis(62_500)));
         let values: Vec<_> = z.headers.get_all("x-two").iter().map(|value| value.to_str().unwrap()).collect();
         assert_eq!((z.headers["x-one"].to_str().unwrap(), values), ("1", vec!["2", "3"]));
-        assert_eq!(a.abilities, Some(Abilities::ALL));
+        assert_eq!(a.capabilities, Some(Capabilities::ALL));
         let pair = |certificate: &str, key: Option<&str>| KeyPair {
             certificate: Path::new("/certs.d/h.x").join(certificate),
             key: key.map(|key| Path::new("/certs.d/h.x").join(key)),
@@ -354,7 +354,7 @@ frobnicate = 1
         assert_eq!(a.client, [pair("a.cert", Some("a.key")), pair("b.pem", None), pair("c.pem", None)]);
         assert_eq!(a.proxy.as_ref().unwrap().origin.to_string(), "http://p.x:3128");
         assert_eq!(m.client, [pair("m.pem", None)]);
-        assert_eq!(m.abilities, None);
+        assert_eq!(m.capabilities, None);
         assert_eq!(file.unknown, ["frobnicate in line 4", "Capabilities in line 16"]);
     }
 
@@ -412,7 +412,7 @@ frobnicate = 1
     #[test]
     fn an_empty_file_says_nothing() {
         assert_eq!(parse("").unwrap(), HostsFile::default());
-        assert_eq!(parse("capabilities = []").unwrap().of_server.abilities, None);
+        assert_eq!(parse("capabilities = []").unwrap().of_server.capabilities, None);
     }
 
     proptest! {

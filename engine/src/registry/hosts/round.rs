@@ -17,7 +17,7 @@ use super::{
 use crate::error::EngineError;
 
 /// One of several who has sent bytes of a blob, to be told on when they were wrong.
-pub struct Sender {
+pub struct ServedBy {
     blob: Digest,
     who: Who,
 }
@@ -26,15 +26,15 @@ enum Who {
     /// Of the hosts of a registry.
     Host { repository: String, endpoint: Arc<Endpoint> },
     /// Of the places where a layer may be; `host` where that is a registry with several.
-    Place { of: Arc<ForeignBlob>, place: usize, host: Option<Arc<Sender>> },
+    Place { of: Arc<ForeignBlob>, place: usize, host: Option<Arc<ServedBy>> },
 }
 
-impl Sender {
+impl ServedBy {
     pub(in super::super) fn new(reference: &Reference, blob: Digest, endpoint: &Arc<Endpoint>) -> Self {
         Self { blob, who: Who::Host { repository: reference.repository.clone(), endpoint: Arc::clone(endpoint) } }
     }
 
-    pub(in super::super) fn at_place(of: &Arc<ForeignBlob>, place: usize, host: Option<Arc<Sender>>) -> Self {
+    pub(in super::super) fn at_place(of: &Arc<ForeignBlob>, place: usize, host: Option<Arc<ServedBy>>) -> Self {
         Self { blob: *of.digest(), who: Who::Place { of: Arc::clone(of), place, host } }
     }
 
@@ -50,7 +50,7 @@ impl Sender {
             Who::Host { repository, endpoint } => {
                 let (standing, blob) = (&endpoint.standing, &self.blob);
                 if standing.mark(repository, blob).is_none_or(|mark| mark.why != Passed::Wrong) {
-                    tracing::warn!(host = %endpoint.origin, %blob, "a host sent wrong bytes of a layer; the others are asked for it");
+                    tracing::warn!(host = %endpoint.origin(), %blob, "a host sent wrong bytes of a layer; the others are asked for it");
                 }
                 standing.pass_over(repository, blob, Passed::Wrong);
             }
@@ -83,7 +83,7 @@ impl Endpoint {
     /// It did not answer what was asked at `asked`, and others can be asked: it rests. True when that is news.
     pub(in super::super) fn note_dead(&self, asked: Instant, registry: &str, error: &EngineError) -> bool {
         let Some(wait) = self.standing.note_dead(asked) else { return false };
-        let (host, rest_s) = (&self.origin, wait.as_secs());
+        let (host, rest_s) = (self.origin(), wait.as_secs());
         tracing::warn!(%host, %error, rest_s, "a host of {registry} does not answer; the others are asked meanwhile");
         true
     }
@@ -91,7 +91,7 @@ impl Endpoint {
     /// It serves: what was held against it as a whole is over.
     pub(in super::super) fn note_alive(&self) {
         if self.standing.note_alive() {
-            tracing::info!(host = %self.origin, "the host answers again");
+            tracing::info!(host = %self.origin(), "the host answers again");
         }
     }
 }
@@ -233,7 +233,7 @@ impl Round<'_> {
 
     fn remember(&mut self, site: &Site, failure: &Failure) {
         let (standing, repository, registry) = (&site.endpoint.standing, &self.reference.repository, &self.reference.registry);
-        let (host, error) = (&site.endpoint.origin, &failure.error);
+        let (host, error) = (site.endpoint.origin(), &failure.error);
         match (error, self.blob) {
             (EngineError::Transport { .. } | EngineError::Deadline { .. }, _) => {
                 self.has_blip |= site.endpoint.note_dead(self.asked, registry, error);
@@ -261,7 +261,7 @@ impl Round<'_> {
             return EngineError::Invalid { what, expected: "a host to ask".to_owned(), found }.into();
         }
         let (_, last) = self.failures.remove(at);
-        let unasked = self.dead.iter().map(|endpoint| format!("{} was not asked: it did not answer a moment ago", endpoint.origin));
+        let unasked = self.dead.iter().map(|endpoint| format!("{} was not asked: it did not answer a moment ago", endpoint.origin()));
         let others: Vec<_> = self.failures.iter().map(|(_, failure)| failure.error.to_string()).chain(unasked).collect();
         if others.is_empty() {
             return last;
