@@ -34,6 +34,8 @@ fn main() -> ExitCode {
         Ok(args) => args,
         Err(error) => return exit::usage(&error),
     };
-    log::start(args.log_level.as_deref(), args.command.log_level(), args.command.log_times());
-    exit::finish(cmd::run(args.command, args.log_level))
+    match log::start(args.log_level.as_deref(), args.command.log_level(), args.command.log_times()) {
+        Ok(()) => exit::finish(cmd::run(args.command, args.log_level)),
+        Err(error) => exit::finish(Err(error.into())),
+    }
 }

@@ -21,6 +21,7 @@ use crate::{
     clip_input,
     deadlines::Deadlines,
     exit::UsageError,
+    log::parse_level,
     owner::{
         background::{BackgroundWish, Fill},
         settings::OwnerWish,
@@ -461,7 +462,7 @@ fn apply_ours(args: &mut MountArgs, option: &str) -> Result<bool, String> {
         "fill-rate" => args.fill_rate = Some(parse_rate(value()?)?),
         "log-file" => args.log_file = path()?,
         // A filter with commas is quoted, so that the list is not split there.
-        "log-level" => args.log_level = Some(value()?.trim_matches('"').to_owned()),
+        "log-level" => args.log_level = Some(parse_level(value()?.trim_matches('"'))?),
         "session-threads" => args.session_threads = Some(parse_count(value()?)?),
         "kernel-read-ahead" => args.kernel_read_ahead = Some(parse_size(value()?)?),
         "allow-other" => args.allow_other = true,

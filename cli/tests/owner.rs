@@ -239,3 +239,28 @@ fn dead_mounts_are_cleared() {
         }
     }
 }
+
+/// Claim: a log that cannot be written costs its lines and nothing else: mounts are served, SIGUSR1 and further mounts are answered, and an
+/// owner that cannot start says why to whoever starts it.
+#[test]
+fn a_full_disk_under_the_log_costs_lines_only() {
+    if !can_mount() {
+        return;
+    }
+    let place = Place::new();
+    ok(place.path(), &["mount", "--log-file", "/dev/full", "--stats", "stats.json", "a.clip", "m1"]);
+    let owner = place.owner().unwrap();
+    signal(owner, rustix::process::Signal::USR1);
+    eventually("stats", || place.path().join("stats.json").exists());
+    ok(place.path(), &["mount", "a.clip", "m2"]);
+    assert!(failure(place.path(), &["mount", "a.clip", "m2"], 1).contains("live clip mount"));
+    assert_eq!(place.owner(), Some(owner));
+    for dir in ["m1", "m2"] {
+        assert_eq!(std::fs::read(place.path().join(dir).join("run")).unwrap(), b"#!/x");
+    }
+    ok(place.path(), &["umount", "m1", "m2"]);
+    eventually("the owner leaves", || socket_is_gone(&place));
+    std::fs::create_dir_all(place.path().join("other/owner.lock")).unwrap();
+    let text = failure(place.path(), &["mount", "--cache-dir", "other", "--log-file", "/dev/full", "a.clip", "m1"], 1);
+    assert!(text.contains("owner.lock") && text.contains("directory"), "{text}");
+}
