@@ -14,6 +14,7 @@ mod display;
 mod exit;
 mod interrupt;
 mod log;
+mod output;
 mod owner;
 mod password;
 mod pieces;

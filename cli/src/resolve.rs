@@ -2,6 +2,7 @@
 
 use std::{
     ffi::OsStr,
+    os::unix::fs::FileTypeExt as _,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -14,6 +15,7 @@ use clip_engine::{
 };
 use clip_format::storage_info::Source;
 use clip_fuse::MountOptions;
+use clip_indexer::OutputPlace;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -411,12 +413,17 @@ fn background_wish(args: &MountArgs) -> Result<BackgroundWish> {
     })
 }
 
-/// `path`, absolute, in a directory that is there: said when the mount is asked for, not when what goes there is lost.
+/// `path`, absolute, in a directory that is there: said when the mount is asked for, not when what goes there is lost. The process that will
+/// write it must not wait for somebody to read.
 fn output_file(option: &str, path: &Path) -> Result<PathBuf> {
     let path = absolute(path)?;
     if !path.parent().is_some_and(Path::is_dir) || path.is_dir() {
         bail!("{option} {}: expected a file name in an existing directory", path.display());
     }
+    if std::fs::metadata(&path).is_ok_and(|found| found.file_type().is_fifo()) {
+        bail!("{option} {}: expected a file name, found a FIFO", path.display());
+    }
+    OutputPlace::find(&path).with_context(|| option.to_owned())?;
     Ok(path)
 }
 

@@ -29,7 +29,7 @@ pub struct RecordArgs {
     /// Run this instead of the image's entrypoint and command
     #[arg(last = true, value_name = "CMD")]
     pub command: Vec<String>,
-    /// The profile to write; replaced at once when it is whole [default: FILE.profile beside FILE.clip]
+    /// The profile to write, as `clip index` writes a .clip, but not to standard output [default: FILE.profile beside FILE.clip]
     #[arg(short, long, value_name = "FILE")]
     pub output: Option<PathBuf>,
     /// Keep only what is needed first, up to about so many bytes of tar [default: all]

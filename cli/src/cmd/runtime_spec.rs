@@ -14,6 +14,7 @@ use crate::{
     args::{Net, RuntimeSpecArgs},
     clip_input::{self, CacheChoice},
     exit::Outcome,
+    output::{print_json, stdout},
 };
 
 /// /etc/passwd and /etc/group at most. Source: a directory service dump of 100,000 users is some 10 MB.
@@ -23,14 +24,12 @@ const PATH_DEFAULT: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/b
 
 /// The config.json, or the mount line, is on standard output.
 pub fn run(args: &RuntimeSpecArgs) -> Result<Outcome> {
-    let mut out = std::io::stdout().lock();
     if args.print_mount {
-        writeln!(out, "{}", mount_line(args)?)?;
+        writeln!(stdout(), "{}", mount_line(args)?)?;
         return Ok(Outcome::Good);
     }
     let spec = spec(args)?;
-    serde_json::to_writer_pretty(&mut out, &spec).map_err(std::io::Error::from)?;
-    writeln!(out)?;
+    print_json(&spec)?;
     match mount_line(args) {
         Ok(line) => writeln!(std::io::stderr(), "{line}")?,
         Err(error) => tracing::info!("no mount line: {error}"),
