@@ -203,7 +203,7 @@ fn first_signal_drains_second_aborts() {
     eventually("the owner leaves", || socket_is_gone(&place));
 }
 
-/// A foreground mount is the owner, or waits for the owner; ending either detaches its mount.
+/// A foreground mount is the owner, or waits for the owner; a signal to either detaches its mount and is no failure.
 #[test]
 fn foreground_owns_or_waits() {
     if !can_mount() {
@@ -213,12 +213,33 @@ fn foreground_owns_or_waits() {
     let mut owner = foreground(&place, "m1");
     let mut waiting = foreground(&place, "m2");
     signal(i32::try_from(waiting.id()).unwrap(), rustix::process::Signal::TERM);
-    waiting.wait().unwrap();
+    assert!(waiting.wait().unwrap().success());
     eventually("the waiter's mount is detached", || !place.path().join("m2/run").exists());
     assert!(place.path().join("m1/run").exists());
     ok(place.path(), &["umount", "m1"]);
     assert!(owner.wait().unwrap().success());
     assert!(socket_is_gone(&place));
+}
+
+/// Claim: a foreground mount that another process serves waits for its open files after a first signal, as that process does; a second ends it.
+#[test]
+fn a_waiting_foreground_mount_drains() {
+    if !can_mount() {
+        return;
+    }
+    let place = Place::new();
+    ok(place.path(), &["mount", "a.clip", "m1"]);
+    let mut waiting = foreground(&place, "m2");
+    let pid = i32::try_from(waiting.id()).unwrap();
+    let open = std::fs::File::open(place.path().join("m2/etc/passwd")).unwrap();
+    signal(pid, rustix::process::Signal::TERM);
+    eventually("detached", || !place.path().join("m2/run").exists());
+    std::thread::sleep(Duration::from_millis(100));
+    assert!(waiting.try_wait().unwrap().is_none());
+    signal(pid, rustix::process::Signal::TERM);
+    assert!(waiting.wait().unwrap().success());
+    drop(open);
+    ok(place.path(), &["umount", "m1"]);
 }
 
 /// A mount whose owner was killed is cleared by the next mount, and by umount.

@@ -1,5 +1,9 @@
 //! From a `clip mount` to the owner: find it, or become its starter, hand the mount over, hear how it went.
 
+mod foreground;
+
+pub use foreground::Foreground;
+
 use std::{
     ffi::OsStr,
     fs::{DirBuilder, File, OpenOptions},
