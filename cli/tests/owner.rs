@@ -182,6 +182,28 @@ fn racing_mounts_all_succeed() {
     eventually("the owner leaves", || socket_is_gone(&place));
 }
 
+/// Claim: of many mounts of one directory at the same time one succeeds, and there is one mount, whichever owners they are of.
+#[test]
+fn one_directory_has_one_mount() {
+    if !can_mount() {
+        return;
+    }
+    let place = Place::new();
+    let dir = place.path().join("m1");
+    for _ in 0..5 {
+        let mounted = std::thread::scope(|scope| {
+            let racers = (0..8).map(|number| {
+                let (place, cache) = (&place, format!("cache-{}", number % 2));
+                scope.spawn(move || clip(place.path(), &["mount", "--cache-dir", &cache, "a.clip", "m1"]).status.success())
+            });
+            racers.collect::<Vec<_>>().into_iter().map(|racer| racer.join().unwrap()).filter(|mounted| *mounted).count()
+        });
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        assert_eq!((mounted, mounts.matches(dir.to_str().unwrap()).count()), (1, 1), "{mounts}");
+        ok(place.path(), &["umount", "m1"]);
+    }
+}
+
 /// The first SIGTERM detaches and serves open files, the second ends them.
 #[test]
 fn first_signal_drains_second_aborts() {
