@@ -60,7 +60,7 @@ pub fn login(args: &ClientArgs, registry: impl FnOnce() -> Result<Option<String>
         (None, None, true) => Typed::Anonymous,
         (None, Some(path), false) => {
             let path = absolute(path)?;
-            std::fs::File::open(&path).with_context(|| format!("--authfile {}", path.display()))?;
+            check_auth_file(&path).with_context(|| format!("--authfile {}", path.display()))?;
             Typed::AuthFile(path)
         }
         (Some(creds), None, false) => match registry()? {
@@ -70,6 +70,16 @@ pub fn login(args: &ClientArgs, registry: impl FnOnce() -> Result<Option<String>
         _ => return usage("--creds, --authfile and --no-creds: give one of them"),
     };
     Ok(Login { typed, ..Login::of_process() })
+}
+
+/// What is no such file would be told at the first answer that wants credentials: hours later perhaps, or never. What is in it is not quoted.
+fn check_auth_file(path: &Path) -> Result<()> {
+    let text = std::fs::read(path)?;
+    let parsed = serde_json::from_slice::<std::collections::BTreeMap<String, serde::de::IgnoredAny>>(&text);
+    parsed.map(drop).map_err(|error| {
+        let (line, column) = (error.line(), error.column());
+        anyhow::anyhow!("expected a JSON object as docker login writes it, found something else at line {line}, column {column}")
+    })
 }
 
 fn typed_password(creds: &Creds, from_stdin: bool, registry: String) -> Result<Typed> {

@@ -29,7 +29,7 @@ use super::{
 };
 use crate::{
     clip_input::{self, Recording},
-    exit::chain_text,
+    exit::{advised_text, chain_text},
 };
 
 /// How long an owner without any mount waits for its first request. Source: a starter connects within milliseconds; a machine
@@ -198,7 +198,7 @@ impl Owner {
         let taken = match self.mount(request) {
             Ok(taken) => taken,
             Err(error) => {
-                let message = chain_text(&error);
+                let message = advised_text(&error, &request.clip);
                 tracing::error!("{message}");
                 return protocol::send(to, &Reply::Refused { message });
             }
