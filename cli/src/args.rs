@@ -31,7 +31,7 @@ pub use inspect::InspectArgs;
 pub use ls::LsArgs;
 pub use mount::MountArgs;
 pub use mount_helper::MountHelperArgs;
-pub use reading::{ClientArgs, Creds, ReadArgs, parse_disk_io};
+pub use reading::{ClientArgs, Creds, ReadArgs};
 pub use record::RecordArgs;
 pub use runtime_spec::{Net, RuntimeSpecArgs};
 pub use umount::UmountArgs;

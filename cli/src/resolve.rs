@@ -8,7 +8,10 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use clap::ValueEnum as _;
+use clap::{
+    ArgAction, Args as _, FromArgMatches as _,
+    error::{ContextKind, ErrorKind},
+};
 use clip_engine::{
     DiskIo, EngineConfig,
     registry::{ClientConfig, Login, PlainHttp, ProxyVariables, Reference, Typed},
@@ -19,7 +22,7 @@ use clip_indexer::OutputPlace;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    args::{ClientArgs, Creds, MountArgs, ReadArgs, parse_disk_io},
+    args::{ClientArgs, Creds, MountArgs, ReadArgs},
     clip_input,
     deadlines::Deadlines,
     exit::UsageError,
@@ -29,7 +32,7 @@ use crate::{
         settings::OwnerWish,
     },
     password,
-    values::{parse_count, parse_duration, parse_memory, parse_rate, parse_size, parse_timeout, typed_time},
+    values::typed_time,
 };
 
 /// Source: containerd's documentation, and what its packages set.
@@ -442,51 +445,60 @@ fn shown(option: &str) -> &str {
     if option.starts_with("creds=") { "creds" } else { option }
 }
 
-/// Takes `name` or `name=value` of an `-o` list as the option of the same name. False: it is none of ours.
+/// Takes `name` or `name=value` of an `-o` list as `--name` or `--name=value`. False: it is none of ours.
 fn apply_ours(args: &mut MountArgs, option: &str) -> Result<bool, String> {
     let (name, value) = option.split_once('=').map_or((option, None), |(name, value)| (name, Some(value)));
-    let value = || value.filter(|value| !value.is_empty()).ok_or_else(|| format!("expected {name}=VALUE"));
-    let path = || value().map(|value| Some(PathBuf::from(value)));
-    let read = &mut args.read;
-    match name {
-        "plain-http" => read.client.plain_http = true,
-        "ca" => read.client.ca = path()?,
-        "authfile" => read.client.authfile = path()?,
-        "no-creds" => read.client.no_creds = true,
-        "creds" | "password-stdin" => {
+    match (name, value) {
+        ("", _) => return Ok(false),
+        ("creds" | "password-stdin", _) => {
             return Err(
                 "an option list is no place for a password: fstab and units can be read by everybody; give authfile=FILE".to_owned()
             );
         }
-        "hosts-dir" => read.client.hosts_dir = path()?,
-        "cache-dir" => read.cache_dir = path()?,
-        "source" => read.source = path()?,
-        "store-ref" => read.store_ref = Some(value()?.parse().map_err(|error: clip_engine::EngineError| error.to_string())?),
-        "shards" => read.shards = Some(parse_count(value()?)?),
-        "read-timeout" => read.read_timeout = Some(parse_timeout(value()?)?),
-        "read-deadline" => read.read_deadline = Some(parse_timeout(value()?)?),
-        "read-ahead" => read.read_ahead = Some(parse_size(value()?)?),
-        "memory-max" => read.memory_max = Some(parse_memory(value()?)?),
-        "connections" => read.connections = Some(parse_count(value()?)?),
-        "connections-per-layer" => read.connections_per_layer = Some(parse_count(value()?)?),
-        "disk-io" => read.disk_io = Some(parse_disk_io(value()?)?),
-        "stop-timeout" => args.stop_timeout = Some(parse_duration(value()?)?),
-        "stats" => args.stats = path()?,
-        "record" => args.record = path()?,
-        "profile" => args.profile = path()?,
-        "no-profile" => args.no_profile = true,
-        "fill" => args.fill = Some(Fill::from_str(value()?, false)?),
-        "fill-rate" => args.fill_rate = Some(parse_rate(value()?)?),
-        "log-file" => args.log_file = path()?,
-        // A filter with commas is quoted, so that the list is not split there.
-        "log-level" => args.log_level = Some(parse_level(value()?.trim_matches('"'))?),
-        "session-threads" => args.session_threads = Some(parse_count(value()?)?),
-        "kernel-read-ahead" => args.kernel_read_ahead = Some(parse_size(value()?)?),
-        "allow-other" => args.allow_other = true,
-        "foreground" => args.foreground = true,
-        _ => return read.client.deadlines.take(name, value),
+        (_, Some("")) => return Err(format!("expected {name}=VALUE")),
+        // An option of every command, so none of the mount's own. A filter with commas is quoted, so that the list is not split there.
+        ("log-level", text) => {
+            let text = text.ok_or("expected log-level=VALUE")?;
+            args.log_level = Some(parse_level(text.trim_matches('"'))?);
+            return Ok(true);
+        }
+        _ => {}
     }
+    let matches = match option_list().try_get_matches_from([format!("--{option}")]) {
+        Ok(matches) => matches,
+        Err(error) if error.kind() == ErrorKind::UnknownArgument => return Ok(false),
+        Err(error) => return Err(reason(&error, name)),
+    };
+    args.update_from_arg_matches(&matches).map_err(|error| reason(&error, name))?;
     Ok(true)
+}
+
+/// The options of `clip mount` for one of them alone: what is not typed is not touched, so that nothing has a default.
+fn option_list() -> clap::Command {
+    let command = clap::Command::new("-o").no_binary_name(true).disable_help_flag(true);
+    MountArgs::augment_args_for_update(command).mut_args(|arg| {
+        let arg = arg.env(None);
+        match arg.get_action() {
+            // `false` would be the value of every flag that is not typed.
+            ArgAction::SetTrue => {
+                let arg = arg.action(ArgAction::Set).value_parser(clap::value_parser!(bool)).num_args(0..=1);
+                arg.require_equals(true).default_missing_value("true")
+            }
+            _ => arg,
+        }
+    })
+}
+
+/// Why `name` cannot be used, without clap's frame.
+fn reason(error: &clap::Error, name: &str) -> String {
+    match std::error::Error::source(error) {
+        Some(reason) => reason.to_string(),
+        None if error.get(ContextKind::InvalidValue).is_some_and(|value| !value.to_string().is_empty()) => {
+            let text = error.to_string();
+            text.lines().take(2).map(|line| line.trim().trim_start_matches("error: ")).collect::<Vec<_>>().join("; ")
+        }
+        None => format!("expected {name}=VALUE"),
+    }
 }
 
 #[cfg(test)]
