@@ -12,6 +12,7 @@ mod mount;
 mod mount_helper;
 mod reading;
 mod record;
+mod run_as;
 mod runtime_spec;
 mod umount;
 mod verify;

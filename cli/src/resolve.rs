@@ -1,5 +1,7 @@
 //! Arguments and environment to configs: every default that depends on the machine or the user is decided here.
 
+mod option_list;
+
 use std::{
     ffi::OsStr,
     os::unix::fs::FileTypeExt as _,
@@ -8,10 +10,6 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use clap::{
-    ArgAction, Args as _, FromArgMatches as _,
-    error::{ContextKind, ErrorKind},
-};
 use clip_engine::{
     DiskIo, EngineConfig,
     registry::{ClientConfig, Login, PlainHttp, ProxyVariables, Reference, Typed},
@@ -21,12 +19,12 @@ use clip_fuse::MountOptions;
 use clip_indexer::OutputPlace;
 use serde::{Deserialize, Serialize};
 
+use self::option_list::apply_ours;
 use crate::{
     args::{ClientArgs, Creds, MountArgs, ReadArgs},
     clip_input,
     deadlines::Deadlines,
     exit::UsageError,
-    log::parse_level,
     owner::{
         background::{BackgroundWish, Fill},
         settings::OwnerWish,
@@ -443,62 +441,6 @@ fn output_file(option: &str, path: &Path) -> Result<PathBuf> {
 /// `option` for a message: what may be a password is left out.
 fn shown(option: &str) -> &str {
     if option.starts_with("creds=") { "creds" } else { option }
-}
-
-/// Takes `name` or `name=value` of an `-o` list as `--name` or `--name=value`. False: it is none of ours.
-fn apply_ours(args: &mut MountArgs, option: &str) -> Result<bool, String> {
-    let (name, value) = option.split_once('=').map_or((option, None), |(name, value)| (name, Some(value)));
-    match (name, value) {
-        ("", _) => return Ok(false),
-        ("creds" | "password-stdin", _) => {
-            return Err(
-                "an option list is no place for a password: fstab and units can be read by everybody; give authfile=FILE".to_owned()
-            );
-        }
-        (_, Some("")) => return Err(format!("expected {name}=VALUE")),
-        // An option of every command, so none of the mount's own. A filter with commas is quoted, so that the list is not split there.
-        ("log-level", text) => {
-            let text = text.ok_or("expected log-level=VALUE")?;
-            args.log_level = Some(parse_level(text.trim_matches('"'))?);
-            return Ok(true);
-        }
-        _ => {}
-    }
-    let matches = match option_list().try_get_matches_from([format!("--{option}")]) {
-        Ok(matches) => matches,
-        Err(error) if error.kind() == ErrorKind::UnknownArgument => return Ok(false),
-        Err(error) => return Err(reason(&error, name)),
-    };
-    args.update_from_arg_matches(&matches).map_err(|error| reason(&error, name))?;
-    Ok(true)
-}
-
-/// The options of `clip mount` for one of them alone: what is not typed is not touched, so that nothing has a default.
-fn option_list() -> clap::Command {
-    let command = clap::Command::new("-o").no_binary_name(true).disable_help_flag(true);
-    MountArgs::augment_args_for_update(command).mut_args(|arg| {
-        let arg = arg.env(None);
-        match arg.get_action() {
-            // `false` would be the value of every flag that is not typed.
-            ArgAction::SetTrue => {
-                let arg = arg.action(ArgAction::Set).value_parser(clap::value_parser!(bool)).num_args(0..=1);
-                arg.require_equals(true).default_missing_value("true")
-            }
-            _ => arg,
-        }
-    })
-}
-
-/// Why `name` cannot be used, without clap's frame.
-fn reason(error: &clap::Error, name: &str) -> String {
-    match std::error::Error::source(error) {
-        Some(reason) => reason.to_string(),
-        None if error.get(ContextKind::InvalidValue).is_some_and(|value| !value.to_string().is_empty()) => {
-            let text = error.to_string();
-            text.lines().take(2).map(|line| line.trim().trim_start_matches("error: ")).collect::<Vec<_>>().join("; ")
-        }
-        None => format!("expected {name}=VALUE"),
-    }
 }
 
 #[cfg(test)]

@@ -70,12 +70,12 @@ fn output(args: &RecordArgs) -> Result<PathBuf> {
 }
 
 fn spec(args: &RecordArgs, config: &ImageConfig, image: &Path) -> Result<Spec> {
-    let account = account(args.user.as_deref().unwrap_or(&config.user), image)?;
+    let account = account(args.run_as.user.as_deref().unwrap_or(&config.user), image)?;
     Ok(Spec {
         image: image.to_owned(),
         command: command(&args.command, config, "clip record FILE.clip -- /bin/sh")?,
-        environment: environment(config, &account, &args.env, std::io::IsTerminal::is_terminal(&std::io::stdin()))?,
-        working_dir: working_dir(args.workdir.as_deref(), config),
+        environment: environment(config, &account, &args.run_as.env, std::io::IsTerminal::is_terminal(&std::io::stdin()))?,
+        working_dir: working_dir(args.run_as.workdir.as_deref(), config),
         uid: account.uid,
         gid: account.gid,
         additional_gids: account.additional_gids,

@@ -42,7 +42,7 @@ fn spec(args: &RuntimeSpecArgs) -> Result<Value> {
     let config = &opened.image.storage_info().config;
     let passwd = small_file(&opened, b"/etc/passwd", ACCOUNTS_BYTES_MAX)?.unwrap_or_default();
     let group = small_file(&opened, b"/etc/group", ACCOUNTS_BYTES_MAX)?.unwrap_or_default();
-    let account = accounts::find(args.user.as_deref().unwrap_or(&config.user), &passwd, &group)?;
+    let account = accounts::find(args.run_as.user.as_deref().unwrap_or(&config.user), &passwd, &group)?;
     to_spec(args, config, &account)
 }
 
@@ -58,8 +58,8 @@ fn to_spec(args: &RuntimeSpecArgs, config: &ImageConfig, account: &Account) -> R
             "terminal": args.terminal,
             "user": { "uid": account.uid, "gid": account.gid, "additionalGids": account.additional_gids },
             "args": command,
-            "env": environment(config, account, &args.env, args.terminal)?,
-            "cwd": working_dir(args.workdir.as_deref(), config),
+            "env": environment(config, account, &args.run_as.env, args.terminal)?,
+            "cwd": working_dir(args.run_as.workdir.as_deref(), config),
             "capabilities": { "bounding": capabilities, "effective": effective, "permitted": effective },
             "noNewPrivileges": false,
             "oomScoreAdj": 0,

@@ -49,7 +49,7 @@ fn an_option_inside_o_is_one_option() {
         (args.read.cache_dir.as_deref(), args.clip.to_str(), args.dir.to_str()),
         (Some(Path::new("/c")), Some("a.clip"), Some("/mnt"))
     );
-    assert!(option_list().get_arguments().all(|argument| argument.get_env().is_none()));
+    assert!(option_list::command().get_arguments().all(|argument| argument.get_env().is_none()));
     for (option, expected) in [
         ("shards=0", "expected a number from 1 to 1024, found \"0\""),
         ("cache-dir", "expected cache-dir=VALUE"),
