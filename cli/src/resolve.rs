@@ -73,7 +73,8 @@ pub fn login(args: &ClientArgs, registry: impl FnOnce() -> Result<Option<String>
     Ok(Login { typed, ..Login::of_process() })
 }
 
-/// What is no such file would be told at the first answer that wants credentials: hours later perhaps, or never. What is in it is not quoted.
+/// What is no such file would be told at the first answer that wants credentials: hours later perhaps, or never. What is in it is not
+/// quoted.
 fn check_auth_file(path: &Path) -> Result<()> {
     let text = std::fs::read(path)?;
     let parsed = serde_json::from_slice::<std::collections::BTreeMap<String, serde::de::IgnoredAny>>(&text);
@@ -424,8 +425,8 @@ fn background_wish(args: &MountArgs) -> Result<BackgroundWish> {
     })
 }
 
-/// `path`, absolute, in a directory that is there: said when the mount is asked for, not when what goes there is lost. The process that will
-/// write it must not wait for somebody to read.
+/// `path`, absolute, in a directory that is there: said when the mount is asked for, not when what goes there is lost. The process that
+/// will write it must not wait for somebody to read.
 fn output_file(option: &str, path: &Path) -> Result<PathBuf> {
     let path = absolute(path)?;
     if !path.parent().is_some_and(Path::is_dir) || path.is_dir() {

@@ -42,7 +42,8 @@ fn a_cut_archive_is_told() {
     }
 }
 
-/// Claim: what was typed wrongly is told at once: a level, a time beyond another, a file of credentials that is none; none of it quotes a secret.
+/// Claim: what was typed wrongly is told at once: a level, a time beyond another, a file of credentials that is none; none of it quotes a
+/// secret.
 #[test]
 fn what_is_typed_wrongly_is_told_at_once() {
     let dir = indexed();

@@ -23,8 +23,8 @@ fn clip_to(dir: &Path, arguments: &[&str], stdout: File) -> Output {
     command.stdout(stdout).output().unwrap()
 }
 
-/// Claim: the .clip goes where its name leads: to standard output, through a link, into a device, and a file keeps its mode; nothing but a file
-/// is ever replaced.
+/// Claim: the .clip goes where its name leads: to standard output, through a link, into a device, and a file keeps its mode; nothing but a
+/// file is ever replaced.
 #[test]
 fn an_index_goes_where_its_name_leads() {
     let dir = indexed();

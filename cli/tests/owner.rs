@@ -243,7 +243,8 @@ fn foreground_owns_or_waits() {
     assert!(socket_is_gone(&place));
 }
 
-/// Claim: a foreground mount that another process serves waits for its open files after a first signal, as that process does; a second ends it.
+/// Claim: a foreground mount that another process serves waits for its open files after a first signal, as that process does; a second ends
+/// it.
 #[test]
 fn a_waiting_foreground_mount_drains() {
     if !can_mount() {

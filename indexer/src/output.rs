@@ -17,7 +17,8 @@ const LINKS_MAX: usize = 40;
 /// Where the bytes for a path go.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum OutputPlace {
-    /// To a regular file of this path, which no symbolic link ends; it may not be there yet. What is there is replaced at once, and its mode kept.
+    /// To a regular file of this path, which no symbolic link ends; it may not be there yet. What is there is replaced at once, and its
+    /// mode kept.
     File(PathBuf),
     /// Through what is there: a FIFO or a character device.
     Stream(PathBuf),

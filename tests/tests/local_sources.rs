@@ -129,8 +129,8 @@ fn a_wrong_diff_id_is_refused_unless_the_check_is_left_out() {
     assert!(std::fs::read(trusted).unwrap() == std::fs::read(clip.path("right.clip")).unwrap(), "the check decides no byte");
 }
 
-/// Claim: when an image's name has gone to another, the name gives the new one, never the one that lost it; under one name for both, or under
-/// none, neither is taken and both are listed, to be named by digest.
+/// Claim: when an image's name has gone to another, the name gives the new one, never the one that lost it; under one name for both, or
+/// under none, neither is taken and both are listed, to be named by digest.
 #[test]
 fn an_entry_of_another_name_is_never_taken() {
     let clip = Clip::new();

@@ -41,8 +41,8 @@ const JOIN_MAX: Duration = Duration::from_secs(10);
 /// Between questions. Source: an owner takes 5-30 ms from its lock to its socket (strace of a start), so a mount that meets it there
 /// waits for one or two rounds.
 const RETRY_EVERY: Duration = Duration::from_millis(10);
-/// How long an owner may take to answer, or to start. Source: judgement: both take milliseconds; a new index of the largest images is expanded in
-/// seconds, on a slow and busy disk in some tens of them. Another request of the same owner makes neither wait.
+/// How long an owner may take to answer, or to start. Source: judgement: both take milliseconds; a new index of the largest images is
+/// expanded in seconds, on a slow and busy disk in some tens of them. Another request of the same owner makes neither wait.
 const ANSWER_MAX: Duration = Duration::from_secs(120);
 /// A log file over this is set aside as `.old` when an owner starts.
 const LOG_BYTES_MAX: u64 = 4 << 20;

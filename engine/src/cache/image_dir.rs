@@ -50,8 +50,8 @@ pub(crate) struct ExpandedImage {
     pub(crate) damage: Damage,
 }
 
-/// The header of the `.clip` at `path`, which is as long as it says: what is expanded already needs none of the sections, and a file cut off
-/// would be one on this node and none on the next.
+/// The header of the `.clip` at `path`, which is as long as it says: what is expanded already needs none of the sections, and a file cut
+/// off would be one on this node and none on the next.
 ///
 /// # Errors
 /// `Io`, `Format`.

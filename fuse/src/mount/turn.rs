@@ -22,9 +22,9 @@ pub(super) struct Turn {
     _lock: Option<OwnedFd>,
 }
 
-/// Waits for the turn at `mountpoint`, by a lock on the directory itself: that is the same for all processes and mount namespaces, and leaves
-/// nothing behind. Where the directory cannot be locked (no permission to read it, a file system without locks, a lock that is never given up)
-/// there is no turn to wait for: two mounts at the same instant may then both succeed.
+/// Waits for the turn at `mountpoint`, by a lock on the directory itself: that is the same for all processes and mount namespaces, and
+/// leaves nothing behind. Where the directory cannot be locked (no permission to read it, a file system without locks, a lock that is never
+/// given up) there is no turn to wait for: two mounts at the same instant may then both succeed.
 pub(super) fn wait(mountpoint: &Path) -> Turn {
     let lock = lock(mountpoint, WAIT_MAX);
     if let Err(errno) = &lock {

@@ -18,8 +18,8 @@ pub struct Foreground {
 }
 
 impl Foreground {
-    /// Before there is a mount a signal ends this process as ever. The first one after that detaches the mount, whose open files are waited for
-    /// up to `stop_timeout`; then, or at a second one, this process ends well.
+    /// Before there is a mount a signal ends this process as ever. The first one after that detaches the mount, whose open files are waited
+    /// for up to `stop_timeout`; then, or at a second one, this process ends well.
     pub fn begin(stop_timeout: Duration) -> Result<Self> {
         let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT, SIGHUP]).context("signal handlers")?;
         let connection: Arc<Mutex<Option<UnixStream>>> = Arc::default();
