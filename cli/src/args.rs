@@ -12,6 +12,7 @@ mod mount;
 mod mount_helper;
 mod reading;
 mod record;
+mod run_as;
 mod runtime_spec;
 mod umount;
 mod verify;
@@ -20,8 +21,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
-use crate::log::Times;
-use crate::owner::settings::LOG_LEVEL_DEFAULT;
+use crate::log::{Times, parse_level};
 
 pub use cat::CatArgs;
 pub use demo::DemoArgs;
@@ -32,11 +32,14 @@ pub use inspect::InspectArgs;
 pub use ls::LsArgs;
 pub use mount::MountArgs;
 pub use mount_helper::MountHelperArgs;
-pub use reading::{ClientArgs, Creds, ReadArgs, parse_disk_io};
+pub use reading::{ClientArgs, Creds, ReadArgs};
 pub use record::RecordArgs;
 pub use runtime_spec::{Net, RuntimeSpecArgs};
 pub use umount::UmountArgs;
 pub use verify::VerifyArgs;
+
+/// What an owner logs by default: what `info` says, without a line for each of the requests that an outage makes it send again.
+const OWNER_LOG: &str = "info,clip_engine::registry::retry=warn";
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -74,7 +77,7 @@ Start here:
 #[command(name = "clip", version, after_help = EXIT_CODES, max_term_width = 110)]
 pub struct Cli {
     /// Log level or filter (error, warn, info, debug, trace), also of the background process that a mount starts; wins over CLIP_LOG
-    #[arg(long, global = true, value_name = "LEVEL")]
+    #[arg(long, global = true, value_name = "LEVEL", value_parser = parse_level)]
     pub log_level: Option<String>,
     /// What to do.
     #[command(subcommand)]
@@ -148,14 +151,14 @@ impl Command {
     /// The log level when neither --log-level nor CLIP_LOG is given.
     pub fn log_level(&self) -> &'static str {
         match self {
-            Command::Owner { .. } => LOG_LEVEL_DEFAULT,
-            Command::Mount(args) if args.in_foreground() => LOG_LEVEL_DEFAULT,
+            Command::Owner { .. } => OWNER_LOG,
+            Command::Mount(args) if args.in_foreground() => OWNER_LOG,
             // These print every error themselves.
             Command::Cat(_) | Command::Extract(_) | Command::Verify(_) | Command::RuntimeSpec(_) => {
                 "warn,clip_engine::job=error,clip_engine::fetch=error"
             }
             // Whoever watches is told why nothing moves.
-            Command::Index(args) if !args.quiet => "warn,clip_engine::registry::retry=debug",
+            Command::Index(args) if !args.quiet => "warn,clip_engine::registry::retry=info",
             _ => "warn",
         }
     }

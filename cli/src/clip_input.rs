@@ -167,10 +167,21 @@ pub fn resolve_following(index: &Index, path: &[u8]) -> Result<(Inode, Vec<u8>)>
     anyhow::bail!("{}: more than {LINKS_MAX} symbolic links", crate::display::escaped(&path))
 }
 
-/// The inode at `path`, a last symbolic link not followed.
+/// The inode at `path`, a last symbolic link not followed unless a slash is behind it, which asks for a directory.
 pub fn resolve_exact(index: &Index, path: &[u8]) -> Result<Inode> {
     let shown = || crate::display::escaped(path);
-    index.resolve(path).with_context(shown)?.ok_or_else(|| anyhow::anyhow!("{}: no such file or directory in the image", shown()))
+    let found = index.resolve(path).with_context(shown)?;
+    let inode = found.ok_or_else(|| anyhow::anyhow!("{}: no such file or directory in the image", shown()))?;
+    let name = &path[..path.iter().rposition(|byte| *byte != b'/').map_or(0, |last| last + 1)];
+    match inode.file_type {
+        _ if name.len() == path.len() => Ok(inode),
+        FileType::Directory => Ok(inode),
+        FileType::Symlink => match resolve_following(index, name)? {
+            (inode, _) if inode.file_type == FileType::Directory => Ok(inode),
+            _ => anyhow::bail!("{}: not a directory", shown()),
+        },
+        _ => anyhow::bail!("{}: not a directory", shown()),
+    }
 }
 
 fn parent(path: &[u8]) -> &[u8] {

@@ -80,23 +80,6 @@ impl Deadlines {
             ("--min-rate", self.min_rate.map(size), size(client.rate_min)),
         ]
     }
-
-    /// Takes `name` of an `-o` list. False: it is none of these.
-    ///
-    /// # Errors
-    /// When the value is missing or cannot be used.
-    pub fn take<'a>(&mut self, name: &str, value: impl FnOnce() -> Result<&'a str, String>) -> Result<bool, String> {
-        match name {
-            "retries" => self.retries = Some(parse_retries(value()?)?),
-            "connect-timeout" => self.connect_timeout = Some(parse_timeout(value()?)?),
-            "tls-timeout" => self.tls_timeout = Some(parse_timeout(value()?)?),
-            "first-byte-timeout" => self.first_byte_timeout = Some(parse_timeout(value()?)?),
-            "stall-timeout" => self.stall_timeout = Some(parse_timeout(value()?)?),
-            "min-rate" => self.min_rate = Some(parse_rate_min(value()?)?),
-            _ => return Ok(false),
-        }
-        Ok(true)
-    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,9 @@
 //! Exit codes and the one place that prints errors.
 
-use std::{io::Write, process::ExitCode};
+use std::{io::Write, path::Path, process::ExitCode};
+
+use clip_engine::EngineError;
+use clip_fuse::MountError;
 
 /// Something failed; the reason is on stderr.
 pub const FAILURE: u8 = 1;
@@ -68,6 +71,31 @@ pub fn chain_text(error: &anyhow::Error) -> String {
     text
 }
 
+/// As [`chain_text`], with the advice to let `clip doctor` look where that may find more: at registry and FUSE.
+pub fn advised_text(error: &anyhow::Error, clip: &Path) -> String {
+    let helps = error.chain().any(|cause| match cause.downcast_ref::<EngineError>() {
+        Some(error) => is_of_registry(error),
+        None => matches!(cause.downcast_ref::<MountError>(), Some(MountError::System { .. })),
+    });
+    let text = chain_text(error);
+    if helps { format!("{text} (clip doctor {} checks machine and registry)", clip.display()) } else { text }
+}
+
+fn is_of_registry(error: &EngineError) -> bool {
+    use EngineError::{Credentials, Deadline, EveryHost, GivenUp, Nowhere, Protocol, Status, Transport};
+    matches!(
+        error,
+        Transport { .. }
+            | Status { .. }
+            | EveryHost { .. }
+            | Protocol { .. }
+            | Deadline { .. }
+            | GivenUp { .. }
+            | Nowhere { .. }
+            | Credentials { .. }
+    )
+}
+
 fn is_closed_pipe(error: &anyhow::Error) -> bool {
     error.chain().filter_map(|cause| cause.downcast_ref::<std::io::Error>()).any(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
 }
@@ -82,6 +110,18 @@ mod tests {
         let inner = std::io::Error::other("no such thing");
         let error = anyhow::Error::from(inner).context("open x: no such thing").context("cannot start");
         assert_eq!(chain_text(&error), "cannot start: open x: no such thing");
+    }
+
+    /// Claim: clip doctor is named where FUSE or a registry failed, and not where what was typed is at fault.
+    #[test]
+    fn doctor_is_named_where_it_helps() {
+        let source = std::sync::Arc::new(std::io::Error::from(std::io::ErrorKind::PermissionDenied));
+        let of_fuse = MountError::System { operation: "open", path: "/dev/fuse".into(), source, hint: "" };
+        let typed = MountError::Mountpoint { path: "/m".into(), expected: "a directory", found: "a file".to_owned() };
+        let registry = EngineError::Deadline { what: "GET x".to_owned(), waited: std::time::Duration::from_secs(1) };
+        let text = |error: anyhow::Error| advised_text(&error.context("more"), Path::new("a.clip"));
+        assert!(text(of_fuse.into()).contains("clip doctor a.clip") && text(registry.into()).contains("clip doctor a.clip"));
+        assert!(!text(typed.into()).contains("doctor") && !text(EngineError::Stopped.into()).contains("doctor"));
     }
 
     /// A reader that went away is no failure worth a message.

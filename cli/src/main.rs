@@ -14,6 +14,7 @@ mod display;
 mod exit;
 mod interrupt;
 mod log;
+mod output;
 mod owner;
 mod password;
 mod pieces;
@@ -34,6 +35,8 @@ fn main() -> ExitCode {
         Ok(args) => args,
         Err(error) => return exit::usage(&error),
     };
-    log::start(args.log_level.as_deref(), args.command.log_level(), args.command.log_times());
-    exit::finish(cmd::run(args.command, args.log_level))
+    match log::start(args.log_level.as_deref(), args.command.log_level(), args.command.log_times()) {
+        Ok(()) => exit::finish(cmd::run(args.command, args.log_level)),
+        Err(error) => exit::finish(Err(error.into())),
+    }
 }

@@ -1,23 +1,27 @@
 //! Arguments and environment to configs: every default that depends on the machine or the user is decided here.
 
+mod option_list;
+
 use std::{
     ffi::OsStr,
+    os::unix::fs::FileTypeExt as _,
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use anyhow::{Context, Result, bail};
-use clap::ValueEnum as _;
 use clip_engine::{
     DiskIo, EngineConfig,
     registry::{ClientConfig, Login, PlainHttp, ProxyVariables, Reference, Typed},
 };
 use clip_format::storage_info::Source;
 use clip_fuse::MountOptions;
+use clip_indexer::OutputPlace;
 use serde::{Deserialize, Serialize};
 
+use self::option_list::apply_ours;
 use crate::{
-    args::{ClientArgs, Creds, MountArgs, ReadArgs, parse_disk_io},
+    args::{ClientArgs, Creds, MountArgs, ReadArgs},
     clip_input,
     deadlines::Deadlines,
     exit::UsageError,
@@ -26,7 +30,7 @@ use crate::{
         settings::OwnerWish,
     },
     password,
-    values::{parse_count, parse_duration, parse_memory, parse_rate, parse_size, parse_timeout, typed_time},
+    values::typed_time,
 };
 
 /// Source: containerd's documentation, and what its packages set.
@@ -57,7 +61,7 @@ pub fn login(args: &ClientArgs, registry: impl FnOnce() -> Result<Option<String>
         (None, None, true) => Typed::Anonymous,
         (None, Some(path), false) => {
             let path = absolute(path)?;
-            std::fs::File::open(&path).with_context(|| format!("--authfile {}", path.display()))?;
+            check_auth_file(&path).with_context(|| format!("--authfile {}", path.display()))?;
             Typed::AuthFile(path)
         }
         (Some(creds), None, false) => match registry()? {
@@ -67,6 +71,17 @@ pub fn login(args: &ClientArgs, registry: impl FnOnce() -> Result<Option<String>
         _ => return usage("--creds, --authfile and --no-creds: give one of them"),
     };
     Ok(Login { typed, ..Login::of_process() })
+}
+
+/// What is no such file would be told at the first answer that wants credentials: hours later perhaps, or never. What is in it is not
+/// quoted.
+fn check_auth_file(path: &Path) -> Result<()> {
+    let text = std::fs::read(path)?;
+    let parsed = serde_json::from_slice::<std::collections::BTreeMap<String, serde::de::IgnoredAny>>(&text);
+    parsed.map(drop).map_err(|error| {
+        let (line, column) = (error.line(), error.column());
+        anyhow::anyhow!("expected a JSON object as docker login writes it, found something else at line {line}, column {column}")
+    })
 }
 
 fn typed_password(creds: &Creds, from_stdin: bool, registry: String) -> Result<Typed> {
@@ -410,65 +425,23 @@ fn background_wish(args: &MountArgs) -> Result<BackgroundWish> {
     })
 }
 
-/// `path`, absolute, in a directory that is there: said when the mount is asked for, not when what goes there is lost.
+/// `path`, absolute, in a directory that is there: said when the mount is asked for, not when what goes there is lost. The process that
+/// will write it must not wait for somebody to read.
 fn output_file(option: &str, path: &Path) -> Result<PathBuf> {
     let path = absolute(path)?;
     if !path.parent().is_some_and(Path::is_dir) || path.is_dir() {
         bail!("{option} {}: expected a file name in an existing directory", path.display());
     }
+    if std::fs::metadata(&path).is_ok_and(|found| found.file_type().is_fifo()) {
+        bail!("{option} {}: expected a file name, found a FIFO", path.display());
+    }
+    OutputPlace::find(&path).with_context(|| option.to_owned())?;
     Ok(path)
 }
 
 /// `option` for a message: what may be a password is left out.
 fn shown(option: &str) -> &str {
     if option.starts_with("creds=") { "creds" } else { option }
-}
-
-/// Takes `name` or `name=value` of an `-o` list as the option of the same name. False: it is none of ours.
-fn apply_ours(args: &mut MountArgs, option: &str) -> Result<bool, String> {
-    let (name, value) = option.split_once('=').map_or((option, None), |(name, value)| (name, Some(value)));
-    let value = || value.filter(|value| !value.is_empty()).ok_or_else(|| format!("expected {name}=VALUE"));
-    let path = || value().map(|value| Some(PathBuf::from(value)));
-    let read = &mut args.read;
-    match name {
-        "plain-http" => read.client.plain_http = true,
-        "ca" => read.client.ca = path()?,
-        "authfile" => read.client.authfile = path()?,
-        "no-creds" => read.client.no_creds = true,
-        "creds" | "password-stdin" => {
-            return Err(
-                "an option list is no place for a password: fstab and units can be read by everybody; give authfile=FILE".to_owned()
-            );
-        }
-        "hosts-dir" => read.client.hosts_dir = path()?,
-        "cache-dir" => read.cache_dir = path()?,
-        "source" => read.source = path()?,
-        "store-ref" => read.store_ref = Some(value()?.parse().map_err(|error: clip_engine::EngineError| error.to_string())?),
-        "shards" => read.shards = Some(parse_count(value()?)?),
-        "read-timeout" => read.read_timeout = Some(parse_timeout(value()?)?),
-        "read-deadline" => read.read_deadline = Some(parse_timeout(value()?)?),
-        "read-ahead" => read.read_ahead = Some(parse_size(value()?)?),
-        "memory-max" => read.memory_max = Some(parse_memory(value()?)?),
-        "connections" => read.connections = Some(parse_count(value()?)?),
-        "connections-per-layer" => read.connections_per_layer = Some(parse_count(value()?)?),
-        "disk-io" => read.disk_io = Some(parse_disk_io(value()?)?),
-        "stop-timeout" => args.stop_timeout = Some(parse_duration(value()?)?),
-        "stats" => args.stats = path()?,
-        "record" => args.record = path()?,
-        "profile" => args.profile = path()?,
-        "no-profile" => args.no_profile = true,
-        "fill" => args.fill = Some(Fill::from_str(value()?, false)?),
-        "fill-rate" => args.fill_rate = Some(parse_rate(value()?)?),
-        "log-file" => args.log_file = path()?,
-        // A filter with commas is quoted, so that the list is not split there.
-        "log-level" => args.log_level = Some(value()?.trim_matches('"').to_owned()),
-        "session-threads" => args.session_threads = Some(parse_count(value()?)?),
-        "kernel-read-ahead" => args.kernel_read_ahead = Some(parse_size(value()?)?),
-        "allow-other" => args.allow_other = true,
-        "foreground" => args.foreground = true,
-        _ => return read.client.deadlines.take(name, value),
-    }
-    Ok(true)
 }
 
 #[cfg(test)]

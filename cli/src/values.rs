@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-/// `65536`, `256KiB`, `1MiB`, `2GiB`; `K`, `M` and `G` mean the same.
+/// `65536`, `256KiB`, `1.5MiB`, `2GiB`; `K`, `M` and `G` mean the same.
 pub fn parse_size(text: &str) -> Result<u64, String> {
-    let digits_len = text.bytes().take_while(u8::is_ascii_digit).count();
-    let (digits, unit) = text.split_at(digits_len);
+    let number_len = text.bytes().take_while(|byte| byte.is_ascii_digit() || *byte == b'.').count();
+    let (number, unit) = text.split_at(number_len);
     let shift = match unit.trim() {
         "" | "B" => 0,
         "K" | "KiB" => 10,
@@ -13,8 +13,19 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
         "G" | "GiB" => 30,
         other => return Err(format!("expected bytes, KiB, MiB or GiB, found unit {other:?}")),
     };
-    let number: u64 = digits.parse().map_err(|_| format!("expected a size such as 1MiB, found {text:?}"))?;
-    number.checked_mul(1 << shift).ok_or_else(|| format!("{text} is over 16 EiB"))
+    let bad = || format!("expected a size such as 1MiB, found {text:?}");
+    let (whole, fraction) = number.split_once('.').map_or((number, None), |(whole, fraction)| (whole, Some(fraction)));
+    let whole: u64 = whole.parse().map_err(|_| bad())?;
+    let parts = match fraction {
+        None => 0,
+        // Of a byte there are no parts.
+        Some(digits) if shift > 0 && (1..=9).contains(&digits.len()) => {
+            let (numerator, denominator) = (digits.parse::<u64>().map_err(|_| bad())?, 10_u64.pow(digits.len() as u32));
+            (numerator << shift) / denominator
+        }
+        Some(_) => return Err(bad()),
+    };
+    whole.checked_mul(1 << shift).and_then(|bytes| bytes.checked_add(parts)).ok_or_else(|| format!("{text} is over 16 EiB"))
 }
 
 /// `--memory-max`: what [`parse_size`] reads, enough to work with.
@@ -102,9 +113,13 @@ pub fn time(time: Duration) -> String {
     }
 }
 
-/// An option's time as it can be typed: `500ms`, `30s`.
+/// An option's time as it can be typed: `500ms`, `30s`, `1h`.
 pub fn typed_time(time: Duration) -> String {
-    if time.subsec_millis() == 0 { format!("{}s", time.as_secs()) } else { format!("{}ms", time.as_millis()) }
+    match (time.subsec_millis(), time.as_secs()) {
+        (0, hours @ 1..) if hours.is_multiple_of(3600) => format!("{}h", hours / 3600),
+        (0, seconds) => format!("{seconds}s"),
+        _ => format!("{}ms", time.as_millis()),
+    }
 }
 
 #[cfg(test)]
@@ -120,7 +135,8 @@ mod tests {
         assert_eq!(parse_size("256KiB"), Ok(256 << 10));
         assert_eq!(parse_size("1 MiB"), Ok(1 << 20));
         assert_eq!(parse_size("2G"), Ok(2 << 30));
-        for bad in ["", "MiB", "1MB", "-1", "1.5MiB", "99999999999GiB", "99999999999999999999"] {
+        assert_eq!((parse_size("1.5MiB"), parse_size("0.25K")), (Ok(3 << 19), Ok(256)));
+        for bad in ["", "MiB", "1MB", "-1", "1.5", ".5MiB", "1.MiB", "1.2.3M", "99999999999GiB", "99999999999999999999"] {
             assert!(parse_size(bad).is_err(), "{bad}");
         }
     }
@@ -159,6 +175,7 @@ mod tests {
             assert!(parse_duration(bad).is_err(), "{bad}");
         }
         assert!(parse_timeout("0").is_err());
+        assert_eq!((typed_time(Duration::from_secs(7200)), typed_time(Duration::ZERO)), ("2h".to_owned(), "0s".to_owned()));
         assert_eq!(parse_duration(&typed_time(Duration::from_millis(1500))), Ok(Duration::from_millis(1500)));
     }
 

@@ -246,3 +246,18 @@ fn closed_pipe_is_quiet() {
     let output = Command::new("bash").current_dir(dir.path()).args(["-c", &script]).output().unwrap();
     assert_eq!(String::from_utf8_lossy(&output.stderr), "");
 }
+
+/// Claim: a .clip that was cut off is refused also where its image is in the cache already.
+#[test]
+fn a_cut_clip_is_refused_on_a_warm_node() {
+    let dir = indexed();
+    let whole = std::fs::read(dir.path().join("a.clip")).unwrap();
+    ok(dir.path(), &["cat", "a.clip", "/etc/passwd"]);
+    for (name, bytes) in [("cut.clip", &whole[..whole.len() - 1]), ("long.clip", &[&whole[..], b"x"].concat()[..])] {
+        std::fs::write(dir.path().join(name), bytes).unwrap();
+        for command in [&["cat", name, "/etc/passwd"][..], &["extract", name, "out"], &["inspect", name]] {
+            let text = failure(dir.path(), command, 1);
+            assert!(text.contains(if name == "cut.clip" { "more bytes" } else { "file length" }), "{command:?}: {text}");
+        }
+    }
+}

@@ -182,6 +182,28 @@ fn racing_mounts_all_succeed() {
     eventually("the owner leaves", || socket_is_gone(&place));
 }
 
+/// Claim: of many mounts of one directory at the same time one succeeds, and there is one mount, whichever owners they are of.
+#[test]
+fn one_directory_has_one_mount() {
+    if !can_mount() {
+        return;
+    }
+    let place = Place::new();
+    let dir = place.path().join("m1");
+    for _ in 0..5 {
+        let mounted = std::thread::scope(|scope| {
+            let racers = (0..8).map(|number| {
+                let (place, cache) = (&place, format!("cache-{}", number % 2));
+                scope.spawn(move || clip(place.path(), &["mount", "--cache-dir", &cache, "a.clip", "m1"]).status.success())
+            });
+            racers.collect::<Vec<_>>().into_iter().map(|racer| racer.join().unwrap()).filter(|mounted| *mounted).count()
+        });
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        assert_eq!((mounted, mounts.matches(dir.to_str().unwrap()).count()), (1, 1), "{mounts}");
+        ok(place.path(), &["umount", "m1"]);
+    }
+}
+
 /// The first SIGTERM detaches and serves open files, the second ends them.
 #[test]
 fn first_signal_drains_second_aborts() {
@@ -203,7 +225,7 @@ fn first_signal_drains_second_aborts() {
     eventually("the owner leaves", || socket_is_gone(&place));
 }
 
-/// A foreground mount is the owner, or waits for the owner; ending either detaches its mount.
+/// A foreground mount is the owner, or waits for the owner; a signal to either detaches its mount and is no failure.
 #[test]
 fn foreground_owns_or_waits() {
     if !can_mount() {
@@ -213,12 +235,34 @@ fn foreground_owns_or_waits() {
     let mut owner = foreground(&place, "m1");
     let mut waiting = foreground(&place, "m2");
     signal(i32::try_from(waiting.id()).unwrap(), rustix::process::Signal::TERM);
-    waiting.wait().unwrap();
+    assert!(waiting.wait().unwrap().success());
     eventually("the waiter's mount is detached", || !place.path().join("m2/run").exists());
     assert!(place.path().join("m1/run").exists());
     ok(place.path(), &["umount", "m1"]);
     assert!(owner.wait().unwrap().success());
     assert!(socket_is_gone(&place));
+}
+
+/// Claim: a foreground mount that another process serves waits for its open files after a first signal, as that process does; a second ends
+/// it.
+#[test]
+fn a_waiting_foreground_mount_drains() {
+    if !can_mount() {
+        return;
+    }
+    let place = Place::new();
+    ok(place.path(), &["mount", "a.clip", "m1"]);
+    let mut waiting = foreground(&place, "m2");
+    let pid = i32::try_from(waiting.id()).unwrap();
+    let open = std::fs::File::open(place.path().join("m2/etc/passwd")).unwrap();
+    signal(pid, rustix::process::Signal::TERM);
+    eventually("detached", || !place.path().join("m2/run").exists());
+    std::thread::sleep(Duration::from_millis(100));
+    assert!(waiting.try_wait().unwrap().is_none());
+    signal(pid, rustix::process::Signal::TERM);
+    assert!(waiting.wait().unwrap().success());
+    drop(open);
+    ok(place.path(), &["umount", "m1"]);
 }
 
 /// A mount whose owner was killed is cleared by the next mount, and by umount.
@@ -238,4 +282,29 @@ fn dead_mounts_are_cleared() {
             ok(place.path(), &["umount", "m1"]);
         }
     }
+}
+
+/// Claim: a log that cannot be written costs its lines and nothing else: mounts are served, SIGUSR1 and further mounts are answered, and an
+/// owner that cannot start says why to whoever starts it.
+#[test]
+fn a_full_disk_under_the_log_costs_lines_only() {
+    if !can_mount() {
+        return;
+    }
+    let place = Place::new();
+    ok(place.path(), &["mount", "--log-file", "/dev/full", "--stats", "stats.json", "a.clip", "m1"]);
+    let owner = place.owner().unwrap();
+    signal(owner, rustix::process::Signal::USR1);
+    eventually("stats", || place.path().join("stats.json").exists());
+    ok(place.path(), &["mount", "a.clip", "m2"]);
+    assert!(failure(place.path(), &["mount", "a.clip", "m2"], 1).contains("live clip mount"));
+    assert_eq!(place.owner(), Some(owner));
+    for dir in ["m1", "m2"] {
+        assert_eq!(std::fs::read(place.path().join(dir).join("run")).unwrap(), b"#!/x");
+    }
+    ok(place.path(), &["umount", "m1", "m2"]);
+    eventually("the owner leaves", || socket_is_gone(&place));
+    std::fs::create_dir_all(place.path().join("other/owner.lock")).unwrap();
+    let text = failure(place.path(), &["mount", "--cache-dir", "other", "--log-file", "/dev/full", "a.clip", "m1"], 1);
+    assert!(text.contains("owner.lock") && text.contains("directory"), "{text}");
 }

@@ -74,7 +74,7 @@ pub enum EngineError {
         found: String,
     },
     /// No progress for too long.
-    #[error("{what}: no progress for {} s; is the registry reachable? (clip doctor FILE.clip)", waited.as_secs_f32())]
+    #[error("{what}: no progress for {}; is the registry reachable? (clip doctor says)", rounded(*waited))]
     Deadline {
         /// The request or read.
         what: String,
@@ -188,6 +188,12 @@ impl EngineError {
     pub fn io(operation: &'static str, path: impl Into<PathBuf>, source: std::io::Error) -> Self {
         EngineError::Io { operation, path: path.into(), source: Arc::new(source) }
     }
+}
+
+/// In whole milliseconds, but for less than one.
+fn rounded(time: Duration) -> String {
+    let millis = Duration::from_millis(u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
+    format!("{:?}", if millis.is_zero() { time } else { millis })
 }
 
 fn io_kind(error: &std::io::Error) -> ErrorKind {

@@ -7,7 +7,6 @@ use clip_format::digest::Digest;
 
 use crate::{
     error::EngineError,
-    error::EngineError,
     files::open_regular,
     registry::{BlobReader, CHUNK_BYTES_MAX, Client, ForeignBlob, FoundBlob, Reference, ServedBy},
 };

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::{
-    bounded::{expect_eq, field, slice_at},
+    bounded::{field, slice_at},
     checkpoints::{Checkpoints, Span},
     erofs::residue::{from_residue, to_residue},
     error::FormatError,
@@ -129,12 +129,7 @@ impl<'a> ClipFile<'a> {
     /// `Corrupt` or `Unsupported`, naming the field.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, FormatError> {
         let header = Header::from_bytes(bytes)?;
-        let (expected, found) = (header.file_len(), bytes.len() as u64);
-        if found < expected {
-            let expected = expected - HEADER_LEN as u64;
-            return Err(FormatError::Truncated { what: "sections", offset: HEADER_LEN as u64, expected, found: found - HEADER_LEN as u64 });
-        }
-        expect_eq("file length", 0, expected, found)?;
+        header.check_file_len(bytes.len() as u64)?;
         Ok(Self { bytes, header })
     }
 

@@ -210,6 +210,19 @@ impl Header {
         last.position.saturating_add(last.stored_len)
     }
 
+    /// A file of `found` bytes holds every section, and nothing else.
+    ///
+    /// # Errors
+    /// `Corrupt`.
+    pub fn check_file_len(&self, found: u64) -> Result<(), FormatError> {
+        let (expected, head) = (self.file_len(), HEADER_LEN as u64);
+        if found < expected {
+            let (expected, found) = (expected - head, found.saturating_sub(head));
+            return Err(FormatError::Truncated { what: "sections", offset: head, expected, found });
+        }
+        expect_eq("file length", 0, expected, found)
+    }
+
     /// The 512 bytes.
     #[must_use]
     pub fn to_bytes(&self) -> [u8; HEADER_LEN] {

@@ -9,6 +9,7 @@ mod kernel;
 mod mountinfo;
 mod options;
 mod session;
+mod turn;
 mod users;
 
 use std::{
@@ -61,7 +62,10 @@ pub fn mount_source<B: ByteSource>(source: B, mountpoint: &Path, options: &Mount
     if !found.is_dir() {
         return Err(MountError::Mountpoint { path: mountpoint, expected: "a directory", found: "a file".into() });
     }
+    let turn = turn::wait(&mountpoint);
+    clear_dead(&mountpoint)?;
     let connection = connect(&mountpoint, options)?;
+    drop(turn);
     let mounted = session::serve(source, connection, &mountpoint, options)?;
     kernel::set_read_ahead(mounted.device(), options.read_ahead_kb);
     if tracing::enabled!(tracing::Level::DEBUG) {

@@ -21,6 +21,7 @@ use clip_format::storage_info::{LayerInfo, StorageInfo};
 
 pub use error::IndexError;
 pub use options::{DiffIds, ImageRef, IndexOptions, Windows};
+pub use output::{Durability, OutputPlace};
 pub use progress::{LayerEvent, Progress};
 
 /// A finished index: the file's bytes and what went into them.
@@ -86,12 +87,12 @@ pub fn index_image(options: &IndexOptions, progress: &dyn Progress) -> Result<In
     image::index(options, progress)
 }
 
-/// Writes `clip` to `path` under a temporary name beside it, fsyncs and renames.
+/// Writes `clip` to `path`, see [`OutputPlace`]: a file under a temporary name beside it that is fsynced and renamed.
 ///
 /// # Errors
-/// `Io`; nothing is left behind.
+/// `Io`; of a file nothing is left behind. `Image` for what is no place for one.
 pub fn write_clip(path: &Path, clip: &[u8]) -> Result<(), IndexError> {
-    output::write(path, clip)
+    OutputPlace::find(path)?.write(clip, Durability::Synced)
 }
 
 /// Where the blobs of an image in a local layout are: one a layer of `info`, found by digest.

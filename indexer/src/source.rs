@@ -132,12 +132,16 @@ pub(crate) fn local_blobs(info: &StorageInfo, path: &Path) -> Result<Vec<BlobSou
             [] => None,
             urls => Some(BlobSource::Foreign(Arc::new(ForeignBlob::new(None, layer.digest, layer.compressed_size, urls.to_vec())))),
         };
-        let blob = find(&layer.digest).or_else(elsewhere).filter(|blob| blob.size() == layer.compressed_size);
-        blobs.push(blob.ok_or_else(|| IndexError::Image {
-            what: path.display().to_string(),
-            expected: format!("layer {} of {} bytes", layer.digest, layer.compressed_size),
-            found: "none such".to_owned(),
-        })?);
+        let found = match find(&layer.digest).or_else(elsewhere) {
+            Some(blob) if blob.size() == layer.compressed_size => {
+                blobs.push(blob);
+                continue;
+            }
+            Some(blob) => format!("one of {} bytes", blob.size()),
+            None => "none such".to_owned(),
+        };
+        let expected = format!("layer {} of {} bytes", layer.digest, layer.compressed_size);
+        return Err(IndexError::Image { what: path.display().to_string(), expected, found });
     }
     Ok(blobs)
 }

@@ -128,3 +128,24 @@ fn a_wrong_diff_id_is_refused_unless_the_check_is_left_out() {
     let trusted = clip.index(&layout.reference("right"), "trusted", &["--skip-diff-id-check"]).unwrap();
     assert!(std::fs::read(trusted).unwrap() == std::fs::read(clip.path("right.clip")).unwrap(), "the check decides no byte");
 }
+
+/// Claim: when an image's name has gone to another, the name gives the new one, never the one that lost it; under one name for both, or
+/// under none, neither is taken and both are listed, to be named by digest.
+#[test]
+fn an_entry_of_another_name_is_never_taken() {
+    let clip = Clip::new();
+    let layout = Layout::create(&clip.path("layout")).unwrap();
+    let image = |tag: &str, name: &str| {
+        let layer = layout.layer(&TarWriter::stream(&[Member::file(name, b"x")], Headers::Gnu), &Compression::Plain).unwrap();
+        layout.image(tag, &[layer], serde_json::json!({})).unwrap()
+    };
+    let (first, second, third) = (image("other", "first"), image("latest", "second"), image("latest", "third"));
+    let listed = |reference: &str, name: &str| {
+        let file = clip.index(reference, name, &[]).unwrap();
+        String::from_utf8(clip.ok(&["ls", text(&file).unwrap()]).unwrap().stdout).unwrap()
+    };
+    assert!(listed(&layout.reference("other"), "a").contains("first"));
+    assert!(listed(&layout.reference(&third.digest), "b").contains("third"));
+    let refused = clip.index(&layout.reference("latest"), "c", &[]).unwrap_err().to_string();
+    assert!(refused.contains(&second.digest) && refused.contains(&third.digest) && !refused.contains(&first.digest), "{refused}");
+}

@@ -22,7 +22,7 @@ const SET: Duration = Duration::from_secs(2);
 const MARGIN: Duration = Duration::from_secs(2);
 
 /// How that is said.
-const WAITED: &str = "no progress for 2 s";
+const WAITED: &str = "no progress for 2s";
 
 struct Case {
     option: &'static str,

@@ -23,7 +23,7 @@ pub struct ExtractArgs {
     /// Where to; made if missing, must be empty without --force
     #[arg(value_name = "DIR")]
     pub dir: PathBuf,
-    /// What to unpack [default: /]
+    /// What to unpack; a symbolic link is followed within the image, and unpacked is what it leads to [default: /]
     #[arg(value_name = "PATH")]
     pub path: Option<std::ffi::OsString>,
     /// Unpack over what DIR holds: files are replaced, directories merged

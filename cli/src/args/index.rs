@@ -26,7 +26,8 @@ pub struct IndexArgs {
         help = "NAME[:TAG][@DIGEST] as docker takes it, oci:DIR[:TAG], oci-archive:FILE[:TAG] or docker-archive:FILE[:TAG]"
     )]
     pub image: ImageRef,
-    /// The .clip to write; replaced at once when it is whole, untouched on failure
+    /// The .clip to write, - for standard output. A file is replaced at once when it is whole, keeps its mode, and is untouched on failure;
+    /// links are followed, a FIFO or device is written into
     #[arg(short, long, value_name = "FILE")]
     pub output: PathBuf,
     /// Which image of a multi-platform one, OS/ARCH[/VARIANT] [default: this machine's]

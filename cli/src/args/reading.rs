@@ -103,7 +103,7 @@ pub struct ReadArgs {
 }
 
 /// `auto`, `uring` or `pool`
-pub fn parse_disk_io(text: &str) -> Result<DiskIo, String> {
+fn parse_disk_io(text: &str) -> Result<DiskIo, String> {
     match text {
         "auto" => Ok(DiskIo::Auto),
         "uring" => Ok(DiskIo::Uring),

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::ReadArgs;
+use super::{ReadArgs, run_as::RunAs};
 use crate::values::parse_size;
 
 /// `clip record`
@@ -29,21 +29,15 @@ pub struct RecordArgs {
     /// Run this instead of the image's entrypoint and command
     #[arg(last = true, value_name = "CMD")]
     pub command: Vec<String>,
-    /// The profile to write; replaced at once when it is whole [default: FILE.profile beside FILE.clip]
+    /// The profile to write, as `clip index` writes a .clip, but not to standard output [default: FILE.profile beside FILE.clip]
     #[arg(short, long, value_name = "FILE")]
     pub output: Option<PathBuf>,
     /// Keep only what is needed first, up to about so many bytes of tar [default: all]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub limit: Option<u64>,
-    /// Add or replace an environment variable
-    #[arg(short, long, value_name = "NAME=VALUE")]
-    pub env: Vec<String>,
-    /// Run as this user, and group, instead of the image's.
-    #[arg(short, long, help = "Run as this user instead of the image's: USER[:GROUP], names or numbers")]
-    pub user: Option<String>,
-    /// Working directory instead of the image's
-    #[arg(short, long, value_name = "DIR")]
-    pub workdir: Option<String>,
+    /// As what it runs.
+    #[command(flatten)]
+    pub run_as: RunAs,
     /// Everything about reading.
     #[command(flatten)]
     pub read: ReadArgs,

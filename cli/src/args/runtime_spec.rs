@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use super::ReadArgs;
+use super::{ReadArgs, run_as::RunAs};
 
 /// `clip runtime-spec`
 #[derive(Debug, Args)]
@@ -39,15 +39,9 @@ pub struct RuntimeSpecArgs {
     /// private: an empty network namespace; host: the host's
     #[arg(long, value_enum, default_value_t)]
     pub net: Net,
-    /// Add or replace an environment variable
-    #[arg(short, long, value_name = "NAME=VALUE")]
-    pub env: Vec<String>,
-    /// Run as this user, and group, instead of the image's.
-    #[arg(short, long, help = "Run as this user instead of the image's: USER[:GROUP], names or numbers")]
-    pub user: Option<String>,
-    /// Working directory instead of the image's
-    #[arg(short, long, value_name = "DIR")]
-    pub workdir: Option<String>,
+    /// As what it runs.
+    #[command(flatten)]
+    pub run_as: RunAs,
     /// The process has a terminal
     #[arg(short, long)]
     pub terminal: bool,

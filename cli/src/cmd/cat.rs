@@ -10,6 +10,7 @@ use crate::{
     clip_input::{self, CacheChoice, OpenedImage},
     display::escaped,
     exit::{self, Outcome},
+    output::stdout,
     pieces::{Pieces, cut, file_extents},
 };
 
@@ -17,7 +18,7 @@ use crate::{
 /// as with cat(1); a standard output that cannot be written ends it.
 pub fn run(args: &CatArgs) -> Result<Outcome> {
     let opened = clip_input::open_image(&args.clip, &args.read, CacheChoice::Shared)?;
-    let mut out = Output { to: std::io::stdout().lock(), failed: false };
+    let mut out = Output { to: stdout(), failed: false };
     let mut outcome = Outcome::Good;
     for path in &args.paths {
         let copied = find_file(&opened, path)

@@ -8,7 +8,12 @@ use std::io::{IsTerminal as _, Write};
 use anyhow::Result;
 use serde::Serialize;
 
-use crate::{args::DoctorArgs, exit::Outcome, resolve};
+use crate::{
+    args::DoctorArgs,
+    exit::Outcome,
+    output::{print_json, stdout},
+    resolve,
+};
 
 /// How one thing stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -59,11 +64,10 @@ pub fn run(args: &DoctorArgs) -> Result<Outcome> {
     if let Some(target) = &args.target {
         findings.extend(registry::examine(target, &args.read));
     }
-    let mut out = std::io::stdout().lock();
     if args.json {
-        serde_json::to_writer_pretty(&mut out, &findings).map_err(std::io::Error::from)?;
-        writeln!(out)?;
+        print_json(&findings)?;
     } else {
+        let mut out = stdout();
         for finding in &findings {
             write!(out, "{}", text(finding, std::io::stdout().is_terminal()))?;
         }

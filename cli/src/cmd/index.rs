@@ -8,15 +8,15 @@ use std::{
 
 use anyhow::{Context, Result};
 use clip_format::{digest::Digest, units::LayerIndex};
-use clip_indexer::{
-    DiffIds, ImageRef, IndexOptions, LayerEvent, Progress, Summary, Windows, index_image, progress::NoProgress, write_clip,
-};
+use clip_indexer::{DiffIds, ImageRef, IndexOptions, LayerEvent, Progress, Summary, Windows, index_image, progress::NoProgress};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::{
     args::{IndexArgs, WindowsArg},
-    exit::Outcome,
-    interrupt, profile_input,
+    exit::{Outcome, UsageError},
+    interrupt,
+    output::{Output, print_json},
+    profile_input,
     resolve::{client_config, login},
     values::size,
 };
@@ -25,7 +25,7 @@ use crate::{
 pub fn run(args: &IndexArgs) -> Result<Outcome> {
     let options = to_options(args)?;
     interrupt::watch()?;
-    check_output(args)?;
+    let output = output(args)?;
     let indexed = if args.quiet {
         index_image(&options, &NoProgress)
     } else if std::io::stderr().is_terminal() {
@@ -38,16 +38,14 @@ pub fn run(args: &IndexArgs) -> Result<Outcome> {
     };
     let indexed = indexed.with_context(|| format!("cannot index {}", args.image))?;
     {
-        let _whole = interrupt::hold();
-        write_clip(&args.output, &indexed.clip)?;
+        let _whole = output.is_file().then(interrupt::hold);
+        output.write(&indexed.clip)?;
     }
     if !args.quiet {
         writeln!(std::io::stderr(), "{}", summary_text(args, &indexed.summary))?;
     }
     if args.json {
-        let mut out = std::io::stdout().lock();
-        serde_json::to_writer_pretty(&mut out, &indexed.summary).map_err(std::io::Error::from)?;
-        writeln!(out)?;
+        print_json(&indexed.summary)?;
     }
     Ok(Outcome::Good)
 }
@@ -77,19 +75,20 @@ fn registry_of(args: &IndexArgs) -> Option<String> {
     }
 }
 
-/// An output that cannot be written is said before the image is read, not after.
-fn check_output(args: &IndexArgs) -> Result<()> {
-    let parent = args.output.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(std::path::Path::new("."));
-    anyhow::ensure!(!args.output.is_dir(), "{}: expected a file name, found a directory", args.output.display());
-    rustix::fs::access(parent, rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK)
-        .with_context(|| format!("output directory {}", parent.display()))
+/// Where the `.clip` goes, and that it can.
+fn output(args: &IndexArgs) -> Result<Output> {
+    let output = Output::find(&args.output)?;
+    if output == Output::Stdout && args.json {
+        return Err(UsageError("--json: standard output is for the .clip; give another --output".to_owned()).into());
+    }
+    Ok(output)
 }
 
 fn summary_text(args: &IndexArgs, summary: &Summary) -> String {
     let rate = summary.stream_bytes as f64 / summary.seconds.max(1e-9) / f64::from(1 << 20);
     format!(
         "{}: {} for {} files in {} layers ({} of tar, {} compressed), {:.1} s, {rate:.0} MiB/s",
-        args.output.display(),
+        if args.output.as_os_str() == "-" { "standard output".into() } else { args.output.to_string_lossy() },
         size(summary.clip_bytes),
         summary.files,
         summary.layers.len(),

@@ -22,6 +22,7 @@ use crate::{
     clip_input,
     display::{columns, escaped},
     exit::Outcome,
+    output::{print_json, stdout},
     profile_input,
     values::size,
 };
@@ -138,12 +139,10 @@ pub fn run(args: &InspectArgs) -> Result<Outcome> {
         return inspect_profile(args, bytes.len() as u64);
     }
     let inspection = inspect(&args.clip, &bytes)?;
-    let mut out = std::io::stdout().lock();
     if args.json {
-        serde_json::to_writer_pretty(&mut out, &inspection).map_err(std::io::Error::from)?;
-        writeln!(out)?;
+        print_json(&inspection)?;
     } else {
-        print(&inspection, &mut out)?;
+        print(&inspection, &mut stdout())?;
     }
     Ok(Outcome::Good)
 }
@@ -151,11 +150,10 @@ pub fn run(args: &InspectArgs) -> Result<Outcome> {
 fn inspect_profile(args: &InspectArgs, file_bytes: u64) -> Result<Outcome> {
     let profile = ProfileReport::new(&profile_input::read_profile(&args.clip)?);
     let inspection = ProfileInspection { file: args.clip.display().to_string(), file_bytes, profile };
-    let mut out = std::io::stdout().lock();
     if args.json {
-        serde_json::to_writer_pretty(&mut out, &inspection).map_err(std::io::Error::from)?;
-        writeln!(out)?;
+        print_json(&inspection)?;
     } else {
+        let mut out = stdout();
         writeln!(out, "File       {}, {}, access profile", inspection.file, size(file_bytes))?;
         inspection.profile.print(&mut out)?;
     }

@@ -13,6 +13,7 @@ use crate::{
     clip_input,
     display::{columns, escaped, mode, mtime, size_or_device},
     exit::{Outcome, report},
+    output::stdout,
 };
 
 /// Deepest directory that is listed. Source: PATH_MAX / 2, linux/limits.h: deeper paths cannot be named.
@@ -26,7 +27,7 @@ pub fn run(args: &LsArgs) -> Result<Outcome> {
     let clip = clip_input::parse_clip(&args.clip, &bytes)?;
     let index = clip_input::open_index(&args.clip, &clip)?;
     let style = Style::from_args(args);
-    let mut lister = Lister { index: &index, style, out: std::io::BufWriter::new(std::io::stdout().lock()), rows: Vec::new() };
+    let mut lister = Lister { index: &index, style, out: std::io::BufWriter::new(stdout()), rows: Vec::new() };
     let root = [std::ffi::OsString::from("/")];
     let paths = if args.paths.is_empty() { &root[..] } else { &args.paths };
     let mut outcome = Outcome::Good;

@@ -5,7 +5,7 @@ use clip_engine::{Engine, EngineError};
 
 use crate::{
     args::MountArgs,
-    exit::{Outcome, chain_text},
+    exit::{Outcome, advised_text},
     owner::{client, protocol::MountRequest, server::Owner},
     resolve::{self, MountPlan, Unknown},
 };
@@ -21,7 +21,7 @@ pub fn mount(plan: &MountPlan) -> Result<()> {
     let mounted = if plan.foreground { serve_here(plan) } else { client::hand_over(plan, false).map(drop) };
     mounted.map_err(|error| {
         let (clip, dir) = (plan.clip.display(), plan.mountpoint.display());
-        anyhow::anyhow!("cannot mount {clip} at {dir}: {} (clip doctor {clip} checks machine and registry)", chain_text(&error))
+        anyhow::anyhow!("cannot mount {clip} at {dir}: {}", advised_text(&error, &plan.clip))
     })
 }
 
@@ -33,7 +33,8 @@ fn serve_here(plan: &MountPlan) -> Result<()> {
         Ok(engine) => engine,
         Err(EngineError::CacheBusy { pid, .. }) => {
             tracing::info!("process {pid} owns {}: it serves this mount", plan.cache_dir.display());
-            return client::hand_over(plan, true)?.wait();
+            let foreground = client::Foreground::begin(plan.owner_wish.in_foreground().stop_timeout)?;
+            return foreground.wait(client::hand_over(plan, true)?);
         }
         Err(error) => return Err(error.into()),
     };

@@ -27,7 +27,10 @@ pub fn run(argv: &[OsString]) -> u8 {
             return if error.use_stderr() { USAGE } else { 0 };
         }
     };
-    crate::log::start((helper.verbose > 0).then_some("info"), "warn", crate::log::Times::Hidden);
+    if let Err(error) = crate::log::start((helper.verbose > 0).then_some("info"), "warn", crate::log::Times::Hidden) {
+        exit::report(&error.into());
+        return USAGE;
+    }
     if let Some(reason) = refusal(&helper) {
         exit::report(&anyhow::anyhow!(reason));
         return USAGE;

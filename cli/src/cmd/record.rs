@@ -25,7 +25,7 @@ use crate::{
     accounts::{self, Account},
     args::{MountArgs, RecordArgs},
     clip_input,
-    exit::Outcome,
+    exit::{Outcome, UsageError},
     owner::client,
     profile_input,
     resolve::{self, Unknown},
@@ -62,20 +62,20 @@ pub fn run(args: &RecordArgs) -> Result<Outcome> {
 /// Where the profile goes; that it can be written there is asked before the run, not after.
 fn output(args: &RecordArgs) -> Result<PathBuf> {
     let output = args.output.clone().unwrap_or_else(|| args.clip.with_extension("profile"));
-    let parent = output.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    ensure!(!output.is_dir(), "{}: expected a file name, found a directory", output.display());
-    rustix::fs::access(parent, rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK)
-        .with_context(|| format!("output directory {}", parent.display()))?;
+    if output.as_os_str() == "-" {
+        return Err(UsageError("--output -: standard output is that of CMD; give a file name".to_owned()).into());
+    }
+    crate::output::place(&output)?;
     Ok(output)
 }
 
 fn spec(args: &RecordArgs, config: &ImageConfig, image: &Path) -> Result<Spec> {
-    let account = account(args.user.as_deref().unwrap_or(&config.user), image)?;
+    let account = account(args.run_as.user.as_deref().unwrap_or(&config.user), image)?;
     Ok(Spec {
         image: image.to_owned(),
         command: command(&args.command, config, "clip record FILE.clip -- /bin/sh")?,
-        environment: environment(config, &account, &args.env, std::io::IsTerminal::is_terminal(&std::io::stdin()))?,
-        working_dir: working_dir(args.workdir.as_deref(), config),
+        environment: environment(config, &account, &args.run_as.env, std::io::IsTerminal::is_terminal(&std::io::stdin()))?,
+        working_dir: working_dir(args.run_as.workdir.as_deref(), config),
         uid: account.uid,
         gid: account.gid,
         additional_gids: account.additional_gids,

@@ -14,6 +14,7 @@ use crate::{
     args::{Net, RuntimeSpecArgs},
     clip_input::{self, CacheChoice},
     exit::Outcome,
+    output::{print_json, stdout},
 };
 
 /// /etc/passwd and /etc/group at most. Source: a directory service dump of 100,000 users is some 10 MB.
@@ -23,14 +24,12 @@ const PATH_DEFAULT: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/b
 
 /// The config.json, or the mount line, is on standard output.
 pub fn run(args: &RuntimeSpecArgs) -> Result<Outcome> {
-    let mut out = std::io::stdout().lock();
     if args.print_mount {
-        writeln!(out, "{}", mount_line(args)?)?;
+        writeln!(stdout(), "{}", mount_line(args)?)?;
         return Ok(Outcome::Good);
     }
     let spec = spec(args)?;
-    serde_json::to_writer_pretty(&mut out, &spec).map_err(std::io::Error::from)?;
-    writeln!(out)?;
+    print_json(&spec)?;
     match mount_line(args) {
         Ok(line) => writeln!(std::io::stderr(), "{line}")?,
         Err(error) => tracing::info!("no mount line: {error}"),
@@ -43,7 +42,7 @@ fn spec(args: &RuntimeSpecArgs) -> Result<Value> {
     let config = &opened.image.storage_info().config;
     let passwd = small_file(&opened, b"/etc/passwd", ACCOUNTS_BYTES_MAX)?.unwrap_or_default();
     let group = small_file(&opened, b"/etc/group", ACCOUNTS_BYTES_MAX)?.unwrap_or_default();
-    let account = accounts::find(args.user.as_deref().unwrap_or(&config.user), &passwd, &group)?;
+    let account = accounts::find(args.run_as.user.as_deref().unwrap_or(&config.user), &passwd, &group)?;
     to_spec(args, config, &account)
 }
 
@@ -59,8 +58,8 @@ fn to_spec(args: &RuntimeSpecArgs, config: &ImageConfig, account: &Account) -> R
             "terminal": args.terminal,
             "user": { "uid": account.uid, "gid": account.gid, "additionalGids": account.additional_gids },
             "args": command,
-            "env": environment(config, account, &args.env, args.terminal)?,
-            "cwd": working_dir(args.workdir.as_deref(), config),
+            "env": environment(config, account, &args.run_as.env, args.terminal)?,
+            "cwd": working_dir(args.run_as.workdir.as_deref(), config),
             "capabilities": { "bounding": capabilities, "effective": effective, "permitted": effective },
             "noNewPrivileges": false,
             "oomScoreAdj": 0,

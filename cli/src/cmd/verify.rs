@@ -21,6 +21,7 @@ use crate::{
     args::VerifyArgs,
     clip_input::{self, CacheChoice},
     exit::Outcome,
+    output::{print_json, stdout},
     pieces::{Piece, Pieces},
     values::size,
 };
@@ -61,7 +62,7 @@ pub fn run(args: &VerifyArgs) -> Result<Outcome> {
     let mut verified = check_file(&args.clip, &bytes).with_context(|| format!("{}: is damaged", args.clip.display()))?;
     if !args.json {
         let counts = &verified.counts;
-        let mut out = std::io::stdout().lock();
+        let mut out = stdout();
         writeln!(
             out,
             "{}: header, sections and index are sound: {} names, {} spans, {} windows",
@@ -74,9 +75,7 @@ pub fn run(args: &VerifyArgs) -> Result<Outcome> {
         verified.layers = Some(layers);
     }
     if args.json {
-        let mut out = std::io::stdout().lock();
-        serde_json::to_writer_pretty(&mut out, &verified).map_err(std::io::Error::from)?;
-        writeln!(out)?;
+        print_json(&verified)?;
     }
     Ok(if verified.good { Outcome::Good } else { Outcome::Bad })
 }
@@ -142,8 +141,12 @@ fn check_layers(args: &VerifyArgs) -> Result<Vec<LayerVerified>> {
 }
 
 fn print_layer(report: &LayerVerified) -> Result<()> {
-    let mut out = std::io::stdout().lock();
-    let state = if report.damaged_spans == 0 { "sound".to_owned() } else { format!("{} SPANS DAMAGED", report.damaged_spans) };
+    let mut out = stdout();
+    let state = match report.damaged_spans {
+        0 => "sound".to_owned(),
+        1 => "1 SPAN DAMAGED".to_owned(),
+        several => format!("{several} SPANS DAMAGED"),
+    };
     writeln!(out, "layer {} {}: {} spans, {}: {state}", report.layer, report.digest, report.spans, size(report.stream_bytes))?;
     for damage in &report.damage {
         writeln!(out, "  span {}: {}", damage.span, damage.reason)?;

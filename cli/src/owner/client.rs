@@ -1,9 +1,14 @@
 //! From a `clip mount` to the owner: find it, or become its starter, hand the mount over, hear how it went.
 
+mod foreground;
+
+pub use foreground::Foreground;
+
 use std::{
     ffi::OsStr,
     fs::{DirBuilder, File, OpenOptions},
     io::{BufReader, ErrorKind},
+    os::fd::AsFd,
     os::unix::{
         fs::{DirBuilderExt as _, OpenOptionsExt as _},
         net::UnixStream,
@@ -15,12 +20,20 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec},
+    io::Errno,
+};
+use serde::Serialize;
 
 use super::{
     SocketPath,
     protocol::{self, MountRequest, PROTOCOL, Reply, Request, Start, Started},
 };
-use crate::resolve::{Difference, MountPlan};
+use crate::{
+    resolve::{Difference, MountPlan},
+    values::typed_time,
+};
 
 /// How long an owner that leaves, or a command that reads through the cache, is waited for. Source: leaving takes milliseconds;
 /// this is what a person waits before wanting to know why.
@@ -28,6 +41,9 @@ const JOIN_MAX: Duration = Duration::from_secs(10);
 /// Between questions. Source: an owner takes 5-30 ms from its lock to its socket (strace of a start), so a mount that meets it there
 /// waits for one or two rounds.
 const RETRY_EVERY: Duration = Duration::from_millis(10);
+/// How long an owner may take to answer, or to start. Source: judgement: both take milliseconds; a new index of the largest images is
+/// expanded in seconds, on a slow and busy disk in some tens of them. Another request of the same owner makes neither wait.
+const ANSWER_MAX: Duration = Duration::from_secs(120);
 /// A log file over this is set aside as `.old` when an owner starts.
 const LOG_BYTES_MAX: u64 = 4 << 20;
 
@@ -108,22 +124,48 @@ fn connect(cache_dir: &Path) -> Result<Option<UnixStream>> {
 
 fn exchange(plan: &MountPlan, wait: bool) -> Result<Exchange> {
     let Some(mut stream) = connect(&plan.cache_dir)? else { return Ok(Exchange::Nobody) };
-    let mut from = BufReader::new(stream.try_clone()?);
     let request = Request::Mount(Box::new(MountRequest::from_plan(plan, wait)));
+    let mut from = BufReader::new(stream.try_clone()?);
     let gone = || Ok(Exchange::Leaving(String::new()));
-    if protocol::send(&mut stream, &request).is_err() {
-        return gone();
-    }
-    match protocol::receive(&mut from) {
+    let silent = |error: &anyhow::Error| is_timeout(error).then(|| silent_text(&plan.cache_dir, ANSWER_MAX));
+    match ask(&mut stream, &mut from, &request, ANSWER_MAX) {
         Ok(Some(Reply::Mounted { .. })) => Ok(Exchange::Taken(HandedOver { from, mountpoint: plan.mountpoint.clone() })),
         Ok(Some(Reply::Leaving { reason })) => Ok(Exchange::Leaving(reason)),
         Ok(Some(Reply::Refused { message })) => bail!("{message}"),
         Ok(Some(Reply::Differs { differences })) => bail!("{}", differences_text(&plan.cache_dir, &differences)),
         Ok(Some(other)) => bail!("the owner of {} answered {other:?}", plan.cache_dir.display()),
         Ok(None) => gone(),
-        Err(error) if error.is::<std::io::Error>() => gone(),
-        Err(error) => Err(error).context("the owner's answer"),
+        Err(error) => match silent(&error) {
+            Some(text) => bail!("{text}"),
+            None if error.is::<std::io::Error>() => gone(),
+            None => Err(error).context("the owner's answer"),
+        },
     }
+}
+
+/// The answer to `request`, which must be there within `within`; later ones may take any time. `None`: the owner has closed.
+fn ask(to: &mut UnixStream, from: &mut BufReader<UnixStream>, request: &impl Serialize, within: Duration) -> Result<Option<Reply>> {
+    to.set_write_timeout(Some(within))?;
+    to.set_read_timeout(Some(within))?;
+    protocol::send(to, request)?;
+    let reply = protocol::receive(from)?;
+    to.set_read_timeout(None)?;
+    Ok(reply)
+}
+
+fn is_timeout(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<std::io::Error>().is_some_and(|error| matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut))
+}
+
+/// What to do about an owner that hangs; a mount that it finishes later it takes away again, since nobody waits for it.
+fn silent_text(cache_dir: &Path, waited: Duration) -> String {
+    let pid = std::fs::read_to_string(cache_dir.join("owner.lock")).unwrap_or_default();
+    format!(
+        "the owner of {} (pid {}) has not answered for {}; see its log, or use another --cache-dir",
+        cache_dir.display(),
+        pid.trim(),
+        typed_time(waited)
+    )
 }
 
 fn differences_text(cache_dir: &Path, differences: &[Difference]) -> String {
@@ -161,7 +203,12 @@ fn start_owner(plan: &MountPlan) -> Result<Started> {
         settings: plan.owner_wish.in_background(&plan.cache_dir),
     };
     let told = child.stdin.take().map(|mut stdin| protocol::send(&mut stdin, &start));
-    let answer = child.stdout.take().map(|stdout| protocol::receive::<Started>(&mut BufReader::new(stdout)));
+    let pipe = child.stdout.take();
+    if pipe.as_ref().is_some_and(|pipe| !is_readable_within(pipe, ANSWER_MAX)) {
+        let _ = child.kill().and_then(|()| child.wait());
+        bail!("the background process was not ready after {} and is ended; see {}", typed_time(ANSWER_MAX), log_file.display());
+    }
+    let answer = pipe.map(|pipe| protocol::receive::<Started>(&mut BufReader::new(pipe)));
     if let (Some(Ok(())), Some(Ok(Some(started)))) = (told, answer) {
         if started != Started::Ready {
             let _ = child.wait();
@@ -170,6 +217,21 @@ fn start_owner(plan: &MountPlan) -> Result<Started> {
     }
     let status = child.wait().map_or_else(|error| error.to_string(), |status| status.to_string());
     bail!("the background process ended before it was ready ({status}); see {}", log_file.display())
+}
+
+/// False: for `within` nothing came, nor the end.
+fn is_readable_within(from: &impl AsFd, within: Duration) -> bool {
+    let by = Instant::now() + within;
+    loop {
+        let mut polled = [PollFd::new(from, PollFlags::IN)];
+        let left = Timespec::try_from(by.saturating_duration_since(Instant::now())).ok();
+        match rustix::event::poll(&mut polled, left.as_ref()) {
+            Ok(0) => return false,
+            Err(Errno::INTR) => {}
+            // What cannot be waited for is read, and says why.
+            Ok(_) | Err(_) => return true,
+        }
+    }
 }
 
 /// Whether the environment variable `name` holds a password.
@@ -188,6 +250,7 @@ fn open_log(path: &Path) -> Result<File> {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
 
     /// A mount with other engine options is told which, what is in force and what it asked for.
@@ -196,5 +259,18 @@ mod tests {
         let difference = Difference { option: "--shards".to_owned(), owner: "2".to_owned(), asked: "4".to_owned() };
         let text = differences_text(Path::new("/c"), &[difference]);
         assert!(text.contains("--shards is 2 there, 4 was asked for"), "{text}");
+    }
+
+    /// Claim: an owner that neither answers nor closes is waited for no longer than was said; so is one that never says how its start went.
+    #[test]
+    fn a_silent_owner_is_given_up() {
+        let (mut client, owner) = UnixStream::pair().unwrap();
+        let mut from = BufReader::new(client.try_clone().unwrap());
+        let error = ask(&mut client, &mut from, &"hello", Duration::from_millis(50)).unwrap_err();
+        assert!(is_timeout(&error), "{error:#}");
+        assert!(!is_readable_within(&client, Duration::from_millis(50)));
+        drop(owner);
+        assert!(is_readable_within(&client, ANSWER_MAX));
+        assert!(!is_timeout(&ask(&mut client, &mut from, &"hello", ANSWER_MAX).unwrap_err()));
     }
 }

@@ -1,9 +1,10 @@
 //! Counters of an owner, as `--stats` files and SIGUSR1 give them.
 
-use std::{io::Write as _, os::unix::fs::PermissionsExt as _, path::Path};
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use clip_engine::Stats;
+use clip_indexer::{Durability, OutputPlace};
 use serde::Serialize;
 
 /// One report.
@@ -66,15 +67,12 @@ impl Report {
     }
 }
 
-/// `path` holds `report` as JSON, whole: written beside it and renamed.
+/// `path` holds `report` as JSON, whole.
 pub fn write(path: &Path, report: &Report) -> Result<()> {
     let context = || format!("stats file {}", path.display());
-    let directory = path.parent().unwrap_or(Path::new("/"));
-    let mut file = tempfile::Builder::new().prefix(".clip-stats-").tempfile_in(directory).with_context(context)?;
-    serde_json::to_writer_pretty(&mut file, report).with_context(context)?;
-    file.write_all(b"\n").with_context(context)?;
-    file.as_file().set_permissions(std::fs::Permissions::from_mode(0o644)).with_context(context)?;
-    file.persist(path).with_context(context)?;
+    let mut text = serde_json::to_vec_pretty(report).with_context(context)?;
+    text.push(b'\n');
+    OutputPlace::find(path).and_then(|place| place.write(&text, Durability::Later)).with_context(context)?;
     Ok(())
 }
 
@@ -109,6 +107,8 @@ pub fn log(stats: &Stats) {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
 
     /// A stats file is whole JSON, readable by others, and leaves no temporary name behind.

@@ -1,5 +1,7 @@
 //! Inside the owner: the mounts it serves, the socket, the signals, and when it leaves.
 
+mod answer;
+
 use std::{
     collections::BTreeMap,
     io::BufReader,
@@ -17,6 +19,7 @@ use clip_engine::{Engine, registry::LoggedIn};
 use clip_fuse::Mounted;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 
+use self::answer::answer;
 use super::{
     SocketPath,
     background::{Background, TICK},
@@ -26,7 +29,7 @@ use super::{
 };
 use crate::{
     clip_input::{self, Recording},
-    exit::chain_text,
+    exit::{advised_text, chain_text},
 };
 
 /// How long an owner without any mount waits for its first request. Source: a starter connects within milliseconds; a machine
@@ -97,6 +100,15 @@ pub struct Owner {
     events: mpsc::Sender<Event>,
 }
 
+/// Counts a request as done, however its thread ends.
+struct RequestDone<'a>(&'a Owner);
+
+impl Drop for RequestDone<'_> {
+    fn drop(&mut self) {
+        self.0.request_done();
+    }
+}
+
 /// The receiving end of an owner's events; `serve` needs it.
 pub struct Events(mpsc::Receiver<Event>);
 
@@ -147,10 +159,8 @@ impl Owner {
             self.state().requests += 1;
             let owner = Arc::clone(&self);
             let spawned = std::thread::Builder::new().name("request".to_owned()).spawn(move || {
-                if let Err(error) = owner.handle(stream) {
-                    tracing::warn!("a request failed: {}", chain_text(&error));
-                }
-                owner.request_done();
+                let _done = RequestDone(&owner);
+                answer(stream, |stream| owner.handle(stream));
             });
             if let Err(error) = spawned {
                 tracing::error!("no thread for a request: {error}");
@@ -159,6 +169,7 @@ impl Owner {
         }
     }
 
+    /// The request that was counted by `accept` is done.
     fn request_done(&self) {
         let mut state = self.state();
         state.requests -= 1;
@@ -187,7 +198,7 @@ impl Owner {
         let taken = match self.mount(request) {
             Ok(taken) => taken,
             Err(error) => {
-                let message = chain_text(&error);
+                let message = advised_text(&error, &request.clip);
                 tracing::error!("{message}");
                 return protocol::send(to, &Reply::Refused { message });
             }

@@ -37,6 +37,35 @@ fn options_inside_o() {
     assert!(apply_ours(&mut args, "shards=0").is_err());
 }
 
+/// Claim: an option inside -o touches no other one that was typed, nor what it has by itself; why it cannot be used is said in one line.
+#[test]
+fn an_option_inside_o_is_one_option() {
+    let mut args = mount_args(&["--foreground", "--shards", "2", "--cache-dir", "/c", "--retries", "3", "--fill", "now"]);
+    assert_eq!(apply_ours(&mut args, "allow-other"), Ok(true));
+    assert_eq!(apply_ours(&mut args, "shards=4"), Ok(true));
+    assert!(args.foreground && args.allow_other && !args.no_profile && !args.read.client.plain_http);
+    assert_eq!((args.read.shards, args.read.client.deadlines.retries, args.fill), (Some(4), Some(3), Some(Fill::Now)));
+    assert_eq!(
+        (args.read.cache_dir.as_deref(), args.clip.to_str(), args.dir.to_str()),
+        (Some(Path::new("/c")), Some("a.clip"), Some("/mnt"))
+    );
+    assert!(option_list::command().get_arguments().all(|argument| argument.get_env().is_none()));
+    for (option, expected) in [
+        ("shards=0", "expected a number from 1 to 1024, found \"0\""),
+        ("cache-dir", "expected cache-dir=VALUE"),
+        ("fill=", "expected fill=VALUE"),
+        ("log-level=warning", "found \"warning\""),
+        ("fill=later", "invalid value 'later' for '--fill <WHEN>'; [possible values: none, after, now]"),
+        ("creds=u:p", "no place for a password"),
+    ] {
+        let found = apply_ours(&mut args, option).unwrap_err();
+        assert!(found.contains(expected) && !found.contains('\n'), "{option}: {found}");
+    }
+    for unknown in ["", "frobnicate=1", "x-systemd.automount", "f", "-f", "=x", "clip=/x", "DIR"] {
+        assert_eq!(apply_ours(&mut args, unknown), Ok(false), "{unknown}");
+    }
+}
+
 /// Every long option of `clip mount` can be given inside -o.
 #[test]
 fn every_long_option_is_one_inside_o() {

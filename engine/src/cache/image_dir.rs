@@ -54,15 +54,18 @@ pub(crate) struct ExpandedImage {
     pub(crate) damage: Damage,
 }
 
-/// The header of the `.clip` at `path`.
+/// The header of the `.clip` at `path`, which is as long as it says: what is expanded already needs none of the sections, and a file cut
+/// off would be one on this node and none on the next.
 ///
 /// # Errors
 /// `Io`, `Format`.
 pub(crate) fn read_header(path: &Path) -> Result<Header, EngineError> {
     let mut bytes = Vec::with_capacity(HEADER_LEN);
     let file = open_regular(path).map_err(|error| EngineError::io("open", path, error))?;
+    let found = file.metadata().map_err(|error| EngineError::io("look at", path, error))?.len();
     file.take(HEADER_LEN as u64).read_to_end(&mut bytes).map_err(|error| EngineError::io("read", path, error))?;
-    Header::from_bytes(&bytes).map_err(|source| format_error(path, source))
+    let header = Header::from_bytes(&bytes);
+    header.and_then(|header| header.check_file_len(found).map(|()| header)).map_err(|source| format_error(path, source))
 }
 
 /// Opens the expanded form of the `.clip` at `path`, making it first where there is none that fits; what `large` gives is held meanwhile

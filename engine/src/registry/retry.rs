@@ -184,7 +184,7 @@ impl Tries {
             return Err(self.given_up(error));
         }
         if !went_well {
-            tracing::debug!(%error, tried = self.failed, wait_ms = wait.as_millis(), "trying again");
+            tracing::info!(%error, tried = self.failed, wait_ms = wait.as_millis(), "trying again");
         }
         Ok(wait)
     }

@@ -40,14 +40,26 @@ impl Archive {
         let io = |error| EngineError::io("read the archive", path, error);
         let file = open_regular(path).map_err(|error| EngineError::io("open", path, error))?;
         refuse_compressed(&file, path)?;
+        let len = file.metadata().map_err(io)?.len();
+        let cut = |expected: String| IndexError::Image {
+            what: path.display().to_string(),
+            expected,
+            found: format!("one that ends early, at byte {len}"),
+        };
+        // A tar is made of blocks.
+        let in_header = |error| if len % 512 == 0 { io(error).into() } else { cut("a whole tar".to_owned()) };
         let mut archive = tar::Archive::new(file);
         let mut members = HashMap::new();
         for entry in archive.entries_with_seek().map_err(io)? {
-            let entry = entry.map_err(io)?;
+            let entry = entry.map_err(in_header)?;
             let name = normal(&String::from_utf8_lossy(&entry.path_bytes()));
             let kind = entry.header().entry_type();
             let target = entry.link_name_bytes().map(|target| String::from_utf8_lossy(&target).into_owned()).unwrap_or_default();
             let member = if kind.is_file() || kind.is_contiguous() {
+                let end = entry.raw_file_position().saturating_add(entry.size());
+                if end > len {
+                    return Err(cut(format!("a tar whose member {name} ends at byte {end}")));
+                }
                 Member::File(entry.raw_file_position(), entry.size())
             } else if kind.is_symlink() {
                 let parent = name.rsplit_once('/').map_or("", |(parent, _)| parent);

@@ -102,6 +102,11 @@ impl ConfigFile {
                 warnings
                     .push(format!("config {digest} says {in_config}, the index that lists the image says {named}; recorded as {named}"));
             }
+            if wanted.explicit && platform::rank(&wanted.platform, named).is_some_and(|rank| rank > 0) {
+                let (named, expected) = (platform::to_text(named), platform::to_text(&wanted.platform));
+                warnings
+                    .push(format!("--platform asks for {expected}, which the image is not there for; {named}, which runs there, is taken"));
+            }
             return named.clone();
         }
         if let Some(in_config) = in_config

@@ -143,8 +143,62 @@ pub(super) struct Chosen {
 /// # Errors
 /// `Image`, listing the platforms that there are.
 pub(super) fn choose(store: &dyn ImageStore, document: Document, wanted: &Wanted) -> Result<Chosen, IndexError> {
-    let mut document = document;
-    let mut platform = None;
+    descend(store, document, None, wanted)
+}
+
+/// The one of `candidates`, several images under one name or without any, that is for the wanted platform.
+///
+/// # Errors
+/// `Image`, listing the platforms that there are, or the images of which each would do.
+pub(super) fn choose_alone(store: &dyn ImageStore, candidates: &[&Descriptor], what: &str, wanted: &Wanted) -> Result<Chosen, IndexError> {
+    let mut suited: Vec<(usize, &Descriptor)> = Vec::new();
+    let mut others = Vec::new();
+    for (place, descriptor) in candidates.iter().enumerate() {
+        if candidates[..place].iter().any(|before| before.digest == descriptor.digest) {
+            continue;
+        }
+        let found = platform_of(store, descriptor, wanted)?;
+        match found.as_ref().map(|found| platform::rank(&wanted.platform, found)) {
+            Some(Some(rank)) => suited.push((rank, descriptor)),
+            _ => others.extend(found.as_ref().map(platform::to_text)),
+        }
+    }
+    let best = suited.iter().map(|(rank, _)| *rank).min();
+    let best: Vec<&Descriptor> = suited.iter().filter(|(rank, _)| Some(*rank) == best).map(|(_, descriptor)| *descriptor).collect();
+    match best[..] {
+        [one] => descend(store, store.document(one)?, one.platform.clone(), wanted),
+        [] => Err(no_platform(what.to_owned(), others, wanted)),
+        _ => {
+            let name = |one: &&Descriptor| format!("{} ({})", one.digest, one.ref_name.as_deref().unwrap_or("no name"));
+            let wanted = platform::to_text(&wanted.platform);
+            Err(IndexError::Image {
+                what: what.to_owned(),
+                expected: format!("one image for {wanted} (give its digest, sha256:..., for the TAG, or choose another with --platform)"),
+                found: format!("{}: {}", best.len(), best.iter().map(name).collect::<Vec<_>>().join(", ")),
+            })
+        }
+    }
+}
+
+/// What the image of `descriptor` is for, as far as that is said: of an index the image that would be chosen. `None`: of no image at all.
+fn platform_of(store: &dyn ImageStore, descriptor: &Descriptor, wanted: &Wanted) -> Result<Option<Platform>, IndexError> {
+    if descriptor.platform.is_some() {
+        return Ok(descriptor.platform.clone());
+    }
+    let chosen = match descend(store, store.document(descriptor)?, None, wanted) {
+        Err(IndexError::Image { .. } | IndexError::Unsupported { .. }) => return Ok(None),
+        chosen => chosen?,
+    };
+    match chosen.platform {
+        Some(platform) => Ok(Some(platform)),
+        None => {
+            let config = &chosen.manifest.config;
+            Ok(Some(super::config::ConfigFile::parse(&store.config(config)?, &config.digest)?.platform))
+        }
+    }
+}
+
+fn descend(store: &dyn ImageStore, mut document: Document, mut platform: Option<Platform>, wanted: &Wanted) -> Result<Chosen, IndexError> {
     for _ in 0..INDEX_DEPTH_MAX {
         let digest = document.digest;
         let manifests = match parse(&document)? {
@@ -185,12 +239,16 @@ fn choose_in_index(
         }
         found.push(platform::to_text(&config.platform));
     }
+    Err(no_platform(format!("index {index}"), found, wanted))
+}
+
+fn no_platform(what: String, mut found: Vec<String>, wanted: &Wanted) -> IndexError {
     found.retain(|platform| !platform.starts_with("unknown/"));
     found.sort();
     found.dedup();
-    Err(IndexError::Image {
-        what: format!("index {index}"),
+    IndexError::Image {
+        what,
         expected: format!("a manifest for {} (choose another with --platform)", platform::to_text(&wanted.platform)),
         found: if found.is_empty() { "no platform at all".to_owned() } else { format!("only {}", found.join(", ")) },
-    })
+    }
 }

@@ -151,8 +151,11 @@ pub(super) fn resolve<F: LayoutFiles>(
     let named = named(&manifests, reference, path)?;
     match named.as_slice() {
         [one] => super::resolve_document(&store, store.document(one)?, wanted, source),
-        // Several of one name, or several without a name: platforms of one image.
-        _ => super::resolve_document(&store, index, wanted, source),
+        // Several of one name, or several without a name: platforms of one image, or images whose name went to another.
+        several => {
+            let what = format!("{}, index.json", path.display());
+            super::from_manifest(&store, &manifest::choose_alone(&store, several, &what, wanted)?, wanted, source)
+        }
     }
 }
 

@@ -123,3 +123,80 @@ fn configs_may_be_sparse() {
     assert!(config.diff_ids.is_empty() && config.image.env.is_empty());
     assert!(config::ConfigFile::parse(b"{", &sha256(b"")).is_err());
 }
+
+/// A layout in memory: documents and configs by digest.
+#[derive(Default)]
+struct Shelf(std::collections::BTreeMap<String, Bytes>);
+
+impl Shelf {
+    fn put(&mut self, json: serde_json::Value) -> Descriptor {
+        let bytes = Bytes::from(json.to_string());
+        let (digest, size) = (sha256(&bytes), bytes.len() as u64);
+        self.0.insert(digest.to_string(), bytes);
+        Descriptor { digest, size, media_type: String::new(), platform: None, ref_name: None, urls: Vec::new() }
+    }
+
+    /// An image for `architecture` that differs from others by `number`.
+    fn image(&mut self, architecture: &str, number: u32) -> Descriptor {
+        let config = self.put(serde_json::json!({ "architecture": architecture, "os": "linux", "author": number.to_string() }));
+        self.put(
+            serde_json::json!({ "schemaVersion": 2, "config": { "digest": config.digest.to_string(), "size": config.size }, "layers": [] }),
+        )
+    }
+}
+
+impl ImageStore for Shelf {
+    fn document(&self, descriptor: &Descriptor) -> Result<Document, IndexError> {
+        let bytes = self.0[&descriptor.digest.to_string()].clone();
+        Ok(Document { digest: descriptor.digest, media_type: String::new(), bytes })
+    }
+
+    fn config(&self, descriptor: &Descriptor) -> Result<Bytes, IndexError> {
+        Ok(self.0[&descriptor.digest.to_string()].clone())
+    }
+
+    fn layer(&self, _: &Descriptor, _: &Elsewhere) -> Result<BlobSource, IndexError> {
+        unreachable!("no layer is asked for")
+    }
+}
+
+/// Claim: of several entries under one name the one for the platform is taken, by its descriptor, its config or the index that it is; where
+/// several would do, none is, and all are listed.
+#[test]
+fn one_name_is_one_image_a_platform() {
+    let mut shelf = Shelf::default();
+    let (arm, amd, other) = (shelf.image("arm64", 1), shelf.image("amd64", 2), shelf.image("amd64", 3));
+    let described = Descriptor { platform: Some(platform("linux/arm64")), ..shelf.image("amd64", 4) };
+    let index = shelf.put(serde_json::json!({ "schemaVersion": 2, "manifests": [{ "digest": arm.digest.to_string(), "size": arm.size,
+        "platform": { "os": "linux", "architecture": "arm64" } }] }));
+    let wanted = |text: &str| Wanted::new(Some(platform(text)));
+    let choose = |candidates: &[&Descriptor], text: &str| manifest::choose_alone(&shelf, candidates, "index.json", &wanted(text));
+    for (candidates, text, expected) in [
+        (&[&arm, &amd][..], "linux/arm64", &arm),
+        (&[&arm, &amd], "linux/amd64", &amd),
+        (&[&amd, &described], "linux/arm64", &described),
+        (&[&amd, &index], "linux/arm64", &arm),
+        (&[&amd, &index, &amd], "linux/amd64", &amd),
+    ] {
+        assert_eq!(choose(candidates, text).unwrap().digest, expected.digest, "{text}");
+    }
+    let error = choose(&[&arm, &amd, &other], "linux/amd64").err().unwrap().to_string();
+    assert!(error.contains("found 2: ") && error.contains(&other.digest.to_string()) && error.contains("sha256:..."), "{error}");
+    assert!(!error.contains(&arm.digest.to_string()), "{error}");
+    let error = choose(&[&amd, &index], "linux/s390x").err().unwrap().to_string();
+    assert!(error.contains("only linux/amd64"), "{error}");
+}
+
+/// Claim: an image that is not the asked variant's own is taken with a warning, the asked one and this machine's choice without.
+#[test]
+fn another_variant_is_a_warning() {
+    let config = config::ConfigFile::parse(br#"{"architecture":"arm64"}"#, &sha256(b"")).unwrap();
+    let warnings = |text: Option<&str>, named: &str| {
+        let mut warnings = Vec::new();
+        config.platform_as(Some(&platform(named)), &Wanted::new(text.map(platform)), &mut warnings);
+        warnings
+    };
+    let found = warnings(Some("linux/arm64/v7"), "linux/arm64/v8");
+    assert!(found.len() == 1 && found[0].contains("asks for linux/arm64/v7") && found[0].contains("linux/arm64/v8"), "{found:?}");
+    assert_eq!(warnings(Some("linux/arm64"), "linux/arm64/v8"), [""; 0]);
+}

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use clip_format::units::LayerIndex;
+use clip_format::{limits::NAME_BYTES_MAX, units::LayerIndex};
 
 use super::{
     Attributes, INODES_MAX, Node, NodeId, NodeKind, ROOT, Tree, Xattrs,
@@ -72,6 +72,9 @@ impl Tree {
             _ => return Ok(()),
         }
         let Some((name, parents)) = parts.split_last() else { return self.add_root(entry) };
+        if let Some(long) = parts.iter().map(|part| part.len()).find(|len| *len > NAME_BYTES_MAX) {
+            return Err(MergeError::new(&entry, format!("names of at most {NAME_BYTES_MAX} bytes"), format!("one of {long}")));
+        }
         let dir = self.ensure_dir(parents).map_err(|error| path_error(&entry, error))?;
         match entry.kind {
             EntryKind::HardLink(_) => self.add_link(entry, dir, name, pending),

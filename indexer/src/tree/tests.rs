@@ -227,3 +227,14 @@ fn removed_inodes_are_not_written() {
     let specs = merge(vec![vec![dir("d"), file("d/a", 1), file("b", 1)], vec![file(".wh.d", 0), file("b", 2)]]).unwrap();
     assert_eq!(specs.len(), 2);
 }
+
+/// Claim: a name that no directory can hold is refused where it stands; one as long as may be is taken.
+#[test]
+fn a_name_over_255_bytes_is_refused() {
+    let longest = "n".repeat(255);
+    assert_eq!(listing(vec![vec![file(&longest, 1)]]), [format!("/{longest} 1")]);
+    for path in [format!("{longest}n"), format!("{longest}n/a")] {
+        let error = merge(vec![vec![file(&path, 1)]]).unwrap_err();
+        assert!(error.contains("at most 255 bytes, one of 256"), "{error}");
+    }
+}
