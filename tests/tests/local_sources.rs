@@ -134,9 +134,9 @@ fn a_wrong_diff_id_is_refused_unless_the_check_is_left_out() {
 #[test]
 fn an_entry_of_another_name_is_never_taken() {
     let clip = Clip::new();
-    let layout = Layout::create(&clip.path("layout")).unwrap();
+    let layout = Layout::scratch().unwrap();
     let image = |tag: &str, name: &str| {
-        let layer = layout.layer(&TarWriter::stream(&[Member::file(name, b"x")], Headers::Gnu), &Compression::Plain).unwrap();
+        let layer = layout.gzip(&[Member::file(name, b"x")]).unwrap();
         layout.image(tag, &[layer], serde_json::json!({})).unwrap()
     };
     let (first, second, third) = (image("other", "first"), image("latest", "second"), image("latest", "third"));
