@@ -132,7 +132,7 @@ async fn shake_hands(
     origin: &Origin,
     failed: &impl Fn(String) -> EngineError,
 ) -> Result<io::Result<TlsStream<Stream>>, Failure> {
-    let connector = tls.connector().map_err(|reason| failed(reason.to_owned()))?;
+    let connector = tls.connector(origin.bare_host()).map_err(|reason| failed(reason.to_owned()))?;
     let name = ServerName::try_from(origin.bare_host().to_owned()).map_err(|error| failed(error.to_string()))?;
     Ok(connector.connect(name, stream).await)
 }

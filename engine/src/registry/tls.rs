@@ -9,7 +9,7 @@ use std::{
 use rustls::{
     DigitallySignedStruct, RootCertStore, SignatureScheme,
     client::{
-        ResolvesClientCert, WebPkiServerVerifier,
+        ResolvesClientCert,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     },
     crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature},
@@ -27,29 +27,35 @@ pub(super) struct KeyPair {
     pub key: Option<PathBuf>,
 }
 
-/// What one host wants besides the default.
+/// What one host wants besides the default. Those whom it names, for tokens and blobs, are asked in the course of it too.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct TlsSettings {
-    /// More roots, PEM.
+    /// Without brackets.
+    pub host: String,
+    /// More roots, PEM: of those whom it names, too.
     pub ca: Vec<PathBuf>,
+    /// For the host alone.
     pub client: Vec<KeyPair>,
-    /// The host whose certificate is not verified; that of others, whom it may name, is.
-    pub unverified: Option<String>,
+    /// The host's certificate is not verified; that of others is.
+    pub skip_verify: bool,
 }
 
 /// TLS roots and client certificates: the extra ones at once, the system's at the first TLS connection.
 pub(super) struct Tls {
     extra: Vec<CertificateDer<'static>>,
+    /// Whom `client` and `skip_verify` are for; empty without settings.
+    host: String,
     client: Vec<Arc<CertifiedKey>>,
-    unverified: Option<String>,
-    connector: OnceLock<Result<TlsConnector, String>>,
+    skip_verify: bool,
+    to_host: OnceLock<Result<TlsConnector, String>>,
+    to_others: OnceLock<Result<TlsConnector, String>>,
 }
 
 impl Tls {
     /// With the roots of `ca_file` (PEM) beside the system's.
     pub fn new(ca_file: Option<&Path>) -> Result<Self, EngineError> {
         let extra = ca_file.map_or_else(|| Ok(Vec::new()), read_roots)?;
-        Ok(Self { extra, client: Vec::new(), unverified: None, connector: OnceLock::new() })
+        Ok(Self::of(extra, String::new(), Vec::new(), false))
     }
 
     /// The same roots, and what `settings` add.
@@ -62,20 +68,29 @@ impl Tls {
             extra.extend(read_roots(path)?);
         }
         let client = settings.client.iter().map(read_key_pair).collect::<Result<_, _>>()?;
-        Ok(Self { extra, client, unverified: settings.unverified.clone(), connector: OnceLock::new() })
+        Ok(Self::of(extra, settings.host.clone(), client, settings.skip_verify))
     }
 
-    /// What opens TLS connections, or why there can be none.
-    pub fn connector(&self) -> Result<&TlsConnector, &str> {
-        self.connector.get_or_init(|| self.build()).as_ref().map_err(String::as_str)
+    fn of(extra: Vec<CertificateDer<'static>>, host: String, client: Vec<Arc<CertifiedKey>>, skip_verify: bool) -> Self {
+        Self { extra, host, client, skip_verify, to_host: OnceLock::new(), to_others: OnceLock::new() }
     }
 
-    fn build(&self) -> Result<TlsConnector, String> {
+    /// What opens TLS connections to `host` (without brackets), or why there can be none.
+    pub fn connector(&self, host: &str) -> Result<&TlsConnector, &str> {
+        let is_own = (!self.client.is_empty() || self.skip_verify) && host.eq_ignore_ascii_case(&self.host);
+        let connector = if is_own { &self.to_host } else { &self.to_others };
+        connector.get_or_init(|| self.build(is_own)).as_ref().map_err(String::as_str)
+    }
+
+    /// With the client certificates and without verification, where the host wants that, for it alone: whoever it sends us to could ask
+    /// for a certificate, and take what was meant for another.
+    fn build(&self, is_own: bool) -> Result<TlsConnector, String> {
         let native = rustls_native_certs::load_native_certs();
         let mut roots = RootCertStore::empty();
         roots.add_parsable_certificates(native.certs);
         roots.add_parsable_certificates(self.extra.iter().cloned());
-        if roots.is_empty() && self.unverified.is_none() {
+        let is_lenient = is_own && self.skip_verify;
+        if roots.is_empty() && !is_lenient {
             let why = native.errors.first().map_or_else(String::new, |error| format!(" ({error})"));
             return Err(format!(
                 "no trusted root certificates were found{why}; install ca-certificates, or set SSL_CERT_FILE or a CA file"
@@ -84,18 +99,15 @@ impl Tls {
         let provider = Arc::new(ring::default_provider());
         let builder = rustls::ClientConfig::builder_with_provider(provider.clone());
         let builder = builder.with_safe_default_protocol_versions().map_err(|error| error.to_string())?;
-        let builder = match &self.unverified {
-            None => builder.with_root_certificates(roots),
-            Some(host) => {
-                let others = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone()).build().ok();
-                let verifier = Lenient { host: host.clone(), others, provider };
-                builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier))
-            }
-        };
-        let mut config = if self.client.is_empty() {
-            builder.with_no_client_auth()
+        let builder = if is_lenient {
+            builder.dangerous().with_custom_certificate_verifier(Arc::new(Lenient { provider }))
         } else {
+            builder.with_root_certificates(roots)
+        };
+        let mut config = if is_own && !self.client.is_empty() {
             builder.with_client_cert_resolver(Arc::new(ClientCertificates(self.client.clone())))
+        } else {
+            builder.with_no_client_auth()
         };
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         Ok(TlsConnector::from(Arc::new(config)))
@@ -142,31 +154,22 @@ fn read_key_pair(pair: &KeyPair) -> Result<Arc<CertifiedKey>, EngineError> {
     })
 }
 
-/// Takes any certificate of one host, and holds every other host's against the roots.
+/// Takes any certificate.
 #[derive(Debug)]
 struct Lenient {
-    host: String,
-    /// `None` without any root.
-    others: Option<Arc<WebPkiServerVerifier>>,
     provider: Arc<CryptoProvider>,
 }
 
 impl ServerCertVerifier for Lenient {
     fn verify_server_cert(
         &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        server_name: &ServerName<'_>,
-        ocsp_response: &[u8],
-        now: UnixTime,
+        _end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        _now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        if server_name.to_str().eq_ignore_ascii_case(&self.host) {
-            return Ok(ServerCertVerified::assertion());
-        }
-        match &self.others {
-            Some(others) => others.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now),
-            None => Err(rustls::CertificateError::UnknownIssuer.into()),
-        }
+        Ok(ServerCertVerified::assertion())
     }
 
     fn verify_tls12_signature(
@@ -277,6 +280,21 @@ MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgshBE8qbCDx9wg8np
 S0WGMWvYbi6sWbTeYsOFB+Q9ihlTLZyySLRJfydVVbzoianPRwD80neh
 -----END PRIVATE KEY-----
 ";
+
+    /// Claim: a host's client certificates are shown to that host, by whatever case its name is written in, and to none that it names; whom
+    /// it names is trusted by the same roots.
+    #[test]
+    fn client_certificates_are_for_their_own_host() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("c"), [CERTIFICATE, KEY].concat()).unwrap();
+        let path = dir.path().join("c");
+        let client = vec![KeyPair { certificate: path.clone(), key: None }];
+        let settings = TlsSettings { host: "mirror.example".to_owned(), ca: vec![path], client, skip_verify: false };
+        let tls = Tls::new(None).unwrap().with(&settings).unwrap();
+        let shows = |host: &str| tls.connector(host).unwrap().config().client_auth_cert_resolver.has_certs();
+        assert!(shows("mirror.example") && shows("Mirror.Example"));
+        assert!(!shows("storage.example") && !shows("mirror.example.evil.example") && !shows(""));
+    }
 
     /// Claim: the issuer is the DER name as the certificate holds it; cut certificates have none and never panic.
     #[test]

@@ -204,9 +204,8 @@ impl HostsDirectory {
         if !has_tls && table.proxy.is_none() && plain.as_deref().is_none_or(is_loopback) {
             return Ok(self.common_route());
         }
-        let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
-        let unverified = table.skip_verify.then(|| bare.to_owned());
-        let settings = TlsSettings { ca: table.ca.clone(), client: table.client.clone(), unverified };
+        let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host).to_owned();
+        let settings = TlsSettings { host: bare, ca: table.ca.clone(), client: table.client.clone(), skip_verify: table.skip_verify };
         let via = match &table.proxy {
             Some(proxy) => Via::Always(Arc::new(proxy.clone())),
             None => Via::Environment(Arc::clone(&self.proxies)),
