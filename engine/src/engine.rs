@@ -269,3 +269,26 @@ fn local_sources(info: &StorageInfo, blobs: &[BlobSource]) -> Result<Vec<BlobSou
         None => Ok(blobs.to_vec()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    /// Claim: who opens an image keeps those waiting who want the same one, and nobody else; what was opened and let go leaves nothing.
+    #[test]
+    fn opening_one_image_does_not_wait_for_another() {
+        let dir = tempfile::tempdir().unwrap();
+        let engine = Engine::start(EngineConfig::new(dir.path().join("cache"))).unwrap();
+        let opening = engine.opening([1; 32]);
+        let held = opening.lock().unwrap();
+        assert!(engine.opening([1; 32]).try_lock().is_err());
+        assert!(engine.opening([2; 32]).try_lock().is_ok() && engine.opened(&[1; 32], &ImageOptions::default()).is_none());
+        drop(held);
+        assert!(engine.opening([1; 32]).try_lock().is_ok());
+        drop(opening);
+        drop(engine.opening([3; 32]));
+        assert_eq!(engine.images().keys().copied().collect::<Vec<_>>(), [[3; 32]]);
+    }
+}

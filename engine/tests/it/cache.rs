@@ -1,17 +1,12 @@
 use std::{
     os::unix::fs::{FileExt, PermissionsExt},
-    process::Command,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
+    sync::atomic::{AtomicBool, Ordering},
 };
 
 use clip_engine::{DiskIo, Engine, EngineError};
-use clip_format::{header::HEADER_LEN, units::LayerIndex, windows::WindowsWriter};
+use clip_format::units::LayerIndex;
 
-use crate::sample::{BASE, Node, clip_bytes, each_disk_io, read, wait_present};
+use crate::sample::{BASE, Node, each_disk_io, read, wait_present};
 
 /// Claim: what was read is served after a restart without a fetch, and nothing in the cache is anybody else's to read.
 #[test]
@@ -249,33 +244,6 @@ fn a_damaged_expanded_image_is_made_again() {
     }
     let engine = node.start();
     assert!(read(&node.open(&engine), BASE, 0, 1000).unwrap() == node.layers[0].stream[..1000]);
-}
-
-/// Claim: an image whose `.clip` takes long to come keeps those waiting who want the same one, who then share it, and nobody else.
-#[test]
-fn opening_one_image_does_not_wait_for_another() {
-    let (slow, quick) = (Node::ordinary(DiskIo::Auto), Node::ordinary(DiskIo::Auto));
-    let clip = clip_bytes(&slow.layers[2..], WindowsWriter::default(), "slow");
-    let pipe = slow.dir.path().join("pipe.clip");
-    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
-    let engine = slow.start();
-    let mut options = slow.options();
-    options.local_blobs = options.local_blobs.map(|blobs| blobs[2..].to_vec());
-    std::thread::scope(|scope| {
-        let opened = scope.spawn(|| engine.open_image(&pipe, &options).unwrap());
-        // The header, and then nothing yet: the image is being opened.
-        std::fs::write(&pipe, &clip[..HEADER_LEN]).unwrap();
-        std::thread::sleep(Duration::from_millis(200));
-        let (sender, receiver) = std::sync::mpsc::channel();
-        let (engine, quick) = (&engine, &quick);
-        scope.spawn(move || drop(sender.send(quick.open(engine))));
-        let other = receiver.recv_timeout(Duration::from_secs(20));
-        std::fs::write(&pipe, &clip).unwrap();
-        let first = opened.join().unwrap();
-        assert!(read(&other.unwrap(), BASE, 0, 1000).unwrap() == quick.layers[0].stream[..1000]);
-        std::fs::write(slow.clip(), &clip).unwrap();
-        assert!(Arc::ptr_eq(&first, &engine.open_image(&slow.clip(), &options).unwrap()));
-    });
 }
 
 /// Claim: a truncated or damaged `.clip` is an error that names it, and leaves nothing in the cache.
