@@ -1,6 +1,6 @@
 //! Access profiles given on the command line, in a file of their own or within a `.clip`.
 
-use std::{fs::File, io::Read as _, path::Path};
+use std::{io::Read as _, path::Path};
 
 use anyhow::{Context, Result};
 use clip_format::{
@@ -9,13 +9,13 @@ use clip_format::{
     profile::{Fit, MAGIC, Profile},
 };
 
-use crate::clip_input::read_section;
+use crate::{clip_input::read_section, regular_file::open_regular};
 
 /// The profile in the file at `path`.
 pub fn read_profile(path: &Path) -> Result<Profile> {
     let context = || format!("profile {}", path.display());
     let mut bytes = Vec::new();
-    File::open(path).with_context(context)?.take(PROFILE_BYTES_MAX + 1).read_to_end(&mut bytes).with_context(context)?;
+    open_regular(path).with_context(context)?.take(PROFILE_BYTES_MAX + 1).read_to_end(&mut bytes).with_context(context)?;
     Profile::from_bytes(&bytes).with_context(context)
 }
 
