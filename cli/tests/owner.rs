@@ -361,3 +361,47 @@ fn strangers_are_not_asked() {
     assert!(sees.recv_timeout(Duration::from_millis(200)).is_err());
     assert!(!cache.join("owner.log").exists());
 }
+
+/// Claim: mounts that are waited for take no places of requests: with more of them than requests are handled at once, others are answered,
+/// and each that waits is told of its end.
+#[test]
+fn waiting_mounts_do_not_end_the_service() {
+    const WAITING: usize = 258;
+    if !can_mount() {
+        return;
+    }
+    let place = Place::new();
+    // Each mount takes a few descriptors of the owner, which has the limits of who starts it.
+    let before = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    if before.maximum.is_some_and(|most| most < 8192) {
+        eprintln!("skipped: needs 8192 descriptors");
+        return;
+    }
+    let raised = rustix::process::Rlimit { current: Some(8192), maximum: before.maximum };
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, raised).unwrap();
+    ok(place.path(), &["mount", "a.clip", "m1"]);
+    let ask = |number: usize| {
+        let dir = format!("w{number}");
+        std::fs::create_dir(place.path().join(&dir)).unwrap();
+        let mut request = request(&place, &dir);
+        request["wait"] = true.into();
+        let mut socket = UnixStream::connect(place.path().join("cache/owner.sock")).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        socket.write_all(format!("{request}\n").as_bytes()).unwrap();
+        let mut from = BufReader::new(socket);
+        let mut answer = String::new();
+        from.read_line(&mut answer).unwrap();
+        assert!(answer.contains("mounted"), "{number}: {answer}");
+        (from, dir)
+    };
+    let waiting: Vec<_> = (0..WAITING).map(ask).collect();
+    ok(place.path(), &["mount", "a.clip", "m2"]);
+    let dirs: Vec<&str> = waiting.iter().map(|(_, dir)| dir.as_str()).collect();
+    ok(place.path(), &[&["umount", "m1", "m2"], &dirs[..]].concat());
+    for (mut from, dir) in waiting {
+        let mut ended = String::new();
+        from.read_to_string(&mut ended).unwrap();
+        assert!(ended.contains("ended"), "{dir}: {ended}");
+    }
+    eventually("the owner leaves", || socket_is_gone(&place));
+}
