@@ -62,3 +62,25 @@ impl Owner {
         spawned.map(drop).context("a thread for a waiting mount")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use clip_engine::{Engine, EngineConfig};
+
+    use super::{
+        super::super::{protocol::Reply, settings::OwnerWish},
+        Owner,
+    };
+
+    /// Claim: where as many wait as may, one more is refused, with what to do.
+    #[test]
+    fn one_too_many_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let engine = Engine::start(EngineConfig::new(dir.path().join("cache"))).unwrap();
+        let (owner, _events) = Owner::new(engine, OwnerWish::default().in_foreground());
+        assert_eq!(owner.waits_too_many(1), None);
+        let Some(Reply::Refused { message }) = owner.waits_too_many(0) else { panic!("not refused") };
+        assert!(message.contains("--foreground"), "{message}");
+    }
+}
