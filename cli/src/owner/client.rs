@@ -288,8 +288,8 @@ mod tests {
         assert!(text.contains("--shards is 2 there, 4 was asked for"), "{text}");
     }
 
-    /// Claim: an owner that neither answers nor closes is waited for no longer than was said; so is one that never says how its start went, and
-    /// one whose socket's queue is full.
+    /// Claim: an owner that neither answers nor closes is waited for no longer than was said; so is one that never says how its start went,
+    /// and one whose socket's queue is full.
     #[test]
     fn a_silent_owner_is_given_up() {
         let (mut client, owner) = UnixStream::pair().unwrap();

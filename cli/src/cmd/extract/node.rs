@@ -78,8 +78,8 @@ pub enum Handle {
 }
 
 impl Handle {
-    /// The node of `inode`'s kind that was made a moment ago as `name` in `parent`. That it is that one is certain for root, whose new nodes
-    /// nobody else can make; another user gives away nothing by setting attributes of what is theirs already.
+    /// The node of `inode`'s kind that was made a moment ago as `name` in `parent`. For root it must be root's, and another user cannot make
+    /// one of those; a user gives away nothing by setting attributes of what is theirs already.
     pub fn of_new(parent: impl AsFd, name: &[u8], inode: &Inode) -> Result<Self> {
         let fd = rustix::fs::openat(parent, name, AS_PATH, Mode::empty())?;
         let found = rustix::fs::fstat(&fd)?;

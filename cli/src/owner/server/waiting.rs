@@ -34,7 +34,7 @@ impl Owner {
         let message = || {
             let pid = std::process::id();
             format!(
-                "the owner (pid {pid}) serves {waiting} foreground mounts, which is the most; mount without --foreground, or use another --cache-dir"
+                "the owner (pid {pid}) serves {waiting} foreground mounts and no more; mount without --foreground, or use another --cache-dir"
             )
         };
         (waiting >= most).then(|| Reply::Refused { message: message() })
