@@ -1,14 +1,13 @@
 //! A `.clip` given on the command line: opened without a cache for `inspect` and `ls`, through an engine for what reads contents.
 
 use std::{
-    fs::File,
     io::{Read as _, Seek as _, SeekFrom},
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use anyhow::{Context, Result};
-use clip_engine::{Engine, EngineConfig, EngineError, Image, ImageOptions, source::BlobSource};
+use clip_engine::{Engine, EngineConfig, EngineError, Image, ImageOptions, files::open_regular, source::BlobSource};
 use clip_format::{
     clip_file::{ClipFile, storage_info_of},
     erofs::{FileType, Index, Inode},
@@ -28,9 +27,7 @@ const CLIP_BYTES_MAX: u64 = 12 << 30;
 /// The file's bytes.
 pub fn read_clip(path: &Path) -> Result<Vec<u8>> {
     let context = || format!("{}: cannot be read", path.display());
-    let file = File::open(path).with_context(context)?;
-    let metadata = file.metadata().with_context(context)?;
-    anyhow::ensure!(metadata.is_file(), "{}: expected a .clip, found something that is no regular file", path.display());
+    let file = open_regular(path).with_context(context)?;
     let mut bytes = Vec::new();
     file.take(CLIP_BYTES_MAX + 1).read_to_end(&mut bytes).with_context(context)?;
     anyhow::ensure!(bytes.len() as u64 <= CLIP_BYTES_MAX, "{}: a .clip has at most {CLIP_BYTES_MAX} bytes", path.display());
@@ -108,6 +105,8 @@ pub enum Recording {
 /// Opens `path` in `engine`. Of an image that lies on this machine the layers are found first: a layout that has moved is an error
 /// here, not at the first read.
 pub fn open(engine: &Engine, path: &Path, whence: &Whence, recording: Recording) -> Result<Arc<Image>> {
+    // The engine opens it once more; of what is no file this is where it is told.
+    drop(open_regular(path).with_context(|| format!("{}: cannot be read", path.display()))?);
     let local_blobs = if whence.store_ref.is_some() { None } else { local_blobs(path, whence.source.as_deref())? };
     let record = recording == Recording::On;
     let options = ImageOptions { source: whence.source.clone(), store_ref: whence.store_ref.clone(), local_blobs, record };
@@ -133,7 +132,7 @@ pub fn read_storage_info(path: &Path) -> Result<StorageInfo> {
 /// The header of the `.clip` at `path` and the stored bytes of the section that `choose` takes; `None` when it takes none.
 pub fn read_section(path: &Path, choose: impl Fn(&Header) -> Option<Section>) -> Result<Option<(Header, Vec<u8>)>> {
     let context = || format!("{}: cannot be read", path.display());
-    let mut file = File::open(path).with_context(context)?;
+    let mut file = open_regular(path).with_context(context)?;
     let mut head = Vec::with_capacity(HEADER_LEN);
     (&mut file).take(HEADER_LEN as u64).read_to_end(&mut head).with_context(context)?;
     let header = Header::from_bytes(&head).with_context(|| path.display().to_string())?;

@@ -19,6 +19,7 @@ mod owner;
 mod password;
 mod pieces;
 mod profile_input;
+mod regular_file;
 mod resolve;
 mod values;
 

@@ -43,6 +43,11 @@ impl SocketPath {
     }
 }
 
+/// Whether `peer`, at the other end of a socket, is of this user, or root's.
+fn is_trusted(peer: &rustix::net::UCred) -> bool {
+    peer.uid == rustix::process::geteuid() || peer.uid.is_root()
+}
+
 /// The mount namespace of this process, as an inode number; 0 where /proc does not say.
 pub fn mount_namespace() -> u64 {
     use std::os::unix::fs::MetadataExt as _;

@@ -1,8 +1,9 @@
 //! Access profiles given on the command line, in a file of their own or within a `.clip`.
 
-use std::{fs::File, io::Read as _, path::Path};
+use std::{io::Read as _, path::Path};
 
 use anyhow::{Context, Result};
+use clip_engine::files::open_regular;
 use clip_format::{
     clip_file::profile_of,
     limits::PROFILE_BYTES_MAX,
@@ -15,7 +16,7 @@ use crate::clip_input::read_section;
 pub fn read_profile(path: &Path) -> Result<Profile> {
     let context = || format!("profile {}", path.display());
     let mut bytes = Vec::new();
-    File::open(path).with_context(context)?.take(PROFILE_BYTES_MAX + 1).read_to_end(&mut bytes).with_context(context)?;
+    open_regular(path).with_context(context)?.take(PROFILE_BYTES_MAX + 1).read_to_end(&mut bytes).with_context(context)?;
     Profile::from_bytes(&bytes).with_context(context)
 }
 

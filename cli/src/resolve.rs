@@ -30,6 +30,7 @@ use crate::{
         settings::OwnerWish,
     },
     password,
+    regular_file::{ca_path, read_regular},
     values::typed_time,
 };
 
@@ -41,7 +42,7 @@ const HOSTS_DIR_DEFAULT: &str = "/etc/containerd/certs.d";
 pub fn client_config(args: &ClientArgs, read_timeout: Option<Duration>) -> Result<ClientConfig> {
     let mut config = ClientConfig {
         plain_http: if args.plain_http { PlainHttp::Always } else { PlainHttp::Loopback },
-        ca_file: args.ca.as_deref().map(absolute).transpose()?,
+        ca_file: args.ca.as_deref().map(ca_path).transpose()?,
         hosts_dir: hosts_dir(args)?.or_else(default_hosts_dir),
         proxies: ProxyVariables::from_environment(),
         ..ClientConfig::default()
@@ -76,7 +77,7 @@ pub fn login(args: &ClientArgs, registry: impl FnOnce() -> Result<Option<String>
 /// What is no such file would be told at the first answer that wants credentials: hours later perhaps, or never. What is in it is not
 /// quoted.
 fn check_auth_file(path: &Path) -> Result<()> {
-    let text = std::fs::read(path)?;
+    let text = read_regular(path)?;
     let parsed = serde_json::from_slice::<std::collections::BTreeMap<String, serde::de::IgnoredAny>>(&text);
     parsed.map(drop).map_err(|error| {
         let (line, column) = (error.line(), error.column());
@@ -203,7 +204,7 @@ impl EngineWish {
             connections: args.connections,
             connections_per_layer: args.connections_per_layer,
             plain_http: args.client.plain_http,
-            ca: args.client.ca.as_deref().map(absolute).transpose()?,
+            ca: args.client.ca.as_deref().map(ca_path).transpose()?,
             hosts_dir: hosts_dir(&args.client)?,
         })
     }

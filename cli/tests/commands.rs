@@ -261,3 +261,31 @@ fn a_cut_clip_is_refused_on_a_warm_node() {
         }
     }
 }
+
+/// Claim: a fifo named where a file belongs is refused at once, by name, and not waited for.
+#[test]
+fn a_fifo_is_no_file() {
+    let dir = indexed();
+    let fifo = dir.path().join("fifo");
+    rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU, 0).unwrap();
+    std::fs::create_dir(dir.path().join("m")).unwrap();
+    for command in [
+        &["inspect", "fifo"][..],
+        &["ls", "fifo"],
+        &["cat", "fifo", "/run"],
+        &["verify", "fifo"],
+        &["extract", "fifo", "out"],
+        &["mount", "fifo", "m"],
+        &["mount", "--foreground", "fifo", "m"],
+        &["mount", "--store-ref", "h.example/i:t", "fifo", "m"],
+        &["mount", "--profile", "fifo", "a.clip", "m"],
+        &["mount", "--foreground", "--profile", "fifo", "a.clip", "m"],
+        &["cat", "--authfile", "fifo", "a.clip", "/run"],
+        &["cat", "--ca", "fifo", "a.clip", "/run"],
+        &["index", "--ca", "fifo", "h.example/i:t", "-o", "b.clip"],
+        &["index", "--profile", "fifo", "oci:image:latest", "-o", "b.clip"],
+    ] {
+        let text = failure(dir.path(), command, 1);
+        assert!(text.contains("fifo: ") && text.contains("expected a regular file, found a FIFO"), "{command:?}: {text}");
+    }
+}

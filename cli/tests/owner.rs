@@ -5,10 +5,14 @@
 mod image;
 
 use std::{
-    io::Write as _,
-    os::unix::{fs::MetadataExt as _, net::UnixStream},
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    os::unix::{
+        fs::MetadataExt as _,
+        net::{UnixListener, UnixStream},
+    },
     path::Path,
     process::{Child, Command, Stdio},
+    sync::mpsc,
     time::{Duration, Instant},
 };
 
@@ -78,6 +82,18 @@ fn foreground(place: &Place, dir: &str) -> Child {
     child
 }
 
+/// What `clip mount a.clip DIR` asks the owner for.
+fn request(place: &Place, dir: &str) -> serde_json::Value {
+    let namespace = std::fs::metadata("/proc/self/ns/mnt").unwrap().ino();
+    serde_json::json!({
+        "request": "mount", "protocol": 4, "clip": place.path().join("a.clip"), "mountpoint": place.path().join(dir),
+        "mount_namespace": namespace, "wish": { "plain_http": false, "ca": null },
+        "source": null, "store_ref": null, "stats": null, "wait": false,
+        "options": { "fsname": "a", "suid": true, "dev": true, "exec": true, "allow_other": true, "contexts": [],
+            "session_threads": 1, "read_ahead_kb": 512 },
+    })
+}
+
 /// The second mount joins the first's owner, an option that differs is refused by name, and the owner leaves after the last umount.
 #[test]
 fn mounts_share_one_owner_that_leaves() {
@@ -136,14 +152,7 @@ fn interrupted_mount_leaves_none() {
     }
     let place = Place::new();
     ok(place.path(), &["mount", "a.clip", "m2"]);
-    let namespace = std::fs::metadata("/proc/self/ns/mnt").unwrap().ino();
-    let request = serde_json::json!({
-        "request": "mount", "protocol": 4, "clip": place.path().join("a.clip"), "mountpoint": place.path().join("m1"),
-        "mount_namespace": namespace, "wish": { "plain_http": false, "ca": null },
-        "source": null, "store_ref": null, "stats": null, "wait": false,
-        "options": { "fsname": "a", "suid": true, "dev": true, "exec": true, "allow_other": true, "contexts": [],
-            "session_threads": 1, "read_ahead_kb": 512 },
-    });
+    let request = request(&place, "m1");
     let owner = place.owner().unwrap();
     let mut socket = UnixStream::connect(place.path().join("cache/owner.sock")).unwrap();
     // Else it may answer before the socket is closed, and all is well.
@@ -307,4 +316,93 @@ fn a_full_disk_under_the_log_costs_lines_only() {
     std::fs::create_dir_all(place.path().join("other/owner.lock")).unwrap();
     let text = failure(place.path(), &["mount", "--cache-dir", "other", "--log-file", "/dev/full", "a.clip", "m1"], 1);
     assert!(text.contains("owner.lock") && text.contains("directory"), "{text}");
+}
+
+/// A listening socket of another user's process at `path`; who connects is sent to `seen` with what they say.
+fn stranger_listens(path: &Path, seen: mpsc::Sender<String>) {
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None).unwrap();
+    rustix::net::bind(&socket, &SocketAddrUnix::new(path).unwrap()).unwrap();
+    let (ready, is_ready) = mpsc::channel();
+    std::thread::spawn(move || {
+        let stranger = rustix::process::Uid::from_raw(1234);
+        // Of this thread alone; the peer's credentials are those at listen(2).
+        rustix::thread::set_thread_res_uid(stranger, stranger, stranger).unwrap();
+        rustix::net::listen(&socket, 8).unwrap();
+        ready.send(()).unwrap();
+        for mut client in UnixListener::from(socket).incoming().map(Result::unwrap) {
+            let mut said = String::new();
+            let _ = client.read_to_string(&mut said);
+            seen.send(said).unwrap();
+        }
+    });
+    is_ready.recv().unwrap();
+}
+
+/// Claim: a socket that another user listens on is sent nothing, and one in a directory of another user is not even connected to.
+#[test]
+fn strangers_are_not_asked() {
+    if !can_mount() {
+        return;
+    }
+    let place = Place::new();
+    let cache = place.path().join("theirs");
+    std::fs::create_dir(&cache).unwrap();
+    let (seen, sees) = mpsc::channel();
+    stranger_listens(&cache.join("owner.sock"), seen);
+    let mount = ["mount", "--cache-dir", "theirs", "--no-creds", "a.clip", "m1"];
+    let text = failure(place.path(), &mount, 1);
+    assert!(text.contains("is of process") && text.contains("of user 1234"), "{text}");
+    assert_eq!(sees.recv_timeout(Duration::from_secs(10)).unwrap(), "");
+    std::os::unix::fs::chown(&cache, Some(1234), None).unwrap();
+    let text = failure(place.path(), &mount, 1);
+    assert!(text.contains("theirs") && text.contains("owner 1234"), "{text}");
+    let doctor = String::from_utf8(clip(place.path(), &["doctor", "--cache-dir", "theirs"]).stdout).unwrap();
+    assert!(!doctor.contains("cache owner") && doctor.contains("owner 1234"), "{doctor}");
+    assert!(sees.recv_timeout(Duration::from_millis(200)).is_err());
+    assert!(!cache.join("owner.log").exists());
+}
+
+/// Claim: mounts that are waited for take no places of requests: with more of them than requests are handled at once, others are answered,
+/// and each that waits is told of its end.
+#[test]
+fn waiting_mounts_do_not_end_the_service() {
+    const WAITING: usize = 258;
+    if !can_mount() {
+        return;
+    }
+    let place = Place::new();
+    // Each mount takes a few descriptors of the owner, which has the limits of who starts it.
+    let before = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    if before.maximum.is_some_and(|most| most < 8192) {
+        eprintln!("skipped: needs 8192 descriptors");
+        return;
+    }
+    let raised = rustix::process::Rlimit { current: Some(8192), maximum: before.maximum };
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, raised).unwrap();
+    ok(place.path(), &["mount", "a.clip", "m1"]);
+    let ask = |number: usize| {
+        let dir = format!("w{number}");
+        std::fs::create_dir(place.path().join(&dir)).unwrap();
+        let mut request = request(&place, &dir);
+        request["wait"] = true.into();
+        let mut socket = UnixStream::connect(place.path().join("cache/owner.sock")).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        socket.write_all(format!("{request}\n").as_bytes()).unwrap();
+        let mut from = BufReader::new(socket);
+        let mut answer = String::new();
+        from.read_line(&mut answer).unwrap();
+        assert!(answer.contains("mounted"), "{number}: {answer}");
+        (from, dir)
+    };
+    let waiting: Vec<_> = (0..WAITING).map(ask).collect();
+    ok(place.path(), &["mount", "a.clip", "m2"]);
+    let dirs: Vec<&str> = waiting.iter().map(|(_, dir)| dir.as_str()).collect();
+    ok(place.path(), &[&["umount", "m1", "m2"], &dirs[..]].concat());
+    for (mut from, dir) in waiting {
+        let mut ended = String::new();
+        from.read_to_string(&mut ended).unwrap();
+        assert!(ended.contains("ended"), "{dir}: {ended}");
+    }
+    eventually("the owner leaves", || socket_is_gone(&place));
 }

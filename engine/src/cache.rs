@@ -30,15 +30,25 @@ pub(crate) fn create_dir(path: &Path) -> Result<(), EngineError> {
 /// # Errors
 /// `Invalid` with owner and mode; `Io`.
 pub(crate) fn check_owner(path: &Path) -> Result<(), EngineError> {
+    check_cache_dir(path)?;
+    let found = std::fs::metadata(path).map_err(|error| EngineError::io("stat", path, error))?;
+    if found.mode() & 0o020 != 0 {
+        tracing::warn!(path = %path.display(), group = found.gid(), "the cache directory's group may change what mounts show; chmod 700 it");
+    }
+    Ok(())
+}
+
+/// The cache directory `path` is this user's, and others may not write to it: what listens or lies there is this user's too.
+///
+/// # Errors
+/// `Invalid` with owner and mode; `Io`.
+pub fn check_cache_dir(path: &Path) -> Result<(), EngineError> {
     let found = std::fs::metadata(path).map_err(|error| EngineError::io("stat", path, error))?;
     let (us, mode) = (rustix::process::geteuid().as_raw(), found.mode() & 0o7777);
     if !found.is_dir() || found.uid() != us || mode & 0o002 != 0 {
         let what = format!("cache directory {}", path.display());
         let expected = format!("a directory of user {us} that others may not write to (chmod 700)");
         return Err(EngineError::Invalid { what, expected, found: format!("owner {}, mode {mode:o}", found.uid()) });
-    }
-    if mode & 0o020 != 0 {
-        tracing::warn!(path = %path.display(), group = found.gid(), "the cache directory's group may change what mounts show; chmod 700 it");
     }
     Ok(())
 }

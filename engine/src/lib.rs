@@ -51,6 +51,7 @@ pub mod zstd;
 
 pub use background::{BackgroundHandle, BackgroundProgress, FillOptions};
 pub use bytes::Bytes;
+pub use cache::check_cache_dir;
 pub use config::{DiskIo, EngineConfig};
 pub use engine::Engine;
 pub use error::{EngineError, ErrorKind};

@@ -10,8 +10,9 @@ use super::ReadArgs;
 #[derive(Debug, Args)]
 #[command(after_help = "\
 DIR becomes the image's root directory (or PATH, when that is a directory; a file is put into DIR under its own name). Modes, \
-times, symbolic and hard links and holes are kept; owners, devices and extended attributes when run as root. Nothing is ever \
-written outside DIR, whatever the .clip says.
+times, symbolic and hard links and holes are kept; owners, devices and extended attributes when run as root. A set-user-id or \
+set-group-id bit is kept only where the owner or group is the image's. Nothing is ever written outside DIR, whatever the .clip says \
+and whatever others do in DIR meanwhile; what another process has replaced there is an error that names it.
 
 Examples:
   clip extract debian.clip rootfs

@@ -1,5 +1,6 @@
 //! `clip extract`: a tree of an image as files, never outside the directory given.
 
+mod node;
 mod place;
 
 use std::{
@@ -21,7 +22,8 @@ use crate::{
     interrupt,
     pieces::{Pieces, cut, file_extents},
 };
-use place::{DirId, Place, Skipped};
+use node::{Node, Skipped};
+use place::{DirId, Place};
 
 /// The tree, or the path asked for, is below `DIR`. A failure or an interruption after the first step says that a part of it is.
 pub fn run(args: &ExtractArgs) -> Result<Outcome> {
@@ -53,6 +55,7 @@ fn fill(opened: &OpenedImage, place: &mut Place, top: &Inode, found: &[u8]) -> R
 struct File {
     directory: DirId,
     name: Vec<u8>,
+    node: Node,
     inode: Inode,
 }
 
@@ -62,7 +65,7 @@ struct Walk<'a> {
     place: &'a mut Place,
     files: Vec<File>,
     /// Where the first name of an inode with several went.
-    linked: HashMap<Nid, (DirId, Vec<u8>)>,
+    linked: HashMap<Nid, (DirId, Vec<u8>, Node)>,
     directories: HashSet<Nid>,
 }
 
@@ -103,29 +106,28 @@ impl<'a> Walk<'a> {
         if inode.file_type == FileType::Directory {
             return self.place.make_dir(at, name, inode).map(Some).with_context(|| context(self.place));
         }
-        if inode.nlink > 1 {
-            if let Some((directory, first)) = self.linked.get(&inode.nid) {
-                self.place.link(*directory, first, at, name).with_context(|| context(self.place))?;
-                return Ok(None);
-            }
-            self.linked.insert(inode.nid, (at, name.to_vec()));
+        if let Some((directory, first, node)) = self.linked.get(&inode.nid) {
+            self.place.link((*directory, first), *node, at, name).with_context(|| context(self.place))?;
+            return Ok(None);
         }
-        let made = match inode.file_type {
-            FileType::Regular => self.place.make_file(at, name, inode).map(|()| {
-                self.files.push(File { directory: at, name: name.to_vec(), inode: inode.clone() });
-            }),
-            FileType::Symlink => match self.index.link_target(inode) {
-                Ok(target) => self.place.make_symlink(at, name, target, inode, self.index),
-                Err(error) => Err(error.into()),
-            },
-            _ => self.place.make_special(at, name, inode, self.index).map(|made| {
-                if !made {
-                    self.linked.remove(&inode.nid);
-                }
-            }),
-        };
-        made.with_context(|| context(self.place))?;
+        let made = self.node(at, name, inode).with_context(|| context(self.place))?;
+        if let Some(node) = made.filter(|_| inode.nlink > 1) {
+            self.linked.insert(inode.nid, (at, name.to_vec(), node));
+        }
         Ok(None)
+    }
+
+    /// Makes the first name of what is no directory; `None`: it was left out.
+    fn node(&mut self, at: DirId, name: &[u8], inode: &Inode) -> Result<Option<Node>> {
+        match inode.file_type {
+            FileType::Regular => {
+                let node = self.place.make_file(at, name, inode)?;
+                self.files.push(File { directory: at, name: name.to_vec(), node, inode: inode.clone() });
+                Ok(Some(node))
+            }
+            FileType::Symlink => self.place.make_symlink(at, name, self.index.link_target(inode)?, inode, self.index).map(Some),
+            _ => self.place.make_special(at, name, inode, self.index),
+        }
     }
 }
 
@@ -154,7 +156,7 @@ fn write_files(opened: &OpenedImage, place: &mut Place, files: Vec<File>) -> Res
         let context = |place: &Place| format!("{}, offset {}", file_path(place, file), piece.tag.offset);
         let bytes = bytes.with_context(|| context(place))?;
         if open.as_ref().is_none_or(|(other, _)| *other != number) {
-            let opened = place.open_file(file.directory, &file.name);
+            let opened = place.open_file(file.directory, &file.name, file.node);
             open = Some((number, opened.with_context(|| context(place))?));
         }
         if let Some((_, open)) = &open {
@@ -163,7 +165,7 @@ fn write_files(opened: &OpenedImage, place: &mut Place, files: Vec<File>) -> Res
     }
     drop(open);
     for file in &files {
-        place.finish_file(file.directory, &file.name, &file.inode, index).with_context(|| file_path(place, file))?;
+        place.finish_file(file.directory, &file.name, file.node, &file.inode, index).with_context(|| file_path(place, file))?;
     }
     Ok(())
 }
@@ -178,6 +180,12 @@ fn report_skipped(skipped: &Skipped) {
     }
     if skipped.owners > 0 {
         tracing::warn!("{} owners were not set: only root can give files away", skipped.owners);
+    }
+    if skipped.set_id_bits > 0 {
+        tracing::warn!(
+            "{} files and directories are without the set-user-id or set-group-id bit of the image: their owner was not set",
+            skipped.set_id_bits
+        );
     }
     if skipped.xattrs > 0 {
         let reason = skipped.xattr_reason.as_deref().unwrap_or("only root can set all of them");

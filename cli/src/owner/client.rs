@@ -20,6 +20,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use clip_engine::check_cache_dir;
 use rustix::{
     event::{PollFd, PollFlags, Timespec},
     io::Errno,
@@ -27,7 +28,7 @@ use rustix::{
 use serde::Serialize;
 
 use super::{
-    SocketPath,
+    SocketPath, is_trusted,
     protocol::{self, MountRequest, PROTOCOL, Reply, Request, Start, Started},
 };
 use crate::{
@@ -76,6 +77,8 @@ enum Exchange {
 /// [`HandedOver::wait`].
 pub fn hand_over(plan: &MountPlan, wait: bool) -> Result<HandedOver> {
     create_cache_dir(&plan.cache_dir)?;
+    // Before anything is sent, and before a log is opened there.
+    check_cache_dir(&plan.cache_dir)?;
     let give_up = Instant::now() + JOIN_MAX;
     let mut started = false;
     loop {
@@ -98,9 +101,9 @@ pub fn hand_over(plan: &MountPlan, wait: bool) -> Result<HandedOver> {
     }
 }
 
-/// True when a process listens on the cache directory's socket.
+/// True when a process of this user listens on the cache directory's socket.
 pub fn owner_listens(cache_dir: &Path) -> bool {
-    connect(cache_dir).is_ok_and(|stream| stream.is_some())
+    check_cache_dir(cache_dir).is_ok() && connect(cache_dir).is_ok_and(|stream| stream.is_some())
 }
 
 /// The cache directory exists; a new one is this user's alone.
@@ -112,14 +115,34 @@ pub fn create_cache_dir(cache_dir: &Path) -> Result<()> {
     })
 }
 
+/// A connection to the owner, which is a process of this user, or root's: a request brings a login and an environment along.
 fn connect(cache_dir: &Path) -> Result<Option<UnixStream>> {
     let context = || format!("socket in {}", cache_dir.display());
     let socket = SocketPath::in_dir(cache_dir).with_context(context)?;
-    match UnixStream::connect(socket.path()) {
-        Ok(stream) => Ok(Some(stream)),
-        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => Ok(None),
-        Err(error) => Err(error).with_context(context),
+    let stream = match connect_within(socket.path(), ANSWER_MAX) {
+        Ok(stream) => stream,
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => return Ok(None),
+        Err(error) if is_timeout_kind(&error) => bail!("{}", silent_text(cache_dir, ANSWER_MAX)),
+        Err(error) => return Err(error).with_context(context),
+    };
+    let listens = rustix::net::sockopt::socket_peercred(&stream).with_context(context)?;
+    if !is_trusted(&listens) {
+        let (pid, uid) = (listens.pid.as_raw_nonzero(), listens.uid.as_raw());
+        bail!(
+            "the socket in {} is of process {pid} of user {uid}, which gets nothing from here; use another --cache-dir",
+            cache_dir.display()
+        );
     }
+    Ok(Some(stream))
+}
+
+/// `WouldBlock` when the socket's queue stays full: its owner is stopped.
+fn connect_within(path: &Path, within: Duration) -> std::io::Result<UnixStream> {
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(within))?;
+    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+    Ok(socket.into())
 }
 
 fn exchange(plan: &MountPlan, wait: bool) -> Result<Exchange> {
@@ -154,7 +177,11 @@ fn ask(to: &mut UnixStream, from: &mut BufReader<UnixStream>, request: &impl Ser
 }
 
 fn is_timeout(error: &anyhow::Error) -> bool {
-    error.downcast_ref::<std::io::Error>().is_some_and(|error| matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut))
+    error.downcast_ref().is_some_and(is_timeout_kind)
+}
+
+fn is_timeout_kind(error: &std::io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)
 }
 
 /// What to do about an owner that hangs; a mount that it finishes later it takes away again, since nobody waits for it.
@@ -261,7 +288,8 @@ mod tests {
         assert!(text.contains("--shards is 2 there, 4 was asked for"), "{text}");
     }
 
-    /// Claim: an owner that neither answers nor closes is waited for no longer than was said; so is one that never says how its start went.
+    /// Claim: an owner that neither answers nor closes is waited for no longer than was said; so is one that never says how its start went,
+    /// and one whose socket's queue is full.
     #[test]
     fn a_silent_owner_is_given_up() {
         let (mut client, owner) = UnixStream::pair().unwrap();
@@ -269,6 +297,12 @@ mod tests {
         let error = ask(&mut client, &mut from, &"hello", Duration::from_millis(50)).unwrap_err();
         assert!(is_timeout(&error), "{error:#}");
         assert!(!is_readable_within(&client, Duration::from_millis(50)));
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        rustix::net::listen(&listener, 0).unwrap();
+        let _waits = connect_within(&path, ANSWER_MAX).unwrap();
+        assert!(is_timeout_kind(&connect_within(&path, Duration::from_millis(50)).unwrap_err()));
         drop(owner);
         assert!(is_readable_within(&client, ANSWER_MAX));
         assert!(!is_timeout(&ask(&mut client, &mut from, &"hello", ANSWER_MAX).unwrap_err()));

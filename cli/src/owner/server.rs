@@ -1,6 +1,7 @@
 //! Inside the owner: the mounts it serves, the socket, the signals, and when it leaves.
 
 mod answer;
+mod waiting;
 
 use std::{
     collections::BTreeMap,
@@ -19,10 +20,11 @@ use clip_engine::{Engine, registry::LoggedIn};
 use clip_fuse::Mounted;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 
-use self::answer::answer;
+use self::{answer::answer, waiting::Waiter};
 use super::{
     SocketPath,
     background::{Background, TICK},
+    is_trusted,
     protocol::{self, MountRequest, PROTOCOL, Reply, Request},
     report::{self, MountReport, Report},
     settings::OwnerSettings,
@@ -41,7 +43,7 @@ const REQUEST_LINE_MAX: Duration = Duration::from_secs(10);
 const ABORT_MAX: Duration = Duration::from_secs(2);
 /// What an `Instant` certainly has room for: 136 years.
 const STOP_TIMEOUT_MAX: Duration = Duration::from_secs(u32::MAX as u64);
-/// Connections handled at once; more wait in the socket's queue.
+/// Connections handled at once; more wait in the socket's queue. One that waits for the end of its mount is not among them.
 const CONNECTIONS_MAX: usize = 256;
 
 enum Event {
@@ -69,7 +71,7 @@ struct Served {
     clip: PathBuf,
     stats: Option<PathBuf>,
     background: Background,
-    waiters: Vec<mpsc::Sender<()>>,
+    waiter: Option<Waiter>,
     /// Who asks the registry for this mount, as long as it is one.
     _login: Option<LoggedIn>,
 }
@@ -82,13 +84,6 @@ struct State {
     requests: usize,
     /// Requests handled since the start.
     handled: u64,
-}
-
-/// A mount that is served.
-pub struct Taken {
-    id: u64,
-    /// Yields once, when the mount has ended.
-    pub ended: mpsc::Receiver<()>,
 }
 
 /// The owner of one cache directory.
@@ -179,7 +174,7 @@ impl Owner {
 
     fn handle(self: &Arc<Self>, stream: UnixStream) -> Result<()> {
         let peer = rustix::net::sockopt::socket_peercred(&stream).context("SO_PEERCRED")?;
-        if peer.uid != rustix::process::geteuid() && !peer.uid.is_root() {
+        if !is_trusted(&peer) {
             bail!("refused process {} of user {}", peer.pid.as_raw_nonzero(), peer.uid.as_raw());
         }
         stream.set_read_timeout(Some(REQUEST_LINE_MAX))?;
@@ -195,8 +190,11 @@ impl Owner {
         if let Some(refusal) = self.refusal(request) {
             return protocol::send(to, &refusal);
         }
-        let taken = match self.mount(request) {
-            Ok(taken) => taken,
+        if let Some(refusal) = request.wait.then(|| self.waits_too_many(waiting::WAITERS_MAX)).flatten() {
+            return protocol::send(to, &refusal);
+        }
+        let id = match self.mount(request) {
+            Ok(id) => id,
             Err(error) => {
                 let message = advised_text(&error, &request.clip);
                 tracing::error!("{message}");
@@ -204,29 +202,10 @@ impl Owner {
             }
         };
         if let Err(error) = protocol::send(to, &Reply::Mounted { pid: std::process::id() }) {
-            self.detach(taken.id);
+            self.detach(id);
             return Err(error.context(format!("{}: whoever asked for this mount is gone, so it is too", request.mountpoint.display())));
         }
-        if !request.wait {
-            return Ok(());
-        }
-        self.detach_when_closed(taken.id, from.get_ref().try_clone()?)?;
-        let _ = taken.ended.recv();
-        protocol::send(to, &Reply::Ended)
-    }
-
-    /// Detaches mount `id` when the process that waits for it goes away first.
-    fn detach_when_closed(self: &Arc<Self>, id: u64, stream: UnixStream) -> Result<()> {
-        stream.set_read_timeout(None)?;
-        let owner = Arc::downgrade(self);
-        std::thread::Builder::new().name("waiter".to_owned()).spawn(move || {
-            let mut byte = [0];
-            let _ = std::io::Read::read(&mut &stream, &mut byte);
-            if let Some(owner) = owner.upgrade() {
-                owner.detach(id);
-            }
-        })?;
-        Ok(())
+        if request.wait { self.tell_when_ended(id, from.get_ref()) } else { Ok(()) }
     }
 
     fn detach(&self, id: u64) {
@@ -261,8 +240,8 @@ impl Owner {
         (!differences.is_empty()).then_some(Reply::Differs { differences })
     }
 
-    /// Opens the image and serves it at the mountpoint.
-    pub fn mount(self: &Arc<Self>, request: &MountRequest) -> Result<Taken> {
+    /// Opens the image and serves it at the mountpoint; the mount's number.
+    pub fn mount(self: &Arc<Self>, request: &MountRequest) -> Result<u64> {
         let started = Instant::now();
         let options = clip_fuse::MountOptions::from(&request.options);
         let wish = &request.background;
@@ -272,7 +251,6 @@ impl Owner {
         let profile = wish.choose(&request.clip, &image)?;
         let mounted = clip_fuse::mount(image.clone(), &request.mountpoint, &options)?;
         let background = wish.begin(image, &profile, self.engine.stats().reads_waited);
-        let (waiter, ended) = mpsc::channel();
         let mut state = self.state();
         let id = state.next_id;
         state.next_id += 1;
@@ -287,8 +265,8 @@ impl Owner {
         let (mountpoint, clip) = (request.mountpoint.clone(), request.clip.clone());
         tracing::info!("mounted {} at {} in {:.1} ms", clip.display(), mountpoint.display(), started.elapsed().as_secs_f64() * 1e3);
         let stats = request.stats.clone();
-        state.mounts.insert(id, Served { mounted, mountpoint, clip, stats, background, waiters: vec![waiter], _login: login });
-        Ok(Taken { id, ended })
+        state.mounts.insert(id, Served { mounted, mountpoint, clip, stats, background, waiter: None, _login: login });
+        Ok(id)
     }
 
     fn report(&self) -> Report {
@@ -397,8 +375,8 @@ impl Owner {
         if let Some(path) = &served.stats {
             self.write_stats(std::slice::from_ref(path));
         }
-        for waiter in &served.waiters {
-            let _ = waiter.send(());
+        if let Some(waiter) = &served.waiter {
+            waiter.tell();
         }
     }
 

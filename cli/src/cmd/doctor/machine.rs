@@ -105,6 +105,9 @@ fn cache(dir: &Path) -> Vec<Finding> {
     if let Err(error) = client::create_cache_dir(dir) {
         return vec![Finding::fail(NAME, crate::exit::chain_text(&error), "give a directory that you may write with --cache-dir DIR")];
     }
+    if let Err(error) = clip_engine::check_cache_dir(dir) {
+        return vec![Finding::fail(NAME, error.to_string(), "mend that, or give another directory with --cache-dir DIR")];
+    }
     let mut findings = vec![writable(dir)];
     findings.push(match punch_hole(dir) {
         Ok(()) => Finding::ok("hole punching", format!("works in {shown}")),
@@ -128,8 +131,8 @@ fn writable(dir: &Path) -> Finding {
     match tempfile::tempfile_in(dir) {
         Err(error) => Finding::fail(NAME, format!("{shown}: {error}"), "give a directory that you may write with --cache-dir DIR"),
         Ok(_) => match std::fs::metadata(dir) {
-            Ok(metadata) if metadata.permissions().mode() & 0o022 != 0 => {
-                Finding::warn(NAME, format!("{shown}: others may write it"), format!("chmod go-w {shown}"))
+            Ok(metadata) if metadata.permissions().mode() & 0o020 != 0 => {
+                Finding::warn(NAME, format!("{shown}: its group may write it"), format!("chmod go-w {shown}"))
             }
             _ => Finding::ok(NAME, format!("{shown} can be written")),
         },
