@@ -154,7 +154,8 @@ pub(super) fn choose_alone(store: &dyn ImageStore, candidates: &[&Descriptor], w
     let mut suited: Vec<(usize, &Descriptor)> = Vec::new();
     let mut others = Vec::new();
     for (place, descriptor) in candidates.iter().enumerate() {
-        if candidates[..place].iter().any(|before| before.digest == descriptor.digest) {
+        let is_same = |before: &&Descriptor| before.digest == descriptor.digest && before.platform == descriptor.platform;
+        if candidates[..place].iter().any(is_same) {
             continue;
         }
         let found = platform_of(store, descriptor, wanted)?;
@@ -164,7 +165,10 @@ pub(super) fn choose_alone(store: &dyn ImageStore, candidates: &[&Descriptor], w
         }
     }
     let best = suited.iter().map(|(rank, _)| *rank).min();
-    let best: Vec<&Descriptor> = suited.iter().filter(|(rank, _)| Some(*rank) == best).map(|(_, descriptor)| *descriptor).collect();
+    // One may be listed twice, with its platform and without.
+    let mut known = std::collections::HashSet::new();
+    let best = suited.into_iter().filter(|(rank, _)| Some(*rank) == best).map(|(_, descriptor)| descriptor);
+    let best: Vec<&Descriptor> = best.filter(|descriptor| known.insert(descriptor.digest)).collect();
     match best[..] {
         [one] => descend(store, store.document(one)?, one.platform.clone(), wanted),
         [] => Err(no_platform(what.to_owned(), others, wanted)),
