@@ -30,7 +30,8 @@ use crate::{
     image_layer::ImageLayer,
     metrics::count,
     neighbour::Reader,
-    plan, read,
+    plan,
+    read::{self, Answer, Pieces},
     readahead::{History, Limits},
     record::Recorder,
     replay,
@@ -193,7 +194,7 @@ impl Image {
     ///
     /// Errors, through `done`: `Layer` for a layer or range that the image does not have; every kind from the fetch.
     pub fn read(self: &Arc<Self>, layer: LayerIndex, range: Range<u64>, done: ReadDone) {
-        self.read_for(Reader::Other, layer, range, done);
+        self.read_for(Reader::Other, layer, range, Answer::Whole(done));
     }
 
     /// As [`Self::read`], for a reader of a file that ends at `file_end` of the stream. One that loads whole files or large pieces of them
@@ -201,23 +202,23 @@ impl Image {
     pub fn read_in_file(self: &Arc<Self>, layer: LayerIndex, range: Range<u64>, file_end: u64, done: ReadDone) {
         let guesses = !self.guided.load(Ordering::Relaxed) && self.core().config.read_ahead_bytes_max > 0;
         let reader = if guesses { Reader::of(&range, file_end) } else { Reader::Other };
-        self.read_for(reader, layer, range, done);
+        self.read_for(reader, layer, range, Answer::Whole(done));
     }
 
-    fn read_for(self: &Arc<Self>, reader: Reader, layer: LayerIndex, range: Range<u64>, done: ReadDone) {
+    fn read_for(self: &Arc<Self>, reader: Reader, layer: LayerIndex, range: Range<u64>, answer: Answer) {
         if range.start == range.end {
-            return done(Ok(Bytes::new()));
+            return answer.give(Ok(Pieces::new()), |_| Bytes::new());
         }
         match self.undamaged().and_then(|()| self.checked(layer, &range)) {
             Ok((of, spans)) => {
                 if let Some(recorder) = &self.recorder {
                     recorder.note(layer, spans.clone());
                 }
-                read::start(self.core(), of, reader, range, spans, done);
+                read::start(self.core(), of, reader, range, spans, answer);
             }
             Err(error) => {
                 count(&self.core().counters.reads_failed, 1);
-                done(Err(error));
+                answer.give(Err(error), |_| Bytes::new());
             }
         }
     }
@@ -232,9 +233,11 @@ impl Image {
         for part in buffer.chunks_mut(BLOCKING_READ_BYTES) {
             let end = at.checked_add(part.len() as u64).ok_or_else(|| out_of_range(layer, &(at..u64::MAX)))?;
             let (answer, answered) = mpsc::sync_channel(1);
-            self.read(layer, at..end, Box::new(move |result| drop(answer.send(result))));
+            self.read_for(Reader::Other, layer, at..end, Answer::Pieces(Box::new(move |result| drop(answer.send(result)))));
             // An answer is dropped without being given only by an engine that is gone.
-            part.copy_from_slice(&answered.recv().unwrap_or(Err(EngineError::Stopped))?);
+            for (start, piece) in answered.recv().unwrap_or(Err(EngineError::Stopped))? {
+                part[start..start + piece.len()].copy_from_slice(&piece);
+            }
             at = end;
         }
         Ok(())

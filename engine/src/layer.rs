@@ -94,8 +94,8 @@ struct InFlight {
 
 /// What became of a read's wish for one span.
 pub(crate) enum Obtained {
-    /// The bytes were copied.
-    Copied,
+    /// The read has them.
+    Taken,
     /// They will be delivered.
     Waiting,
     /// They will be delivered once the caller has started a fetch: the span is claimed.
@@ -158,14 +158,14 @@ impl LayerStore {
             let doubts = self.doubts();
             match self.states.get(span) {
                 SpanState::Present => {
-                    if self.copy_present(span, read, doubts) {
-                        return Ok(Obtained::Copied);
+                    if self.take_present(span, read, doubts) {
+                        return Ok(Obtained::Taken);
                     }
                 }
                 SpanState::Unverified => {
                     if let Some(verified) = self.verify(span) {
-                        read.copy(span, verified.bytes());
-                        return Ok(Obtained::Copied);
+                        read.take(span, verified.bytes());
+                        return Ok(Obtained::Taken);
                     }
                 }
                 SpanState::Absent | SpanState::InFlight => {
@@ -178,20 +178,20 @@ impl LayerStore {
         Err(self.bad(span, "a cache file that stays as it was written", "one that keeps changing"))
     }
 
-    /// Copies from the file. False when that was not the span's bytes for sure; its state has changed then, or what is known of the file.
-    fn copy_present(&self, span: SpanIndex, read: &PendingRead, doubts: u64) -> bool {
-        let copied = if self.file.standing() == Standing::Shared {
-            self.read_verified(span).map(|verified| read.copy(span, verified.bytes())).is_some()
-        } else if read.copy_from_file(span, &self.file) {
+    /// Takes it from the file. False when that was not the span's bytes for sure; its state has changed then, or what is known of the file.
+    fn take_present(&self, span: SpanIndex, read: &PendingRead, doubts: u64) -> bool {
+        let taken = if self.file.standing() == Standing::Shared {
+            self.read_verified(span).map(|verified| read.take(span, verified.bytes())).is_some()
+        } else if read.take_from_file(span, &self.file) {
             return self.is_sure(doubts);
         } else {
             false
         };
-        if !copied {
+        if !taken {
             self.doubt_file();
             self.states.change(span, SpanState::Present, SpanState::Unverified);
         }
-        copied
+        taken
     }
 
     /// Waits for `span` or claims it; `None` when its state changed meanwhile.
@@ -205,8 +205,8 @@ impl LayerStore {
                 }
                 Some(verified) => {
                     drop(in_flight);
-                    read.copy(span, verified.bytes());
-                    return Some(Obtained::Copied);
+                    read.take(span, verified.bytes());
+                    return Some(Obtained::Taken);
                 }
             }
         }
@@ -344,7 +344,7 @@ impl LayerStore {
             None => Vec::new(),
         };
         for waiter in waiters {
-            waiter.copy(span, verified.bytes());
+            waiter.take(span, verified.bytes());
             waiter.part_done();
         }
     }
