@@ -62,13 +62,14 @@ pub(crate) struct Flow {
     pub(crate) on: Option<Weight>,
     /// What was brought before was wrong: this is the last try, over a connection of its own.
     pub(crate) is_repeated: bool,
-    passed_on: bool,
+    /// When it last moved, where another shard has passed it on: its time goes on there.
+    progress: Option<Progress>,
 }
 
 impl Flow {
     pub(crate) fn new(course: Arc<Course>, priority: Priority) -> Self {
         let said = Arc::default();
-        Self { course, priority, slots: None, ticket: None, said, on: None, is_repeated: false, passed_on: false }
+        Self { course, priority, slots: None, ticket: None, said, on: None, is_repeated: false, progress: None }
     }
 }
 
@@ -97,7 +98,8 @@ struct Target {
 /// Fetches `flow`. A failure fails every span of it that has not got its bytes, with one log line; bytes that do not decode are their
 /// spans' failure only.
 pub(crate) async fn run(mut flow: Flow, shard: Rc<Shard>) {
-    let progress = Progress::default();
+    let is_passed_on = flow.progress.is_some();
+    let mut progress = flow.progress.take().unwrap_or_default();
     let client = if flow.is_repeated { shard.client.with_own_pool() } else { shard.client.clone() };
     let target = Target { layer: flow.course.layer.clone(), stream: flow.course.stream(), client };
     let said = flow.said.clone();
@@ -106,14 +108,15 @@ pub(crate) async fn run(mut flow: Flow, shard: Rc<Shard>) {
         None => acquire(&target, flow.priority, &progress, &shard).await,
     };
     let is_settled =
-        flow.passed_on || flow.is_repeated || shard.client.idle_connections() > 0 || matches!(target.layer.source, BlobSource::File { .. });
+        is_passed_on || flow.is_repeated || shard.client.idle_connections() > 0 || matches!(target.layer.source, BlobSource::File { .. });
     let slots = match slots {
         Ok(slots) if !is_settled => {
-            (flow.slots, flow.passed_on) = (Some(slots), true);
+            (flow.slots, flow.progress) = (Some(slots), Some(progress));
             match shard.core.pass_on(flow, shard.index) {
                 None => return,
                 Some(kept) => flow = kept,
             }
+            progress = flow.progress.take().unwrap_or_default();
             flow.slots.take().ok_or(EngineError::Stopped)
         }
         slots => slots,
