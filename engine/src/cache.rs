@@ -9,6 +9,7 @@ pub(crate) mod layer_file;
 pub(crate) mod lease;
 pub(crate) mod lock;
 pub(crate) mod presence;
+pub(crate) mod room;
 
 use std::{
     fs::{DirBuilder, File, OpenOptions},

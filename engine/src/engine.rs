@@ -14,7 +14,7 @@ use clip_format::{
 
 use crate::{
     buffers::Buffers,
-    cache::{self, background::Background, image_dir, image_dir::ExpandedImage, layer_file::layer_dir, lock::OwnerLock},
+    cache::{self, background::Background, image_dir, image_dir::ExpandedImage, layer_file::layer_dir, lock::OwnerLock, room::Room},
     config::EngineConfig,
     core::Core,
     error::EngineError,
@@ -37,8 +37,8 @@ struct Inner {
     threads: Arc<Threads>,
     /// By image id.
     images: Mutex<HashMap<[u8; 32], SameId>>,
-    /// Held while a large index is expanded: its memory is taken once at a time.
-    expanding_large: Mutex<()>,
+    /// For indexes that are being expanded.
+    room: Room,
     /// By directory.
     stores: Mutex<HashMap<PathBuf, Weak<LayerStore>>>,
 }
@@ -100,17 +100,12 @@ impl Engine {
         for (index, queues) in queues.into_iter().enumerate() {
             threads.joins.push(shard::spawn(threads.core.clone(), queues, index)?);
         }
-        Ok(Self(Arc::new(Inner {
-            threads: Arc::new(threads),
-            images: Mutex::default(),
-            expanding_large: Mutex::default(),
-            stores: Mutex::default(),
-        })))
+        Ok(Self(Arc::new(Inner { threads: Arc::new(threads), images: Mutex::default(), room: Room::default(), stores: Mutex::default() })))
     }
 
     /// Opens the `.clip` at `path`: expands and checks its index on the first open ever, maps it on later ones. The same image opened
-    /// twice with the same options is the same `Arc`, unless it is to be recorded. Waits for who opens the same image; an index of over
-    /// 256 MiB waits for another such that is being expanded.
+    /// twice with the same options is the same `Arc`, unless it is to be recorded. Waits for who opens the same image, and on
+    /// the first open ever for room: 256 MiB of indexes are expanded at a time.
     ///
     /// # Errors
     /// `Format`, `Io`, `Invalid`.
@@ -122,8 +117,7 @@ impl Engine {
         if let Some(image) = self.opened(&id, options) {
             return Ok(image);
         }
-        let expanding = || self.0.expanding_large.lock().unwrap_or_else(PoisonError::into_inner);
-        let expanded = image_dir::open(&self.config().cache_dir, path, &header, &self.0.threads.background, expanding)?;
+        let expanded = image_dir::open(&self.config().cache_dir, path, &header, &self.0.threads.background, &self.0.room)?;
         let layers = self.layers(&expanded, options)?;
         say_slow_stretches(&expanded, &id);
         let image = Arc::new(Image::new(id, options.clone(), expanded, layers, self.0.threads.clone()));

@@ -24,7 +24,7 @@ use clip_format::{
 use memmap2::Mmap;
 use rustix::fs::{Mode, OFlags};
 
-use super::{background::Background, create_dir, open_private};
+use super::{background::Background, create_dir, open_private, room::Room};
 use crate::{error::EngineError, files::open_regular};
 
 /// A device of the index is its layer's stream, rounded up to this. Source: the index has 512-byte blocks, those of tar
@@ -35,10 +35,6 @@ const HASH_CHUNK: usize = 1 << 20;
 /// Expanded bytes that are hashed before the first answer. Source: BLAKE3 at 5 GB/s takes 3 ms for them, and a Debian
 /// base has 1.2 MB.
 const CHECKED_AT_ONCE_BYTES_MAX: u64 = 16 << 20;
-/// More expanded bytes than this are in memory for one image at a time. An index may be 4 GiB however short its `.clip` is: that of a
-/// million files with regular names is 7,800 times as long as its residue, so that no ratio tells a hostile one. Source: twice the index
-/// of a million files.
-const LARGE_BYTES: u64 = 256 << 20;
 
 /// Stands beside the files once the disk has them. Without it, after a power failure, they can have their lengths and be zeros.
 const SYNCED: &str = "synced";
@@ -68,17 +64,16 @@ pub(crate) fn read_header(path: &Path) -> Result<Header, EngineError> {
     header.and_then(|header| header.check_file_len(found).map(|()| header)).map_err(|source| format_error(path, source))
 }
 
-/// Opens the expanded form of the `.clip` at `path`, making it first where there is none that fits; what `large` gives is held meanwhile
-/// where it is a large one.
+/// Opens the expanded form of the `.clip` at `path`, making it first where there is none that fits, for which it takes of `room`.
 ///
 /// # Errors
 /// `Io`, `Format`.
-pub(crate) fn open<Held>(
+pub(crate) fn open(
     cache_dir: &Path,
     path: &Path,
     header: &Header,
     background: &Background,
-    large: impl FnOnce() -> Held,
+    room: &Room,
 ) -> Result<ExpandedImage, EngineError> {
     let dir = cache_dir.join("images").join(hex::encode(header.image_id()));
     if fits(&dir, header) {
@@ -87,7 +82,7 @@ pub(crate) fn open<Held>(
             Err(error) => tracing::error!(dir = %dir.display(), %error, "an expanded image is damaged and is made again"),
         }
     }
-    let _held = (expanded_bytes(header) > LARGE_BYTES).then(large);
+    let _taken = room.take(expanded_bytes(header).saturating_add(header.file_len()));
     expand(&dir, path, header, background)?;
     map(&dir, header)
 }
@@ -358,7 +353,7 @@ mod tests {
         let clip = node.path().join("x.clip");
         std::fs::write(&clip, empty_clip()).unwrap();
         let header = read_header(&clip).unwrap();
-        open(node.path(), &clip, &header, &background, || ()).unwrap();
+        open(node.path(), &clip, &header, &background, &Room::default()).unwrap();
         let dir = node.path().join("images").join(hex::encode(header.image_id()));
         let started = Instant::now();
         while !dir.join(SYNCED).exists() {
@@ -369,7 +364,7 @@ mod tests {
         let index = dir.join("index.erofs");
         let right = std::fs::read(&index).unwrap();
         std::fs::write(&index, vec![0; right.len()]).unwrap();
-        open(node.path(), &clip, &header, &background, || ()).unwrap();
+        open(node.path(), &clip, &header, &background, &Room::default()).unwrap();
         assert!(std::fs::read(&index).unwrap() == right);
     }
 
@@ -380,7 +375,7 @@ mod tests {
         let clip = node.path().join("x.clip");
         std::fs::write(&clip, empty_clip()).unwrap();
         let header = read_header(&clip).unwrap();
-        let opened = open(node.path(), &clip, &header, &background, || ()).unwrap();
+        let opened = open(node.path(), &clip, &header, &background, &Room::default()).unwrap();
         assert!(opened.damage.get().is_none());
         let dir = node.path().join("images").join(hex::encode(header.image_id()));
         let index = dir.join("index.erofs");
