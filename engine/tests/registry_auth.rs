@@ -290,6 +290,24 @@ async fn a_challenge_that_is_missing_is_asked_for() {
     }
 }
 
+/// Claim: what `/v2/` wants a token for is not what a repository does: its scope is not asked for.
+#[tokio::test]
+async fn the_scope_of_the_root_is_not_that_of_a_repository() {
+    let server = Server::start(|seen| match (seen.path.as_str(), seen.header("authorization")) {
+        ("/token", _) => reply(200, r#"{"token":"t"}"#),
+        (_, Some("Bearer t")) => reply(200, MANIFEST),
+        ("/v2/", _) => {
+            let host = seen.header("host").unwrap();
+            reply(401, "").header("www-authenticate", format!("Bearer realm=\"http://{host}/token\",scope=\"registry:catalog:*\""))
+        }
+        _ => reply(401, ""),
+    })
+    .await;
+    client(Login::anonymous()).manifest(&server.reference()).await.unwrap();
+    let asked = server.seen().into_iter().find(|seen| seen.path.starts_with("/token")).unwrap().query;
+    assert!(asked.contains("pull") && !asked.contains("catalog"), "{asked}");
+}
+
 /// Claim: challenges may come in several headers or in one; Bearer is answered before Basic.
 #[tokio::test]
 async fn several_challenges_in_one_header_or_many() {

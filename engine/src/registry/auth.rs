@@ -231,6 +231,8 @@ impl Auth {
         standing.failed_since(since)?;
         let challenge = challenge::choose(challenges(refusal))
             .map_err(|found| refusal.contradiction("a 401 with a Bearer or Basic challenge", found))?;
+        // What the root of the API wants is not what a repository does.
+        let challenge = if refusal.url.target.path().ends_with('/') { challenge.without_scope() } else { challenge };
         let refused_before = match &old {
             // A token that was good may have ended, and a wider scope may be had; what was new is no good.
             Some(old) => old.refused_before + usize::from(tried > 0 && old.challenge == challenge),

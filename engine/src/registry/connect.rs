@@ -40,7 +40,7 @@ pub(super) enum Stream {
 /// # Errors
 /// Passing: `Deadline`, `Transport` of the network. Final: a certificate or TLS fault, a proxy that refuses or cannot be used.
 pub(super) async fn connect(route: &Route, method: &'static str, url: &Location, config: &ClientConfig) -> Result<Stream, Failure> {
-    let stream = reach(route, method, url, config).await?;
+    let stream = reach(route, method, url, config).await.map_err(|no| no.failure)?;
     match url.origin.scheme {
         Scheme::Http => Ok(stream),
         Scheme::Https => {
@@ -55,28 +55,54 @@ fn late_handshake(origin: &Origin, config: &ClientConfig) -> Failure {
     Failure::passing(EngineError::Deadline { what: format!("TLS handshake with {origin}"), waited: config.tls_timeout })
 }
 
-/// Whether `url`'s host answers a TLS handshake in TLS, be it to refuse: then a request says why.
+/// What answers a TLS handshake.
+pub(super) enum Greeted {
+    /// TLS, be it to refuse: then a request says why.
+    InTls,
+    InSomethingElse,
+    /// Nobody: the connection was refused, for this reason.
+    Refused(Failure),
+}
+
+/// How `url`'s host answers a TLS handshake.
 ///
 /// # Errors
 /// Passing: no answer, or the connection ends instead.
-pub(super) async fn speaks_tls(route: &Route, url: &Location, config: &ClientConfig) -> Result<bool, Failure> {
+pub(super) async fn greet(route: &Route, url: &Location, config: &ClientConfig) -> Result<Greeted, Failure> {
     let failed = |reason: String| EngineError::Transport { method: "GET", url: url.to_string(), reason };
-    let stream = reach(route, "GET", url, config).await?;
+    let stream = match reach(route, "GET", url, config).await {
+        Ok(stream) => stream,
+        Err(no) if no.is_refused => return Ok(Greeted::Refused(no.failure)),
+        Err(no) => return Err(no.failure),
+    };
     let shaken = tokio::time::timeout(config.tls_timeout, shake_hands(&route.tls, stream, &url.origin, &failed)).await;
     match shaken.map_err(|_| late_handshake(&url.origin, config))?? {
-        Ok(_) => Ok(true),
+        Ok(_) => Ok(Greeted::InTls),
         Err(error) => match rustls_error(&error) {
-            Some(rustls::Error::InvalidMessage(_)) => Ok(false),
-            Some(_) => Ok(true),
+            Some(rustls::Error::InvalidMessage(_)) => Ok(Greeted::InSomethingElse),
+            Some(_) => Ok(Greeted::InTls),
             None => Err(tls_failure(failed, &error)),
         },
     }
 }
 
+/// There is no connection.
+struct Unreached {
+    failure: Failure,
+    /// The host itself said that nobody listens there.
+    is_refused: bool,
+}
+
+impl From<Failure> for Unreached {
+    fn from(failure: Failure) -> Self {
+        Self { failure, is_refused: false }
+    }
+}
+
 /// A stream to `url`'s origin, by TCP or a proxy's tunnel, on which nothing was said yet.
-async fn reach(route: &Route, method: &'static str, url: &Location, config: &ClientConfig) -> Result<Stream, Failure> {
+async fn reach(route: &Route, method: &'static str, url: &Location, config: &ClientConfig) -> Result<Stream, Unreached> {
     let failed = |reason: String| EngineError::Transport { method, url: url.to_string(), reason };
-    let proxy = route.proxy(&url.origin).map_err(failed)?;
+    let proxy = route.proxy(&url.origin).map_err(|reason| Failure::from(failed(reason)))?;
     let through = proxy.as_ref().map_or_else(String::new, |proxy| format!(" through {proxy}"));
     let timeout = config.connect_timeout;
     let late = |_| {
@@ -86,11 +112,11 @@ async fn reach(route: &Route, method: &'static str, url: &Location, config: &Cli
     let deadline = Instant::now() + timeout;
     let connected = timeout_at(deadline, async {
         match &proxy {
-            Some(proxy) => connect_proxy(route, proxy, &url.origin, deadline, &failed).await,
-            None => connect_tcp(&url.origin, deadline)
-                .await
-                .map(Stream::Plain)
-                .map_err(|no| Failure::passing(failed(no.reason("", "is it running and reachable from here?")))),
+            Some(proxy) => connect_proxy(route, proxy, &url.origin, deadline, &failed).await.map_err(Unreached::from),
+            None => connect_tcp(&url.origin, deadline).await.map(Stream::Plain).map_err(|no| Unreached {
+                failure: Failure::passing(failed(no.reason("", "is it running and reachable from here?"))),
+                is_refused: matches!(&no, NoTcp::Answer(error) if error.kind() == io::ErrorKind::ConnectionRefused),
+            }),
         }
     });
     connected.await.map_err(late)?

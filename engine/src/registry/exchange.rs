@@ -121,7 +121,10 @@ impl Transport {
     pub async fn send(&self, url: &Location, ask: &Ask) -> Result<Exchange, Failure> {
         let begun = Instant::now();
         let method = ask.method_name();
-        let sent = match self.pool.take(&self.route.line(&url.origin)) {
+        let idle = self.pool.take(&self.route.line(&url.origin));
+        // Who has answered before speaks what it is asked in.
+        let hint = if idle.is_some() { "" } else { tls_hint(url) };
+        let sent = match idle {
             Some(idle) => match self.send_on(idle, url, ask).await {
                 Err(Sent::Closed(reason)) => {
                     tracing::debug!(method, url = %url, reason, "the idle connection was closed; opening another");
@@ -132,7 +135,7 @@ impl Transport {
             None => self.send_on(self.open(method, url).await?, url, ask).await,
         };
         let exchange = sent.map_err(|sent| match sent {
-            Sent::Closed(reason) => Failure::passing(EngineError::Transport { method, url: url.to_string(), reason }),
+            Sent::Closed(reason) => Failure::passing(EngineError::Transport { method, url: url.to_string(), reason: reason + hint }),
             Sent::Failed(failure) => failure,
         })?;
         let status = exchange.status().as_u16();
@@ -177,7 +180,7 @@ impl Transport {
                 let (method, url) = (ask.method_name(), url.to_string());
                 return Sent::Failed(EngineError::Transport { method, url, reason: found }.into());
             }
-            Sent::Closed(reason + tls_hint(url))
+            Sent::Closed(reason)
         })?;
         Ok(Exchange::new(self, ask, url, response, connection))
     }
@@ -202,7 +205,7 @@ pub(super) struct Exchange {
     pool: Arc<Pool>,
     counters: Arc<Counters>,
     headway: Headway,
-    /// The request had some of ours.
+    /// The request had some of ours, or the token that a token server gives anybody.
     had_credentials: bool,
     /// The body was given up for standing still.
     has_stalled: bool,
@@ -440,7 +443,8 @@ pub(super) enum Answerer {
 fn hint(status: StatusCode, whom: Answerer, had_credentials: bool) -> &'static str {
     match (status.as_u16(), whom) {
         (401 | 403, Answerer::Storage) => {
-            "; the storage that the registry redirects to refuses, and no credentials are sent there: is the clock right on both sides, and              does the registry sign its addresses?"
+            "; the storage that the registry redirects to refuses, and no credentials are sent there: is the clock right on both sides, and \
+             does the registry sign its addresses?"
         }
         (404, Answerer::Storage) => "; the storage that the registry redirects to does not have it",
         (400 | 401 | 403, Answerer::TokenServer) if had_credentials => {
@@ -452,7 +456,9 @@ fn hint(status: StatusCode, whom: Answerer, had_credentials: bool) -> &'static s
         (407 | 429, _) => hint_of_any(status),
         (_, Answerer::TokenServer) => "; this is the token server that the registry names, not the registry",
         (401, _) => "; credentials for this repository are missing or refused: check the name, or log in (docker login)",
-        (403, _) if had_credentials => "; these credentials may not read this repository: check the name, or log in (docker login)",
+        (403, _) if had_credentials => {
+            "; these credentials may not read this repository (nor may anybody, where none were found): check the name, or log in (docker login)"
+        }
         (403, _) => "; nothing is given without credentials: check the name, or log in (docker login)",
         (404, _) => "; check the name, tag or digest",
         _ => hint_of_any(status),

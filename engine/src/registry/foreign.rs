@@ -352,7 +352,8 @@ fn reason(error: EngineError) -> String {
         EngineError::Status { status, detail, .. } => format!("status {status}{detail}"),
         EngineError::Transport { reason, .. } => reason,
         EngineError::Protocol { expected, found, .. } => format!("expected {expected}, found {found}"),
-        EngineError::Deadline { waited, .. } => format!("no progress for {} s", waited.as_secs_f32()),
+        // Each has what is left of one time: not a reason that differs from the others'.
+        EngineError::Deadline { .. } => "no progress within its time".to_owned(),
         EngineError::GivenUp { last, .. } => reason(*last),
         other => other.to_string(),
     }

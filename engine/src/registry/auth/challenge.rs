@@ -16,6 +16,16 @@ pub(crate) enum Challenge {
     Basic,
 }
 
+impl Challenge {
+    /// The same for whatever scope is asked for.
+    pub(crate) fn without_scope(self) -> Self {
+        match self {
+            Challenge::Bearer { realm, service, scope: _ } => Challenge::Bearer { realm, service, scope: None },
+            Challenge::Basic => Challenge::Basic,
+        }
+    }
+}
+
 /// The best challenge among the headers' values: Bearer before Basic, for a token can be had without credentials.
 ///
 /// # Errors
