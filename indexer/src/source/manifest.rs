@@ -1,5 +1,7 @@
 //! Manifests and image indexes of OCI and Docker schema 2.
 
+use std::collections::HashSet;
+
 use clip_format::{digest::Digest, storage_info::Platform};
 use serde::Deserialize;
 
@@ -8,8 +10,10 @@ use crate::error::IndexError;
 
 /// Indexes inside indexes. Source: none deeper than 2 is known; a loop is impossible, since digests name contents.
 const INDEX_DEPTH_MAX: usize = 4;
-/// Manifests of one index that are tried for want of a platform in their descriptors.
-const UNNAMED_PLATFORMS_MAX: usize = 16;
+/// Entries of one index that are opened for want of a platform in their descriptors.
+pub(super) const UNNAMED_PLATFORMS_MAX: usize = 16;
+/// Images or platforms that a message lists. Source: what is read at a glance; digests with names fill some 16 lines.
+pub(super) const LISTED_MAX: usize = 16;
 
 /// A pointer to a document or blob.
 #[derive(Clone, Debug)]
@@ -65,6 +69,16 @@ struct RawPlatform {
     os: Option<String>,
     architecture: Option<String>,
     variant: Option<String>,
+}
+
+impl Descriptor {
+    /// Whether it can lead to an image: a layout may list anything (the OCI specification's own example has XML). What is no media type of
+    /// anything in particular can.
+    fn may_be_image(&self) -> bool {
+        let media_type = self.media_type.to_lowercase();
+        matches!(media_type.as_str(), "" | "application/json" | "application/octet-stream")
+            || ["image.manifest", "image.index", "distribution.manifest"].iter().any(|kind| media_type.contains(kind))
+    }
 }
 
 impl RawDescriptor {
@@ -138,78 +152,140 @@ pub(super) struct Chosen {
     pub(super) platform: Option<Platform>,
 }
 
+/// What was looked for in an index and what is under it, or that there is none.
+enum Search<T> {
+    Found(T),
+    /// `index` has nothing for the wanted platform, but has `others`.
+    Nothing {
+        index: Digest,
+        others: Vec<Platform>,
+    },
+}
+
 /// The manifest of the wanted platform in or under `document`. A document that is a manifest is taken whatever its platform.
 ///
 /// # Errors
 /// `Image`, listing the platforms that there are.
 pub(super) fn choose(store: &dyn ImageStore, document: Document, wanted: &Wanted) -> Result<Chosen, IndexError> {
-    descend(store, document, None, wanted)
+    choose_under(store, document, None, wanted)
 }
 
-/// The one of `candidates`, several images under one name or without any, that is for the wanted platform.
+fn choose_under(store: &dyn ImageStore, document: Document, platform: Option<Platform>, wanted: &Wanted) -> Result<Chosen, IndexError> {
+    match descend(store, document, platform, wanted)? {
+        Search::Found(chosen) => Ok(chosen),
+        Search::Nothing { index, others } => Err(no_platform(format!("index {index}"), &others, wanted)),
+    }
+}
+
+/// The one of `candidates`, several images under one name or without any, that is for the wanted platform. Those whose descriptors name no
+/// platform count only where no descriptor names one that will do.
 ///
 /// # Errors
-/// `Image`, listing the platforms that there are, or the images of which each would do.
+/// `Image`, listing the platforms that there are, or the images of which each would do; or naming a blob that had to be read and is damaged
+/// or missing.
+///
+/// # Cost
+/// Reads documents and config of the image chosen, and of at most `UNNAMED_PLATFORMS_MAX` more.
 pub(super) fn choose_alone(store: &dyn ImageStore, candidates: &[&Descriptor], what: &str, wanted: &Wanted) -> Result<Chosen, IndexError> {
+    let mut known = HashSet::new();
+    let key = |platform: &Platform| (platform.os.clone(), platform.architecture.clone(), platform.variant.clone());
+    let distinct = candidates.iter().copied().filter(|one| known.insert((one.digest, one.platform.as_ref().map(key))));
     let mut suited: Vec<(usize, &Descriptor)> = Vec::new();
-    let mut others = Vec::new();
-    for (place, descriptor) in candidates.iter().enumerate() {
-        let is_same = |before: &&Descriptor| before.digest == descriptor.digest && before.platform == descriptor.platform;
-        if candidates[..place].iter().any(is_same) {
-            continue;
-        }
-        let found = platform_of(store, descriptor, wanted)?;
-        match found.as_ref().map(|found| platform::rank(&wanted.platform, found)) {
-            Some(Some(rank)) => suited.push((rank, descriptor)),
-            _ => others.extend(found.as_ref().map(platform::to_text)),
+    let (mut others, mut unnamed) = (Vec::new(), Vec::new());
+    for descriptor in distinct {
+        match &descriptor.platform {
+            Some(platform) => match platform::rank(&wanted.platform, platform) {
+                Some(rank) => suited.push((rank, descriptor)),
+                None => others.push(platform.clone()),
+            },
+            None => unnamed.push(descriptor),
         }
     }
-    let best = suited.iter().map(|(rank, _)| *rank).min();
-    // One may be listed twice, with its platform and without.
-    let mut known = std::collections::HashSet::new();
-    let best = suited.into_iter().filter(|(rank, _)| Some(*rank) == best).map(|(_, descriptor)| descriptor);
-    let best: Vec<&Descriptor> = best.filter(|descriptor| known.insert(descriptor.digest)).collect();
-    match best[..] {
-        [one] => descend(store, store.document(one)?, one.platform.clone(), wanted),
-        [] => Err(no_platform(what.to_owned(), others, wanted)),
-        _ => {
+    if suited.is_empty() {
+        suited = suited_unnamed(store, &unnamed, what, wanted, &mut others)?;
+    }
+    match best_of(suited)[..] {
+        [one] => choose_under(store, store.document(one)?, one.platform.clone(), wanted),
+        [] => Err(no_platform(what.to_owned(), &others, wanted)),
+        ref several => {
             let name = |one: &&Descriptor| format!("{} ({})", one.digest, one.ref_name.as_deref().unwrap_or("no name"));
             let wanted = platform::to_text(&wanted.platform);
             Err(IndexError::Image {
                 what: what.to_owned(),
                 expected: format!("one image for {wanted} (give its digest, sha256:..., for the TAG, or choose another with --platform)"),
-                found: format!("{}: {}", best.len(), best.iter().map(name).collect::<Vec<_>>().join(", ")),
+                found: format!("{}: {}", several.len(), listed(&several.iter().map(name).collect::<Vec<_>>())),
             })
         }
     }
 }
 
-/// What the image of `descriptor` is for, as far as that is said: of an index the image that would be chosen. `None`: of no image at all.
-fn platform_of(store: &dyn ImageStore, descriptor: &Descriptor, wanted: &Wanted) -> Result<Option<Platform>, IndexError> {
-    if descriptor.platform.is_some() {
-        return Ok(descriptor.platform.clone());
-    }
-    let chosen = match descend(store, store.document(descriptor)?, None, wanted) {
-        Err(IndexError::Image { .. } | IndexError::Unsupported { .. }) => return Ok(None),
-        chosen => chosen?,
-    };
-    match chosen.platform {
-        Some(platform) => Ok(Some(platform)),
-        None => {
-            let config = &chosen.manifest.config;
-            Ok(Some(super::config::ConfigFile::parse(&store.config(config)?, &config.digest)?.platform))
-        }
-    }
+/// Those of `suited` that none is better than, each digest once: one may be listed under two spellings of its platform.
+fn best_of(suited: Vec<(usize, &Descriptor)>) -> Vec<&Descriptor> {
+    let best = suited.iter().map(|(rank, _)| *rank).min();
+    let mut known = HashSet::new();
+    let best = suited.into_iter().filter(|(rank, _)| Some(*rank) == best).map(|(_, descriptor)| descriptor);
+    best.filter(|descriptor| known.insert(descriptor.digest)).collect()
 }
 
-fn descend(store: &dyn ImageStore, mut document: Document, mut platform: Option<Platform>, wanted: &Wanted) -> Result<Chosen, IndexError> {
+/// Those of `unnamed` whose images will do, by what their indexes and configs say; the platforms of the rest are put to `others`.
+///
+/// # Errors
+/// `Image` for more than `UNNAMED_PLATFORMS_MAX`, and for a blob that is damaged or missing: it could be the image that is meant.
+fn suited_unnamed<'a>(
+    store: &dyn ImageStore,
+    unnamed: &[&'a Descriptor],
+    what: &str,
+    wanted: &Wanted,
+    others: &mut Vec<Platform>,
+) -> Result<Vec<(usize, &'a Descriptor)>, IndexError> {
+    let unnamed: Vec<&Descriptor> = unnamed.iter().copied().filter(|descriptor| descriptor.may_be_image()).collect();
+    if unnamed.len() > UNNAMED_PLATFORMS_MAX {
+        return Err(too_many_unnamed(what.to_owned(), unnamed.len(), "give the digest, sha256:..., of one for the TAG"));
+    }
+    let mut suited = Vec::new();
+    for descriptor in unnamed {
+        match platform_of(store, descriptor, wanted) {
+            Ok(Search::Found(found)) => match platform::rank(&wanted.platform, &found) {
+                Some(rank) => suited.push((rank, descriptor)),
+                None => others.push(found),
+            },
+            Ok(Search::Nothing { others: found, .. }) => others.extend(found),
+            Err(IndexError::Unsupported { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(suited)
+}
+
+/// What the image of `descriptor`, which does not say it, is for; of an index the image that would be chosen.
+fn platform_of(store: &dyn ImageStore, descriptor: &Descriptor, wanted: &Wanted) -> Result<Search<Platform>, IndexError> {
+    let chosen = match descend(store, store.document(descriptor)?, None, wanted)? {
+        Search::Found(chosen) => chosen,
+        Search::Nothing { index, others } => return Ok(Search::Nothing { index, others }),
+    };
+    let config = &chosen.manifest.config;
+    Ok(Search::Found(match chosen.platform {
+        Some(platform) => platform,
+        None => super::config::ConfigFile::parse(&store.config(config)?, &config.digest)?.platform,
+    }))
+}
+
+fn descend(
+    store: &dyn ImageStore,
+    mut document: Document,
+    mut platform: Option<Platform>,
+    wanted: &Wanted,
+) -> Result<Search<Chosen>, IndexError> {
     for _ in 0..INDEX_DEPTH_MAX {
         let digest = document.digest;
         let manifests = match parse(&document)? {
-            Parsed::Image(manifest) => return Ok(Chosen { manifest: *manifest, digest, platform }),
+            Parsed::Image(manifest) => return Ok(Search::Found(Chosen { manifest: *manifest, digest, platform })),
             Parsed::Index(manifests) => manifests,
         };
-        let (next, named) = choose_in_index(store, &manifests, &digest, wanted)?;
+        let (next, named) = match choose_in_index(store, &manifests, digest, wanted)? {
+            Search::Found(next) => next,
+            Search::Nothing { index, others } => return Ok(Search::Nothing { index, others }),
+        };
         document = next;
         platform = named.or(platform);
     }
@@ -224,35 +300,54 @@ fn descend(store: &dyn ImageStore, mut document: Document, mut platform: Option<
 fn choose_in_index(
     store: &dyn ImageStore,
     manifests: &[Descriptor],
-    index: &Digest,
+    index: Digest,
     wanted: &Wanted,
-) -> Result<(Document, Option<Platform>), IndexError> {
+) -> Result<Search<(Document, Option<Platform>)>, IndexError> {
     let ranked =
         manifests.iter().filter_map(|descriptor| Some((platform::rank(&wanted.platform, descriptor.platform.as_ref()?)?, descriptor)));
     if let Some((_, best)) = ranked.min_by_key(|(rank, _)| *rank) {
-        return Ok((store.document(best)?, best.platform.clone()));
+        return Ok(Search::Found((store.document(best)?, best.platform.clone())));
     }
-    let mut found: Vec<String> = manifests.iter().filter_map(|descriptor| descriptor.platform.as_ref().map(platform::to_text)).collect();
+    let mut others: Vec<Platform> = manifests.iter().filter_map(|descriptor| descriptor.platform.clone()).collect();
     // Descriptors without a platform (layouts, old tools): the config says it.
-    for descriptor in manifests.iter().filter(|descriptor| descriptor.platform.is_none()).take(UNNAMED_PLATFORMS_MAX) {
+    let unnamed = || manifests.iter().filter(|descriptor| descriptor.platform.is_none());
+    for descriptor in unnamed().take(UNNAMED_PLATFORMS_MAX) {
         let document = store.document(descriptor)?;
-        let Parsed::Image(manifest) = parse(&document)? else { return Ok((document, None)) };
+        let Parsed::Image(manifest) = parse(&document)? else { return Ok(Search::Found((document, None))) };
         let config = super::config::ConfigFile::parse(&store.config(&manifest.config)?, &manifest.config.digest)?;
         if platform::rank(&wanted.platform, &config.platform).is_some() || manifests.len() == 1 {
-            return Ok((document, None));
+            return Ok(Search::Found((document, None)));
         }
-        found.push(platform::to_text(&config.platform));
+        others.push(config.platform);
     }
-    Err(no_platform(format!("index {index}"), found, wanted))
+    match unnamed().count() {
+        0..=UNNAMED_PLATFORMS_MAX => Ok(Search::Nothing { index, others }),
+        found => Err(too_many_unnamed(format!("index {index}"), found, "give the digest of one instead of the tag")),
+    }
 }
 
-fn no_platform(what: String, mut found: Vec<String>, wanted: &Wanted) -> IndexError {
-    found.retain(|platform| !platform.starts_with("unknown/"));
+fn too_many_unnamed(what: String, found: usize, hint: &str) -> IndexError {
+    let expected = format!("at most {UNNAMED_PLATFORMS_MAX} images that the index gives no platform for ({hint})");
+    IndexError::Image { what, expected, found: found.to_string() }
+}
+
+fn no_platform(what: String, others: &[Platform], wanted: &Wanted) -> IndexError {
+    // Attestations are for unknown/unknown.
+    let mut found: Vec<String> = others.iter().filter(|platform| platform.os != "unknown").map(platform::to_text).collect();
     found.sort();
     found.dedup();
     IndexError::Image {
         what,
         expected: format!("a manifest for {} (choose another with --platform)", platform::to_text(&wanted.platform)),
-        found: if found.is_empty() { "no platform at all".to_owned() } else { format!("only {}", found.join(", ")) },
+        found: if found.is_empty() { "no platform at all".to_owned() } else { format!("only {}", listed(&found)) },
+    }
+}
+
+/// The first `LISTED_MAX` of `items`, and how many more there are.
+fn listed(items: &[String]) -> String {
+    let shown = items.iter().take(LISTED_MAX).map(String::as_str).collect::<Vec<_>>().join(", ");
+    match items.len().saturating_sub(LISTED_MAX) {
+        0 => shown,
+        more => format!("{shown} and {more} more"),
     }
 }

@@ -139,20 +139,67 @@ impl Shelf {
     /// An image for `architecture` that differs from others by `number`.
     fn image(&mut self, architecture: &str, number: u32) -> Descriptor {
         let config = self.put(serde_json::json!({ "architecture": architecture, "os": "linux", "author": number.to_string() }));
-        self.put(
-            serde_json::json!({ "schemaVersion": 2, "config": { "digest": config.digest.to_string(), "size": config.size }, "layers": [] }),
-        )
+        self.put(serde_json::json!({ "schemaVersion": 2, "config": entry(&config), "layers": [] }))
     }
+
+    /// An index of `manifests`.
+    fn index(&mut self, manifests: &[&Descriptor]) -> Descriptor {
+        let manifests: Vec<_> = manifests.iter().map(|manifest| entry(manifest)).collect();
+        self.put(serde_json::json!({ "schemaVersion": 2, "manifests": manifests }))
+    }
+
+    /// As a layout reads: missing and damaged blobs are `Image` errors.
+    fn read(&self, descriptor: &Descriptor) -> Result<Bytes, IndexError> {
+        let missing = || IndexError::Image {
+            what: "shelf".to_owned(),
+            expected: format!("blob {} of {} bytes", descriptor.digest, descriptor.size),
+            found: "none such".to_owned(),
+        };
+        let bytes = self.0.get(&descriptor.digest.to_string()).ok_or_else(missing)?;
+        checked("blob in shelf", bytes.clone(), &descriptor.digest)
+    }
+
+    fn config_of(&self, image: &Descriptor) -> Digest {
+        match parse(&self.document(image).unwrap()).unwrap() {
+            Parsed::Image(manifest) => manifest.config.digest,
+            Parsed::Index(_) => panic!("{} is an index", image.digest),
+        }
+    }
+
+    fn lose(&mut self, digest: &Digest) {
+        self.0.remove(&digest.to_string());
+    }
+
+    fn damage(&mut self, digest: &Digest) {
+        self.0.insert(digest.to_string(), Bytes::from_static(b"{}"));
+    }
+
+    fn choose(&self, candidates: &[&Descriptor], text: &str) -> Result<Chosen, IndexError> {
+        manifest::choose_alone(self, candidates, "index.json", &Wanted::new(Some(platform(text))))
+    }
+
+    /// The message of a choice that fails.
+    fn refusal(&self, candidates: &[&Descriptor], text: &str) -> String {
+        self.choose(candidates, text).err().unwrap().to_string()
+    }
+}
+
+fn entry(descriptor: &Descriptor) -> serde_json::Value {
+    let platform = descriptor.platform.as_ref().map(|is| serde_json::json!({ "os": is.os, "architecture": is.architecture }));
+    serde_json::json!({ "digest": descriptor.digest.to_string(), "size": descriptor.size, "platform": platform })
+}
+
+fn named(text: &str, descriptor: &Descriptor) -> Descriptor {
+    Descriptor { platform: Some(platform(text)), ..descriptor.clone() }
 }
 
 impl ImageStore for Shelf {
     fn document(&self, descriptor: &Descriptor) -> Result<Document, IndexError> {
-        let bytes = self.0[&descriptor.digest.to_string()].clone();
-        Ok(Document { digest: descriptor.digest, media_type: String::new(), bytes })
+        Ok(Document { digest: descriptor.digest, media_type: String::new(), bytes: self.read(descriptor)? })
     }
 
     fn config(&self, descriptor: &Descriptor) -> Result<Bytes, IndexError> {
-        Ok(self.0[&descriptor.digest.to_string()].clone())
+        self.read(descriptor)
     }
 
     fn layer(&self, _: &Descriptor, _: &Elsewhere) -> Result<BlobSource, IndexError> {
@@ -166,11 +213,9 @@ impl ImageStore for Shelf {
 fn one_name_is_one_image_a_platform() {
     let mut shelf = Shelf::default();
     let (arm, amd, other) = (shelf.image("arm64", 1), shelf.image("amd64", 2), shelf.image("amd64", 3));
-    let described = Descriptor { platform: Some(platform("linux/arm64")), ..shelf.image("amd64", 4) };
-    let index = shelf.put(serde_json::json!({ "schemaVersion": 2, "manifests": [{ "digest": arm.digest.to_string(), "size": arm.size,
-        "platform": { "os": "linux", "architecture": "arm64" } }] }));
-    let wanted = |text: &str| Wanted::new(Some(platform(text)));
-    let choose = |candidates: &[&Descriptor], text: &str| manifest::choose_alone(&shelf, candidates, "index.json", &wanted(text));
+    let described = named("linux/arm64", &shelf.image("amd64", 4));
+    let index = shelf.index(&[&named("linux/arm64", &arm)]);
+    let choose = |candidates: &[&Descriptor], text: &str| shelf.choose(candidates, text);
     for (candidates, text, expected) in [
         (&[&arm, &amd][..], "linux/arm64", &arm),
         (&[&arm, &amd], "linux/amd64", &amd),
@@ -184,7 +229,107 @@ fn one_name_is_one_image_a_platform() {
     assert!(error.contains("found 2: ") && error.contains(&other.digest.to_string()) && error.contains("sha256:..."), "{error}");
     assert!(!error.contains(&arm.digest.to_string()), "{error}");
     let error = choose(&[&amd, &index], "linux/s390x").err().unwrap().to_string();
-    assert!(error.contains("only linux/amd64"), "{error}");
+    assert!(error.ends_with("only linux/amd64, linux/arm64"), "{error}");
+}
+
+/// Claim: an entry without a platform that could be the image is never passed over because a blob of it is damaged or missing: the error names
+/// the blob, whether it is the entry's own, a manifest under it or a config.
+#[test]
+fn a_damaged_entry_does_not_make_way_for_another() {
+    let mut whole = Shelf::default();
+    let (ours, other) = (whole.image("amd64", 1), whole.image("amd64", 2));
+    let (config, unnamed) = (whole.config_of(&ours), whole.index(&[&ours]));
+    let index = whole.index(&[&named("linux/amd64", &ours), &named("linux/arm64", &other)]);
+    for (entry, blob) in [
+        (&unnamed, ours.digest),
+        (&index, index.digest),
+        (&index, ours.digest),
+        (&unnamed, config),
+        (&ours, ours.digest),
+        (&ours, config),
+        (&unnamed, unnamed.digest),
+    ] {
+        for harm in [Shelf::lose, Shelf::damage] {
+            let mut shelf = Shelf(whole.0.clone());
+            harm(&mut shelf, &blob);
+            for candidates in [[entry, &other], [&other, entry]] {
+                let error = shelf.refusal(&candidates, "linux/amd64");
+                assert!(error.contains(&blob.to_string()), "{error}, not {blob}");
+            }
+        }
+    }
+}
+
+/// Claim: an index that has nothing for the platform, an artifact and a blob that is no manifest by its media type make way; the platforms of
+/// the index are listed where nothing else will do.
+#[test]
+fn entries_that_cannot_be_meant_make_way() {
+    let mut shelf = Shelf::default();
+    let (ours, theirs) = (shelf.image("amd64", 1), shelf.image("s390x", 2));
+    let index = shelf.index(&[&named("linux/arm64", &theirs), &theirs, &named("unknown/unknown", &theirs)]);
+    let config =
+        serde_json::json!({ "digest": ours.digest.to_string(), "size": 1, "mediaType": "application/vnd.cncf.helm.config.v1+json" });
+    let chart = shelf.put(serde_json::json!({ "schemaVersion": 2, "config": config, "layers": [] }));
+    let xml = Descriptor { media_type: "application/xml".to_owned(), ..shelf.put(serde_json::json!("<a/>")) };
+    let absent = Descriptor { digest: sha256(b"absent"), ..xml.clone() };
+    assert_eq!(shelf.choose(&[&index, &chart, &xml, &absent, &ours], "linux/amd64").unwrap().digest, ours.digest);
+    let error = shelf.refusal(&[&index, &chart, &xml], "linux/amd64");
+    assert!(error.contains("index.json: ") && error.ends_with("only linux/arm64, linux/s390x"), "{error}");
+    assert!(shelf.refusal(&[&chart, &xml], "linux/amd64").ends_with("no platform at all"));
+}
+
+/// Claim: where a descriptor names a platform that will do, entries without one are not opened: they may be lost, damaged or too many.
+#[test]
+fn a_named_platform_needs_no_unnamed_entry() {
+    let mut shelf = Shelf::default();
+    let ours = named("linux/amd64", &shelf.image("amd64", 1));
+    let older = named("linux/386", &shelf.image("386", 2));
+    let (lost, damaged) = (shelf.image("amd64", 3), shelf.image("amd64", 4));
+    shelf.lose(&lost.digest);
+    shelf.damage(&damaged.digest);
+    for candidates in [&[&lost, &damaged, &ours, &older][..], &[&older, &ours, &lost], &[&lost, &ours]] {
+        assert_eq!(shelf.choose(candidates, "linux/amd64").unwrap().digest, ours.digest);
+    }
+    assert_eq!(shelf.choose(&[&lost, &older], "linux/amd64").unwrap().digest, older.digest);
+    let many: Vec<Descriptor> = (5..).take(manifest::UNNAMED_PLATFORMS_MAX + 1).map(|number| shelf.image("amd64", number)).collect();
+    let candidates: Vec<&Descriptor> = many.iter().chain([&ours]).collect();
+    assert_eq!(shelf.choose(&candidates, "linux/amd64").unwrap().digest, ours.digest);
+    assert!(shelf.refusal(&[&lost, &ours], "linux/s390x").contains(&lost.digest.to_string()));
+}
+
+/// Claim: 16 entries without a platform are opened and 17 are an error that says so before any is read, in index.json as in an index under it;
+/// one that is listed again does not count.
+#[test]
+fn entries_without_a_platform_are_few() {
+    let mut shelf = Shelf::default();
+    let mut images: Vec<Descriptor> = (1..).take(manifest::UNNAMED_PLATFORMS_MAX - 1).map(|number| shelf.image("arm64", number)).collect();
+    let ours = shelf.image("amd64", 0);
+    images.push(ours.clone());
+    let twice: Vec<&Descriptor> = images.iter().chain(&images).collect();
+    assert_eq!(shelf.choose(&twice, "linux/amd64").unwrap().digest, ours.digest);
+    images.insert(0, shelf.image("arm64", 99));
+    let candidates: Vec<&Descriptor> = images.iter().collect();
+    let index = shelf.index(&candidates);
+    let error = shelf.refusal(&[&index, &ours], "linux/amd64");
+    assert!(error.contains(&format!("index {}: expected at most 16 images", index.digest)) && error.ends_with("found 17"), "{error}");
+    let error = Shelf::default().refusal(&candidates, "linux/amd64");
+    assert!(error.contains("index.json: expected at most 16 images") && error.ends_with("found 17"), "{error}");
+}
+
+/// Claim: of many thousand entries of which each would do, listed twice, 16 are named and the others counted; so are platforms.
+#[test]
+fn long_lists_are_cut() {
+    let mut shelf = Shelf::default();
+    let image = shelf.image("amd64", 0);
+    let at = |number: u32| Descriptor { digest: sha256(&number.to_le_bytes()), ..named("linux/amd64", &image) };
+    let many: Vec<Descriptor> = (0..20_000).map(at).collect();
+    let candidates: Vec<&Descriptor> = many.iter().chain(&many).collect();
+    let error = shelf.refusal(&candidates, "linux/amd64");
+    assert!(error.contains("found 20000: ") && error.ends_with(" and 19984 more"), "{}", error.len());
+    assert_eq!(error.matches("(no name)").count(), manifest::LISTED_MAX);
+    let odd: Vec<Descriptor> = (0..100).map(|number| named(&format!("linux/odd{number}"), &image)).collect();
+    let error = shelf.refusal(&odd.iter().collect::<Vec<_>>(), "linux/amd64");
+    assert!(error.contains("only linux/odd0, ") && error.ends_with(" and 84 more"), "{error}");
 }
 
 /// Claim: an image that is not the asked variant's own is taken with a warning, the asked one and this machine's choice without.
