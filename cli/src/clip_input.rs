@@ -152,40 +152,48 @@ fn private_engine(config: impl Fn(PathBuf) -> EngineConfig) -> Result<(Engine, O
 /// Symbolic links followed on the way to a file; as the kernel's MAXSYMLINKS (linux include/linux/namei.h).
 const LINKS_MAX: usize = 40;
 
-/// The inode at `path`, a last symbolic link followed too, and the path where it was found.
+/// The inode at `path`, a last symbolic link followed too, and the path where it was found. A slash behind the path, or behind the target of
+/// a link on the way, asks for a directory.
 pub fn resolve_following(index: &Index, path: &[u8]) -> Result<(Inode, Vec<u8>)> {
-    let mut path = path.to_vec();
+    let (mut at, mut needs_directory) = (path.to_vec(), false);
     for _ in 0..LINKS_MAX {
-        let inode = resolve_exact(index, &path)?;
-        if inode.file_type != FileType::Symlink {
-            return Ok((inode, path));
+        let name_len = without_slashes(&at).len();
+        needs_directory |= name_len < at.len();
+        at.truncate(name_len.max(1));
+        let inode = resolve_name(index, &at)?;
+        match inode.file_type {
+            FileType::Symlink => {}
+            FileType::Directory => return Ok((inode, at)),
+            _ if needs_directory => anyhow::bail!("{}: not a directory", crate::display::escaped(path)),
+            _ => return Ok((inode, at)),
         }
         let target = index.link_target(&inode)?;
-        path = if target.starts_with(b"/") { target.to_vec() } else { [parent(&path), b"/", target].concat() };
+        at = if target.starts_with(b"/") { target.to_vec() } else { [parent(&at), b"/", target].concat() };
     }
-    anyhow::bail!("{}: more than {LINKS_MAX} symbolic links", crate::display::escaped(&path))
+    anyhow::bail!("{}: more than {LINKS_MAX} symbolic links", crate::display::escaped(path))
 }
 
 /// The inode at `path`, a last symbolic link not followed unless a slash is behind it, which asks for a directory.
 pub fn resolve_exact(index: &Index, path: &[u8]) -> Result<Inode> {
+    if without_slashes(path).len() < path.len() {
+        return Ok(resolve_following(index, path)?.0);
+    }
+    resolve_name(index, path)
+}
+
+fn resolve_name(index: &Index, path: &[u8]) -> Result<Inode> {
     let shown = || crate::display::escaped(path);
     let found = index.resolve(path).with_context(shown)?;
-    let inode = found.ok_or_else(|| anyhow::anyhow!("{}: no such file or directory in the image", shown()))?;
-    let name = &path[..path.iter().rposition(|byte| *byte != b'/').map_or(0, |last| last + 1)];
-    match inode.file_type {
-        _ if name.len() == path.len() => Ok(inode),
-        FileType::Directory => Ok(inode),
-        FileType::Symlink => match resolve_following(index, name)? {
-            (inode, _) if inode.file_type == FileType::Directory => Ok(inode),
-            _ => anyhow::bail!("{}: not a directory", shown()),
-        },
-        _ => anyhow::bail!("{}: not a directory", shown()),
-    }
+    found.ok_or_else(|| anyhow::anyhow!("{}: no such file or directory in the image", shown()))
+}
+
+fn without_slashes(path: &[u8]) -> &[u8] {
+    &path[..path.iter().rposition(|byte| *byte != b'/').map_or(0, |last| last + 1)]
 }
 
 fn parent(path: &[u8]) -> &[u8] {
-    let end = path.iter().rposition(|byte| *byte != b'/').map_or(0, |last| last + 1);
-    let slash = path[..end].iter().rposition(|byte| *byte == b'/').unwrap_or(0);
+    let path = without_slashes(path);
+    let slash = path.iter().rposition(|byte| *byte == b'/').unwrap_or(0);
     &path[..slash]
 }
 

@@ -10,7 +10,7 @@ use std::{
     process::{Command, Output},
 };
 
-use image::{failure, indexed, ok};
+use image::{failure, header, indexed, indexed_with, ok};
 
 fn index(dir: &Path, output: &str) {
     ok(dir, &["index", "--platform", "linux/amd64", "--quiet", "oci:image:latest", "-o", output]);
@@ -72,4 +72,22 @@ fn a_slash_asks_for_a_directory() {
     }
     assert_eq!(ok(dir.path(), &["ls", "a.clip", "/etc/"]), ok(dir.path(), &["ls", "a.clip", "/etc"]));
     assert_eq!(ok(dir.path(), &["ls", "a.clip", "/link"]), "/link\n");
+}
+
+/// Claim: links that lead to themselves by a name with a slash behind it end in an error, as others do.
+#[test]
+fn links_with_a_slash_behind_end() {
+    let dir = indexed_with(|tar| {
+        for (name, target) in [("l", "l/"), ("a", "b/"), ("b", "a/")] {
+            let mut link = header(tar::EntryType::Symlink, 0o777, 0);
+            link.set_link_name_literal(target).unwrap();
+            tar.append_data(&mut link, name, std::io::empty()).unwrap();
+        }
+    });
+    let listing = ok(dir.path(), &["ls", "-l", "a.clip"]);
+    assert!(listing.contains("l -> l/\n"), "{listing}");
+    for arguments in [["cat", "a.clip", "/l"], ["ls", "a.clip", "/l/"], ["ls", "a.clip", "/a/"], ["cat", "a.clip", "/b/"]] {
+        let text = failure(dir.path(), &arguments, 1);
+        assert!(text.contains("symbolic links"), "{text}");
+    }
 }

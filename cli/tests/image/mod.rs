@@ -64,7 +64,7 @@ fn layout(dir: &Path, fill: impl FnOnce(&mut tar::Builder<Vec<u8>>)) {
     std::fs::write(layout.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
 }
 
-fn header(kind: tar::EntryType, mode: u32, size: u64) -> tar::Header {
+pub fn header(kind: tar::EntryType, mode: u32, size: u64) -> tar::Header {
     let mut header = tar::Header::new_gnu();
     header.set_entry_type(kind);
     header.set_mode(mode);
@@ -89,8 +89,13 @@ fn sample(tar: &mut tar::Builder<Vec<u8>>) {
 
 /// A directory with `a.clip`.
 pub fn indexed() -> tempfile::TempDir {
+    indexed_with(sample)
+}
+
+/// A directory with `a.clip`, of an image that holds what `fill` writes.
+pub fn indexed_with(fill: impl FnOnce(&mut tar::Builder<Vec<u8>>)) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
-    layout(dir.path(), sample);
+    layout(dir.path(), fill);
     ok(dir.path(), &["index", "--platform", "linux/amd64", "--quiet", "oci:image:latest", "-o", "a.clip"]);
     dir
 }
