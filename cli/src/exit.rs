@@ -1,6 +1,6 @@
 //! Exit codes and the one place that prints errors.
 
-use std::{io::Write, path::Path, process::ExitCode};
+use std::{io::Write, path::Path, process::ExitCode, sync::Arc};
 
 use clip_engine::EngineError;
 use clip_fuse::MountError;
@@ -97,7 +97,13 @@ fn is_of_registry(error: &EngineError) -> bool {
 }
 
 fn is_closed_pipe(error: &anyhow::Error) -> bool {
-    error.chain().filter_map(|cause| cause.downcast_ref::<std::io::Error>()).any(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+    let io = |cause: &'_ (dyn std::error::Error + 'static)| {
+        cause
+            .downcast_ref::<std::io::Error>()
+            .or_else(|| cause.downcast_ref::<Arc<std::io::Error>>().map(Arc::as_ref))
+            .map(std::io::Error::kind)
+    };
+    error.chain().any(|cause| io(cause) == Some(std::io::ErrorKind::BrokenPipe))
 }
 
 #[cfg(test)]
@@ -110,6 +116,15 @@ mod tests {
         let inner = std::io::Error::other("no such thing");
         let error = anyhow::Error::from(inner).context("open x: no such thing").context("cannot start");
         assert_eq!(chain_text(&error), "cannot start: open x: no such thing");
+    }
+
+    /// Claim: a reader that is gone is known by the error of standard output and by that of a file that is written to.
+    #[test]
+    fn a_closed_pipe_is_known() {
+        let closed = || std::io::Error::from(std::io::ErrorKind::BrokenPipe);
+        let of_file = EngineError::Io { operation: "write", path: "/p".into(), source: Arc::new(closed()) };
+        assert!(is_closed_pipe(&anyhow::Error::from(closed()).context("x")) && is_closed_pipe(&anyhow::Error::from(of_file)));
+        assert!(!is_closed_pipe(&EngineError::Stopped.into()));
     }
 
     /// Claim: clip doctor is named where FUSE or a registry failed, and not where what was typed is at fault.

@@ -54,8 +54,7 @@ pub enum Output {
 impl Output {
     /// What `typed` means. That it can be written is asked now, not after the work.
     pub fn find(typed: &Path) -> Result<Self> {
-        let is_stdout = ["-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"].iter().any(|name| typed.as_os_str() == *name);
-        if !is_stdout {
+        if !names_stdout(typed) {
             return place(typed).map(Self::Place);
         }
         if std::io::stdout().is_terminal() {
@@ -80,6 +79,20 @@ impl Output {
             Self::Place(place) => Ok(place.write(bytes, Durability::Synced)?),
         }
     }
+}
+
+fn names_stdout(typed: &Path) -> bool {
+    ["-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"].iter().any(|name| typed.as_os_str() == *name)
+}
+
+/// Whether what `typed` names is where standard output goes, by a name of it or by its own.
+pub fn is_stdout(typed: &Path) -> bool {
+    let same = || {
+        let (named, own) = (rustix::fs::stat(typed).ok()?, rustix::fs::fstat(std::io::stdout()).ok()?);
+        let is_file = rustix::fs::FileType::from_raw_mode(own.st_mode) == rustix::fs::FileType::RegularFile;
+        Some(is_file && (named.st_dev, named.st_ino) == (own.st_dev, own.st_ino))
+    };
+    names_stdout(typed) || same().unwrap_or(false)
 }
 
 /// Where bytes for `typed` go: into a directory that this user may write to, or through what is there.

@@ -62,8 +62,8 @@ pub fn run(args: &RecordArgs) -> Result<Outcome> {
 /// Where the profile goes; that it can be written there is asked before the run, not after.
 fn output(args: &RecordArgs) -> Result<PathBuf> {
     let output = args.output.clone().unwrap_or_else(|| args.clip.with_extension("profile"));
-    if output.as_os_str() == "-" {
-        return Err(UsageError("--output -: standard output is that of CMD; give a file name".to_owned()).into());
+    if crate::output::is_stdout(&output) {
+        return Err(UsageError(format!("--output {}: standard output is that of CMD; give a file name", output.display())).into());
     }
     crate::output::place(&output)?;
     Ok(output)
