@@ -427,7 +427,7 @@ fn background_wish(args: &MountArgs) -> Result<BackgroundWish> {
 }
 
 /// `path`, absolute, in a directory that is there: said when the mount is asked for, not when what goes there is lost. The process that
-/// will write it must not wait for somebody to read.
+/// will write it must not wait for somebody to read. Symbolic links are followed now and not when it writes, maybe as root and days later.
 fn output_file(option: &str, path: &Path) -> Result<PathBuf> {
     let path = absolute(path)?;
     if !path.parent().is_some_and(Path::is_dir) || path.is_dir() {
@@ -436,8 +436,8 @@ fn output_file(option: &str, path: &Path) -> Result<PathBuf> {
     if std::fs::metadata(&path).is_ok_and(|found| found.file_type().is_fifo()) {
         bail!("{option} {}: expected a file name, found a FIFO", path.display());
     }
-    OutputPlace::find(&path).with_context(|| option.to_owned())?;
-    Ok(path)
+    let (OutputPlace::File(place) | OutputPlace::Stream(place)) = OutputPlace::find(&path).with_context(|| option.to_owned())?;
+    Ok(place)
 }
 
 /// `option` for a message: what may be a password is left out.

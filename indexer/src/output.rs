@@ -60,6 +60,16 @@ impl OutputPlace {
         Err(IndexError::Image { what: path.display().to_string(), expected: "a file name".to_owned(), found: found.to_owned() })
     }
 
+    /// The place that [`Self::find`] gave as this path, whatever somebody has put there since: no symbolic link at its end is followed.
+    #[must_use]
+    pub fn at(path: &Path) -> Self {
+        let is_stream = |found: &Metadata| found.file_type().is_fifo() || found.file_type().is_char_device();
+        match std::fs::symlink_metadata(path) {
+            Ok(found) if is_stream(&found) => Self::Stream(path.to_owned()),
+            _ => Self::File(path.to_owned()),
+        }
+    }
+
     /// `bytes` are there. A file that was there keeps its mode and, where root writes, its owner.
     ///
     /// # Errors
@@ -141,6 +151,19 @@ mod tests {
 
     fn write(path: &Path, bytes: &[u8]) -> Result<(), IndexError> {
         OutputPlace::find(path)?.write(bytes, Durability::Synced)
+    }
+
+    /// Claim: a link that is put where a place was found is replaced, and where it leads nothing changes.
+    #[test]
+    fn a_place_is_not_moved_by_a_link() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, other) = (dir.path().join("a"), dir.path().join("b"));
+        std::fs::write(&other, "other").unwrap();
+        symlink(&other, &path).unwrap();
+        assert_eq!(OutputPlace::find(&path).unwrap(), OutputPlace::File(std::fs::canonicalize(&other).unwrap()));
+        OutputPlace::at(&path).write(b"new", Durability::Later).unwrap();
+        assert_eq!((std::fs::read(&other).unwrap(), std::fs::read(&path).unwrap()), (b"other".to_vec(), b"new".to_vec()));
+        assert!(std::fs::symlink_metadata(&path).unwrap().is_file());
     }
 
     /// A written file is whole, and no temporary name stays beside it; a failed write leaves nothing.

@@ -10,6 +10,7 @@ use anyhow::{Context, Result};
 use clap::ValueEnum;
 use clip_engine::{BackgroundHandle, BackgroundProgress, FillOptions, Image};
 use clip_format::profile::Profile;
+use clip_indexer::{Durability, OutputPlace};
 use serde::{Deserialize, Serialize};
 
 use super::report::Work;
@@ -198,7 +199,7 @@ impl Record {
         let context = || format!("profile {}", self.path.display());
         let profile = self.image.recorded().context("the image was not opened to be recorded")?;
         let bytes = profile.and_then(|profile| profile.to_bytes()).with_context(context)?;
-        clip_indexer::write_clip(&self.path, &bytes).with_context(context)
+        OutputPlace::at(&self.path).write(&bytes, Durability::Synced).with_context(context)
     }
 }
 

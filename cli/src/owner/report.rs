@@ -67,13 +67,12 @@ impl Report {
     }
 }
 
-/// `path` holds `report` as JSON, whole.
+/// `path`, where no link is followed, holds `report` as JSON, whole.
 pub fn write(path: &Path, report: &Report) -> Result<()> {
     let context = || format!("stats file {}", path.display());
     let mut text = serde_json::to_vec_pretty(report).with_context(context)?;
     text.push(b'\n');
-    OutputPlace::find(path).and_then(|place| place.write(&text, Durability::Later)).with_context(context)?;
-    Ok(())
+    OutputPlace::at(path).write(&text, Durability::Later).with_context(context)
 }
 
 /// One line for the log.
