@@ -7,6 +7,7 @@
 pub mod background;
 pub mod client;
 mod login_wire;
+mod peer;
 pub mod protocol;
 pub mod report;
 pub mod server;
@@ -41,11 +42,6 @@ impl SocketPath {
     pub fn path(&self) -> &Path {
         &self.path
     }
-}
-
-/// Whether `peer`, at the other end of a socket, is of this user, or root's.
-fn is_trusted(peer: &rustix::net::UCred) -> bool {
-    peer.uid == rustix::process::geteuid() || peer.uid.is_root()
 }
 
 /// The mount namespace of this process, as an inode number; 0 where /proc does not say.

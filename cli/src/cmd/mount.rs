@@ -33,7 +33,7 @@ fn serve_here(plan: &MountPlan) -> Result<()> {
         Ok(engine) => engine,
         Err(EngineError::CacheBusy { pid, .. }) => {
             tracing::info!("process {pid} owns {}: it serves this mount", plan.cache_dir.display());
-            let foreground = client::Foreground::begin(plan.owner_wish.in_foreground().stop_timeout)?;
+            let foreground = client::Foreground::begin(plan.owner_wish.stop_timeout)?;
             return foreground.wait(client::hand_over(plan, true)?);
         }
         Err(error) => return Err(error.into()),

@@ -28,7 +28,8 @@ use rustix::{
 use serde::Serialize;
 
 use super::{
-    SocketPath, is_trusted,
+    SocketPath,
+    peer::Peer,
     protocol::{self, MountRequest, PROTOCOL, Reply, Request, Start, Started},
 };
 use crate::{
@@ -43,7 +44,8 @@ const JOIN_MAX: Duration = Duration::from_secs(10);
 /// waits for one or two rounds.
 const RETRY_EVERY: Duration = Duration::from_millis(10);
 /// How long an owner may take to answer, or to start. Source: judgement: both take milliseconds; a new index of the largest images is
-/// expanded in seconds, on a slow and busy disk in some tens of them. Another request of the same owner makes neither wait.
+/// expanded in seconds, on a slow and busy disk in some tens of them. Another request of the same owner makes neither
+/// wait, but that large indexes are expanded one after another.
 const ANSWER_MAX: Duration = Duration::from_secs(120);
 /// A log file over this is set aside as `.old` when an owner starts.
 const LOG_BYTES_MAX: u64 = 4 << 20;
@@ -125,13 +127,9 @@ fn connect(cache_dir: &Path) -> Result<Option<UnixStream>> {
         Err(error) if is_timeout_kind(&error) => bail!("{}", silent_text(cache_dir, ANSWER_MAX)),
         Err(error) => return Err(error).with_context(context),
     };
-    let listens = rustix::net::sockopt::socket_peercred(&stream).with_context(context)?;
-    if !is_trusted(&listens) {
-        let (pid, uid) = (listens.pid.as_raw_nonzero(), listens.uid.as_raw());
-        bail!(
-            "the socket in {} is of process {pid} of user {uid}, which gets nothing from here; use another --cache-dir",
-            cache_dir.display()
-        );
+    let listens = Peer::of(&stream).with_context(context)?;
+    if !listens.is_trusted() {
+        bail!("the socket in {} is of {listens}, which gets nothing from here; use another --cache-dir", cache_dir.display());
     }
     Ok(Some(stream))
 }

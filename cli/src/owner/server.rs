@@ -24,7 +24,7 @@ use self::{answer::answer, waiting::Waiter};
 use super::{
     SocketPath,
     background::{Background, TICK},
-    is_trusted,
+    peer::Peer,
     protocol::{self, MountRequest, PROTOCOL, Reply, Request},
     report::{self, MountReport, Report},
     settings::OwnerSettings,
@@ -173,9 +173,9 @@ impl Owner {
     }
 
     fn handle(self: &Arc<Self>, stream: UnixStream) -> Result<()> {
-        let peer = rustix::net::sockopt::socket_peercred(&stream).context("SO_PEERCRED")?;
-        if !is_trusted(&peer) {
-            bail!("refused process {} of user {}", peer.pid.as_raw_nonzero(), peer.uid.as_raw());
+        let peer = Peer::of(&stream).context("SO_PEERCRED")?;
+        if !peer.is_trusted() {
+            bail!("refused {peer}");
         }
         stream.set_read_timeout(Some(REQUEST_LINE_MAX))?;
         let mut from = BufReader::new(stream.try_clone()?);

@@ -11,8 +11,8 @@ use crate::{log, resolve::Difference, values::typed_time};
 
 /// How long open files are served after the first SIGTERM.
 const STOP_TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
-/// The log level of an owner.
-pub const LOG_LEVEL_DEFAULT: &str = "info";
+/// The log level of an owner: what `info` says, without a line for each of the requests that an outage makes it send again.
+pub const LOG_LEVEL_DEFAULT: &str = "info,clip_engine::registry::retry=warn";
 
 /// What was typed. `None`: not asked for.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

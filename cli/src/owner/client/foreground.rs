@@ -19,8 +19,8 @@ pub struct Foreground {
 
 impl Foreground {
     /// Before there is a mount a signal ends this process as ever. The first one after that detaches the mount, whose open files are waited
-    /// for up to `stop_timeout`; then, or at a second one, this process ends well.
-    pub fn begin(stop_timeout: Duration) -> Result<Self> {
+    /// for up to `stop_timeout` (`None`: as long as the owner serves them); then, or at a second one, this process ends well.
+    pub fn begin(stop_timeout: Option<Duration>) -> Result<Self> {
         let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT, SIGHUP]).context("signal handlers")?;
         let connection: Arc<Mutex<Option<UnixStream>>> = Arc::default();
         let seen = Arc::clone(&connection);
@@ -34,11 +34,13 @@ impl Foreground {
                         told = true;
                         // The owner detaches a mount whose asker has nothing more to say; it still says when the mount has ended.
                         let closed = owner.shutdown(std::net::Shutdown::Write);
-                        let waiting = std::thread::Builder::new().spawn(move || {
-                            std::thread::sleep(stop_timeout);
-                            std::process::exit(0);
-                        });
-                        if closed.is_err() || waiting.is_err() {
+                        let end_after = |stop_timeout| {
+                            std::thread::Builder::new().spawn(move || {
+                                std::thread::sleep(stop_timeout);
+                                std::process::exit(0);
+                            })
+                        };
+                        if closed.is_err() || stop_timeout.map(end_after).is_some_and(|waiting| waiting.is_err()) {
                             std::process::exit(0);
                         }
                     }
