@@ -114,7 +114,7 @@ fn a_layer_is_read_from_its_url() {
     }
 }
 
-/// Claim: skopeo pushes such an image to docker-registry without the layer, and it is indexed and mounted from there.
+/// Claim: skopeo pushes such an image to docker-registry without the layer; it is indexed and mounted from there, and doctor finds it well.
 #[test]
 fn skopeo_leaves_the_layer_out_and_clip_reads_it() {
     if lacks(&[Need::Root, Need::Fuse, Need::Tool("docker-registry"), Need::Tool("skopeo")]) {
@@ -128,6 +128,10 @@ fn skopeo_leaves_the_layer_out_and_clip_reads_it() {
     assert_eq!(web.heads(), [], "skopeo does not copy it");
     let clip = Clip::new();
     let file = clip.index(&reference, "foreign", &[]).unwrap();
+    let doctor = clip.run(&["doctor", "--json", file.to_str().unwrap()]).unwrap();
+    let findings: serde_json::Value = serde_json::from_slice(&doctor.stdout).unwrap();
+    let ranged = findings.as_array().unwrap().iter().find(|finding| finding["name"] == "ranged reads").unwrap();
+    assert_eq!(ranged["health"], "ok", "doctor asks the registry for a layer that it has: {ranged}");
     let mount = clip.mount(&file, &[]).unwrap();
     assert!(std::fs::read(mount.path("Files/large")).unwrap() == prose(5, 3 << 20));
     assert_eq!(std::fs::read(mount.path("Files/own")).unwrap(), b"own");

@@ -114,9 +114,10 @@ fn hosts(reference: &Reference, config: &ClientConfig) -> Vec<Finding> {
     }
 }
 
-/// One byte of the first layer: what every read will ask for.
+/// One byte of the first layer that the registry must have, as one with URLs need not be there: what every read will ask for.
 fn first_blob(reference: &Reference, info: &StorageInfo, config: &ClientConfig) -> Option<Finding> {
-    let layer = info.layers.iter().find(|layer| layer.compressed_size > 1)?;
+    let (_, layer) =
+        info.layers.iter().enumerate().find(|(number, layer)| layer.compressed_size > 1 && info.urls_of(*number).is_empty())?;
     let asked = with_client(config, async |client: &Client| {
         let mut blob = client.blob(reference, &layer.digest, layer.compressed_size, 0..1).await?;
         blob.chunk().await
