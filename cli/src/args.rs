@@ -21,7 +21,10 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
-use crate::log::{Times, parse_level};
+use crate::{
+    log::{Times, parse_level},
+    owner::settings::LOG_LEVEL_DEFAULT,
+};
 
 pub use cat::CatArgs;
 pub use demo::DemoArgs;
@@ -38,9 +41,6 @@ pub use runtime_spec::{Net, RuntimeSpecArgs};
 pub use umount::UmountArgs;
 pub use verify::VerifyArgs;
 
-/// What an owner logs by default: what `info` says, without a line for each of the requests that an outage makes it send again.
-const OWNER_LOG: &str = "info,clip_engine::registry::retry=warn";
-
 const EXIT_CODES: &str = "\
 Exit codes:
   0      done; also a foreground mount that was told to stop by a signal
@@ -51,7 +51,7 @@ Exit codes:
   mount.clip follows mount(8): 0 mounted, 1 command line, 32 mount failed
 
 Environment:
-  CLIP_LOG         log level or filter: error, warn (default), info, debug, clip_engine=debug
+  CLIP_LOG         log level or filter: error, warn (default; info in the process that serves mounts), info, debug, clip_engine=debug
   CLIP_CACHE_DIR   as --cache-dir
   SSL_CERT_FILE, SSL_CERT_DIR            certificate authorities instead of the system's
   HTTP_PROXY, HTTPS_PROXY, NO_PROXY      proxies, as curl and containerd read them; of a mount those of its owner
@@ -151,8 +151,8 @@ impl Command {
     /// The log level when neither --log-level nor CLIP_LOG is given.
     pub fn log_level(&self) -> &'static str {
         match self {
-            Command::Owner { .. } => OWNER_LOG,
-            Command::Mount(args) if args.in_foreground() => OWNER_LOG,
+            Command::Owner { .. } => LOG_LEVEL_DEFAULT,
+            Command::Mount(args) if args.in_foreground() => LOG_LEVEL_DEFAULT,
             // These print every error themselves.
             Command::Cat(_) | Command::Extract(_) | Command::Verify(_) | Command::RuntimeSpec(_) => {
                 "warn,clip_engine::job=error,clip_engine::fetch=error"

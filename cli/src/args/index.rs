@@ -41,7 +41,7 @@ pub struct IndexArgs {
     /// at the start of a gzip member or after a full flush, so that a read may have to decode far
     #[arg(long, value_enum, default_value_t)]
     pub windows: WindowsArg,
-    /// Don't hash the decompressed layers against the diff_ids of the image's config, and take these as they are: a sixth less
+    /// Don't hash the decompressed layers against the diff_ids of the image's config, and take these as they are: an eighth less
     /// processor time. The digests of the compressed layers, which fix every byte, are always checked; only a config that belongs
     /// to other layers goes unnoticed
     #[arg(long)]

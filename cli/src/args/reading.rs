@@ -88,7 +88,7 @@ pub struct ReadArgs {
     /// Largest read-ahead of a sequential reader, 0 for none [default: 32MiB]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub read_ahead: Option<u64>,
-    /// Bytes that are held while they are fetched and written: 4/5 decoded, 1/5 compressed [default: 320MiB]
+    /// Bytes that are held while they are fetched and written: 4/5 decoded, 1/5 compressed; 16MiB at least [default: 320MiB]
     #[arg(long, value_name = "SIZE", value_parser = parse_memory)]
     pub memory_max: Option<u64>,
     /// Requests under way at a time to all registries together; a quarter is kept for reads that wait [default: 16]
