@@ -124,8 +124,8 @@ fn hosts_dir(args: &ClientArgs) -> Result<Option<PathBuf>> {
     absolute(typed).map(Some)
 }
 
-/// containerd's own, whether it is there already or not. Where this user may not look into it, as under some installers' `/etc/containerd`, it
-/// is as good as not there.
+/// containerd's own, whether it is there already or not. Where this user may not look into it, as under some installers' `/etc/containerd`,
+/// it is as good as not there.
 fn default_hosts_dir() -> Option<PathBuf> {
     let dir = Path::new(HOSTS_DIR_DEFAULT);
     let is_closed = std::fs::read_dir(dir).is_err_and(|error| error.kind() == std::io::ErrorKind::PermissionDenied);
@@ -427,7 +427,8 @@ fn background_wish(args: &MountArgs) -> Result<BackgroundWish> {
 }
 
 /// `path`, absolute, in a directory that is there: said when the mount is asked for, not when what goes there is lost. The process that
-/// will write it must not wait for somebody to read. Symbolic links are followed now and not when it writes, maybe as root and days later.
+/// will write it must not wait for somebody to read. A last symbolic link is followed now and not when it writes, maybe as root and
+/// days later.
 fn output_file(option: &str, path: &Path) -> Result<PathBuf> {
     let path = absolute(path)?;
     if !path.parent().is_some_and(Path::is_dir) || path.is_dir() {
@@ -436,8 +437,10 @@ fn output_file(option: &str, path: &Path) -> Result<PathBuf> {
     if std::fs::metadata(&path).is_ok_and(|found| found.file_type().is_fifo()) {
         bail!("{option} {}: expected a file name, found a FIFO", path.display());
     }
-    let (OutputPlace::File(place) | OutputPlace::Stream(place)) = OutputPlace::find(&path).with_context(|| option.to_owned())?;
-    Ok(place)
+    match OutputPlace::find(&path).with_context(|| option.to_owned())? {
+        OutputPlace::File(place) => Ok(place),
+        OutputPlace::Stream(device) => std::fs::canonicalize(&device).with_context(|| format!("{option} {}", device.display())),
+    }
 }
 
 /// `option` for a message: what may be a password is left out.

@@ -113,3 +113,24 @@ fn differences_name_option_and_both_values() {
     assert_eq!(names, [("--shards", "2", "3"), ("--plain-http", "no", "yes")]);
     assert_eq!(wish.differences(&wish.to_config("/c".into())), []);
 }
+
+/// Claim: links of `--stats` and `--record` are followed once, and what they lead to is what is written to: a device through its link stays
+/// one.
+#[test]
+fn output_files_are_found_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    std::fs::write(at("file"), "").unwrap();
+    for (link, target) in [("a", "file"), ("b", "missing"), ("null", "/dev/null")] {
+        std::os::unix::fs::symlink(target, at(link)).unwrap();
+    }
+    let real = std::fs::canonicalize(dir.path()).unwrap();
+    for (name, expected) in [("a", real.join("file")), ("b", at("missing")), ("null", "/dev/null".into())] {
+        let found = output_file("--stats", &at(name)).unwrap();
+        assert_eq!(found, expected);
+        OutputPlace::at(&found).write(b"x", clip_indexer::Durability::Later).unwrap();
+        assert!(at(name).is_symlink(), "{name}");
+    }
+    assert_eq!(std::fs::read(at("file")).unwrap(), b"x");
+    assert_eq!(std::fs::read(at("missing")).unwrap(), b"x");
+}
