@@ -252,6 +252,8 @@ async fn connect_to_one(addresses: &[SocketAddr], deadline: Instant) -> io::Resu
                 stream.set_nodelay(true)?;
                 return Ok(stream);
             }
+            // One that cannot be asked at all (IPv6 is off) says less than one that was.
+            Ok(Err(error)) if is_unreachable(&error) && last.kind() == io::ErrorKind::ConnectionRefused => {}
             Ok(Err(error)) => last = error,
             Err(_) => {
                 last = io::Error::new(io::ErrorKind::TimedOut, format!("{address} does not answer within {:.1} s", share.as_secs_f64()))
@@ -259,6 +261,11 @@ async fn connect_to_one(addresses: &[SocketAddr], deadline: Instant) -> io::Resu
         }
     }
     Err(last)
+}
+
+fn is_unreachable(error: &io::Error) -> bool {
+    use io::ErrorKind::{AddrNotAvailable, HostUnreachable, NetworkUnreachable};
+    matches!(error.kind(), AddrNotAvailable | HostUnreachable | NetworkUnreachable)
 }
 
 impl AsyncRead for Stream {
