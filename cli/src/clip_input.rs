@@ -152,8 +152,8 @@ fn private_engine(config: impl Fn(PathBuf) -> EngineConfig) -> Result<(Engine, O
 /// Symbolic links followed on the way to a file; as the kernel's MAXSYMLINKS (linux include/linux/namei.h).
 const LINKS_MAX: usize = 40;
 
-/// The inode at `path`, a last symbolic link followed too, and the path where it was found. A slash behind the path, or behind the target of
-/// a link on the way, asks for a directory.
+/// The inode at `path`, a last symbolic link followed too, and the path where it was found. A slash behind the path, or behind the target
+/// of a link on the way, asks for a directory.
 pub fn resolve_following(index: &Index, path: &[u8]) -> Result<(Inode, Vec<u8>)> {
     let (mut at, mut needs_directory) = (path.to_vec(), false);
     for _ in 0..LINKS_MAX {

@@ -85,7 +85,7 @@ fn names_stdout(typed: &Path) -> bool {
     ["-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"].iter().any(|name| typed.as_os_str() == *name)
 }
 
-/// Whether what `typed` names is where standard output goes, by a name of it or by its own.
+/// Whether `typed` is a name of standard output, or the regular file that it goes to.
 pub fn is_stdout(typed: &Path) -> bool {
     let same = || {
         let (named, own) = (rustix::fs::stat(typed).ok()?, rustix::fs::fstat(std::io::stdout()).ok()?);

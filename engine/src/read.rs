@@ -25,9 +25,9 @@ use crate::{
 const RETRIES_MAX: usize = 8;
 /// Read timeouts after which a read does not start over: it has waited for another image's dead registry and for one more.
 const TIMEOUTS_MAX: u32 = 2;
-/// A piece that waits for others keeps its span in memory when it is this part of it or more; a smaller one is copied. So a waiting read holds
-/// five times its length at most, for buffers are a quarter too long at most. Source: judgement, not measured; a read of 1 MiB holds 2.5 MiB
-/// then, with spans of 1.26 MiB.
+/// A piece that waits for others keeps its span in memory when it is this part of it or more; a smaller one is copied. So a waiting read
+/// holds five times its length at most, for buffers are a quarter too long at most. Source: judgement, not measured; a read of 1 MiB holds
+/// 2.5 MiB then, with spans of 1.26 MiB.
 const KEPT_SPAN_PART_MIN: usize = 4;
 /// How often the watch of a deadline looks whether its read is over. Source: a second of a small task and a few hundred bytes each.
 const DEADLINE_LOOK: Duration = Duration::from_secs(1);
@@ -56,7 +56,8 @@ struct Progress {
     answer: Option<Answer>,
 }
 
-/// What was asked for, by its offset there: slices of decoded spans (which keep their span in memory), copies, and what was read from the cache.
+/// What was asked for, by its offset there: slices of decoded spans (which keep their span in memory), copies, and what was read from the
+/// cache.
 pub(crate) type Pieces = BTreeMap<usize, Bytes>;
 
 /// What takes the answer of a read.

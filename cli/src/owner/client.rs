@@ -44,8 +44,8 @@ const JOIN_MAX: Duration = Duration::from_secs(10);
 /// waits for one or two rounds.
 const RETRY_EVERY: Duration = Duration::from_millis(10);
 /// How long an owner may take to answer, or to start. Source: judgement: both take milliseconds; a new index of the largest images is
-/// expanded in seconds, on a slow and busy disk in some tens of them. Another request of the same owner makes neither
-/// wait, but that large indexes are expanded one after another.
+/// expanded in seconds, on a slow and busy disk in some tens of them. An image that is opened for the first time waits
+/// for those before it, behind a large one until that is expanded; nothing else of the same owner makes either wait.
 const ANSWER_MAX: Duration = Duration::from_secs(120);
 /// A log file over this is set aside as `.old` when an owner starts.
 const LOG_BYTES_MAX: u64 = 4 << 20;

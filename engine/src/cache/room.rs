@@ -1,4 +1,4 @@
-//! Memory for indexes that are being expanded: several small ones at a time, a large one alone.
+//! Memory for indexes that are being expanded: several small ones at a time, a large one alone, each in its turn.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 

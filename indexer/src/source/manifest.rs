@@ -185,7 +185,8 @@ fn choose_under(store: &dyn ImageStore, document: Document, platform: Option<Pla
 /// or missing.
 ///
 /// # Cost
-/// Reads documents and config of the image chosen, and of at most `UNNAMED_PLATFORMS_MAX` more.
+/// Reads documents and config of the image chosen, and looks into at most `UNNAMED_PLATFORMS_MAX` entries more, each of which may be an
+/// index.
 pub(super) fn choose_alone(store: &dyn ImageStore, candidates: &[&Descriptor], what: &str, wanted: &Wanted) -> Result<Chosen, IndexError> {
     let mut known = HashSet::new();
     let key = |platform: &Platform| (platform.os.clone(), platform.architecture.clone(), platform.variant.clone());

@@ -58,8 +58,8 @@ fn odd_manifests_are_refused() {
     assert!(matches!(parse(&document(r#"{"schemaVersion":2,"manifests":[]}"#)).unwrap(), Parsed::Index(list) if list.is_empty()));
 }
 
-/// Claim: plain, gzip and zstd layers are told apart, and from those that a registry may not have; any other media type is named together with its layer
-/// and with what it is or what to do.
+/// Claim: plain, gzip and zstd layers are told apart, and from those that a registry may not have; any other media type is named together
+/// with its layer and with what it is or what to do.
 #[test]
 fn layer_types_are_read_or_named() {
     let layer = |media_type: &str| Descriptor {
@@ -232,8 +232,8 @@ fn one_name_is_one_image_a_platform() {
     assert!(error.ends_with("only linux/amd64, linux/arm64"), "{error}");
 }
 
-/// Claim: an entry without a platform that could be the image is never passed over because a blob of it is damaged or missing: the error names
-/// the blob, whether it is the entry's own, a manifest under it or a config.
+/// Claim: an entry without a platform that could be the image is never passed over because a blob of it is damaged or missing: the error
+/// names the blob, whether it is the entry's own, a manifest under it or a config.
 #[test]
 fn a_damaged_entry_does_not_make_way_for_another() {
     let mut whole = Shelf::default();
@@ -260,8 +260,8 @@ fn a_damaged_entry_does_not_make_way_for_another() {
     }
 }
 
-/// Claim: an index that has nothing for the platform, an artifact and a blob that is no manifest by its media type make way; the platforms of
-/// the index are listed where nothing else will do.
+/// Claim: an index that has nothing for the platform, an artifact and a blob that is no manifest by its media type make way; the platforms
+/// of the index are listed where nothing else will do.
 #[test]
 fn entries_that_cannot_be_meant_make_way() {
     let mut shelf = Shelf::default();
@@ -297,8 +297,8 @@ fn a_named_platform_needs_no_unnamed_entry() {
     assert!(shelf.refusal(&[&lost, &ours], "linux/s390x").contains(&lost.digest.to_string()));
 }
 
-/// Claim: 16 entries without a platform are opened and 17 are an error that says so before any is read, in index.json as in an index under it;
-/// one that is listed again does not count.
+/// Claim: 16 entries without a platform are opened; 17 are an error that says so, in index.json before any is read and in an index under it
+/// when none of the first 16 will do. One that is listed again does not count.
 #[test]
 fn entries_without_a_platform_are_few() {
     let mut shelf = Shelf::default();
