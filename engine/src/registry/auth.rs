@@ -54,6 +54,15 @@ const RENEW_AGAIN: Duration = Duration::from_secs(5);
 /// images name; with tokens of 10 KB 40 MB.
 const SLOTS_MAX: usize = 4096;
 
+/// What a registry was asked for when it refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Asked {
+    /// Something of a repository.
+    Repository,
+    /// `/v2/`: what that wants is not what a repository does.
+    Root,
+}
+
 /// What one registry let us do in one repository.
 #[derive(Clone)]
 struct Grant {
@@ -205,12 +214,13 @@ impl Auth {
         failure
     }
 
-    /// What to send after `refusal` of a request that carried `refused`; `None` when there is nothing better to send. `tried` answers of
-    /// this request were refused before.
+    /// What to send after `refusal` of what was `asked`, a request that carried `refused`; `None` when there is nothing better to send.
+    /// `tried` answers of this request were refused before.
     pub async fn answer(
         &self,
         transport: &Transport,
         repository: Repository<'_>,
+        asked: Asked,
         refusal: &Exchange,
         refused: Option<&HeaderValue>,
         tried: usize,
@@ -231,16 +241,18 @@ impl Auth {
         standing.failed_since(since)?;
         let challenge = challenge::choose(challenges(refusal))
             .map_err(|found| refusal.contradiction("a 401 with a Bearer or Basic challenge", found))?;
-        // What the root of the API wants is not what a repository does.
-        let challenge = if refusal.url.target.path().ends_with('/') { challenge.without_scope() } else { challenge };
+        let challenge = match asked {
+            Asked::Repository => challenge,
+            Asked::Root => challenge.without_scope(),
+        };
         let refused_before = match &old {
             // A token that was good may have ended, and a wider scope may be had; what was new is no good.
             Some(old) => old.refused_before + usize::from(tried > 0 && old.challenge == challenge),
             None => tried,
         };
         let mut candidates = self.logins.candidates(repository.image, refused_before);
-        let asked = grant(transport, repository.here, &challenge, &mut candidates, refused).await;
-        Ok(standing.settle(asked)?.filter(|new| Some(new) != refused))
+        let granted = grant(transport, repository.here, &challenge, &mut candidates, refused).await;
+        Ok(standing.settle(granted)?.filter(|new| Some(new) != refused))
     }
 }
 

@@ -9,7 +9,7 @@ use hyper::{
 };
 
 use super::{
-    auth,
+    auth::{self, Asked},
     client::Client,
     exchange::{Answerer, Ask, Exchange},
     hosts::Site,
@@ -109,15 +109,16 @@ impl Client {
         let mut tried = 0;
         loop {
             let mut exchange = transport.send(&url, &get.ask(site, &url.origin, authorization.as_ref())?).await?;
+            let mut asked = Asked::Repository;
             let wants_others = auth::wants_others(&exchange);
             if !wants_others || auth::has_no_challenge(&exchange) {
                 match self.hidden_challenge(site, &exchange, authorization.as_ref()).await? {
-                    Some(challenged) => exchange = challenged,
+                    Some(challenged) => (asked, exchange) = (Asked::Root, challenged),
                     None if wants_others => {}
                     None => return Ok((exchange, authorization)),
                 }
             }
-            let renewed = auth.answer(transport, site.repository(), &exchange, authorization.as_ref(), tried).await;
+            let renewed = auth.answer(transport, site.repository(), asked, &exchange, authorization.as_ref(), tried).await;
             let renewed = renewed.map_err(|failure| auth.with_what_was_not_sent(site.repository(), failure))?;
             let Some(renewed) = renewed else {
                 return Err(auth.with_what_was_not_sent(site.repository(), auth::refused(exchange).await));
