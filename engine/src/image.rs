@@ -235,9 +235,7 @@ impl Image {
             let (answer, answered) = mpsc::sync_channel(1);
             self.read_for(Reader::Other, layer, at..end, Answer::Pieces(Box::new(move |result| drop(answer.send(result)))));
             // An answer is dropped without being given only by an engine that is gone.
-            for (start, piece) in answered.recv().unwrap_or(Err(EngineError::Stopped))? {
-                part[start..start + piece.len()].copy_from_slice(&piece);
-            }
+            read::gather(answered.recv().unwrap_or(Err(EngineError::Stopped))?, part);
             at = end;
         }
         Ok(())

@@ -60,6 +60,13 @@ struct Progress {
 /// cache.
 pub(crate) type Pieces = BTreeMap<usize, Bytes>;
 
+/// Copies `pieces` to their places in `buffer`, which is as long as what was asked for; each is let go of once it is copied.
+pub(crate) fn gather(pieces: Pieces, buffer: &mut [u8]) {
+    for (at, piece) in pieces {
+        buffer[at..at + piece.len()].copy_from_slice(&piece);
+    }
+}
+
 /// What takes the answer of a read.
 pub(crate) enum Answer {
     /// All in one.
@@ -169,14 +176,12 @@ impl PendingRead {
     }
 
     /// Cost: a copy, unless there is one piece.
-    fn whole(&self, mut pieces: Pieces) -> Bytes {
+    fn whole(&self, pieces: Pieces) -> Bytes {
         if let (1, Some((0, only))) = (pieces.len(), pieces.first_key_value()) {
             return only.clone();
         }
         let mut whole = self.layer.store.buffers.take(self.len());
-        while let Some((at, piece)) = pieces.pop_first() {
-            whole[at..at + piece.len()].copy_from_slice(&piece);
-        }
+        gather(pieces, &mut whole);
         whole.into()
     }
 
