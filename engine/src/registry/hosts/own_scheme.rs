@@ -38,13 +38,18 @@ impl OwnScheme {
 
     /// Notes what one handshake found, unless another, meanwhile, has had an answer. True when it is noted.
     fn note(&self, found: u8) -> bool {
-        let unknown = |known: u8| (!matches!(known, TLS | PLAIN)).then_some(found);
+        let unknown = |known: u8| (!is_answer(known)).then_some(found);
         self.found.fetch_update(Relaxed, Relaxed, unknown).is_ok()
     }
 
     pub fn is_known(&self) -> bool {
-        matches!(self.found.load(Relaxed), TLS | PLAIN)
+        is_answer(self.found.load(Relaxed))
     }
+}
+
+/// Whether `found` came from the host itself and so stays.
+fn is_answer(found: u8) -> bool {
+    matches!(found, TLS | PLAIN)
 }
 
 impl Endpoint {
