@@ -1,7 +1,7 @@
 //! A file that is written: whole under its name, or not there at all; into what is no file, straight through.
 
 use std::{
-    fs::{File, Metadata, OpenOptions},
+    fs::{File, FileType, Metadata, OpenOptions},
     io::{ErrorKind, IsTerminal, Write},
     os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
@@ -49,7 +49,7 @@ impl OutputPlace {
         if kind.is_file() {
             return Ok(Self::File(std::fs::canonicalize(path).map_err(io)?));
         }
-        if kind.is_fifo() || kind.is_char_device() {
+        if is_stream(kind) {
             return Ok(Self::Stream(path.to_owned()));
         }
         let found = match () {
@@ -63,9 +63,8 @@ impl OutputPlace {
     /// The place that [`Self::find`] gave as this path, whatever somebody has put there since: no symbolic link at its end is followed.
     #[must_use]
     pub fn at(path: &Path) -> Self {
-        let is_stream = |found: &Metadata| found.file_type().is_fifo() || found.file_type().is_char_device();
         match std::fs::symlink_metadata(path) {
-            Ok(found) if is_stream(&found) => Self::Stream(path.to_owned()),
+            Ok(found) if is_stream(found.file_type()) => Self::Stream(path.to_owned()),
             _ => Self::File(path.to_owned()),
         }
     }
@@ -88,6 +87,11 @@ impl OutputPlace {
             }
         }
     }
+}
+
+/// Whether bytes go through what is there instead of replacing it.
+fn is_stream(kind: FileType) -> bool {
+    kind.is_fifo() || kind.is_char_device()
 }
 
 /// The path that the symbolic links at `path`, of which the last leads to nothing, lead to.

@@ -264,11 +264,15 @@ fn platform_of(store: &dyn ImageStore, descriptor: &Descriptor, wanted: &Wanted)
         Search::Found(chosen) => chosen,
         Search::Nothing { index, others } => return Ok(Search::Nothing { index, others }),
     };
-    let config = &chosen.manifest.config;
     Ok(Search::Found(match chosen.platform {
         Some(platform) => platform,
-        None => super::config::ConfigFile::parse(&store.config(config)?, &config.digest)?.platform,
+        None => platform_in(store, &chosen.manifest.config)?,
     }))
+}
+
+/// What `config` says that its image is for.
+fn platform_in(store: &dyn ImageStore, config: &Descriptor) -> Result<Platform, IndexError> {
+    Ok(super::config::ConfigFile::parse(&store.config(config)?, &config.digest)?.platform)
 }
 
 fn descend(
@@ -315,11 +319,11 @@ fn choose_in_index(
     for descriptor in unnamed().take(UNNAMED_PLATFORMS_MAX) {
         let document = store.document(descriptor)?;
         let Parsed::Image(manifest) = parse(&document)? else { return Ok(Search::Found((document, None))) };
-        let config = super::config::ConfigFile::parse(&store.config(&manifest.config)?, &manifest.config.digest)?;
-        if platform::rank(&wanted.platform, &config.platform).is_some() || manifests.len() == 1 {
+        let platform = platform_in(store, &manifest.config)?;
+        if platform::rank(&wanted.platform, &platform).is_some() || manifests.len() == 1 {
             return Ok(Search::Found((document, None)));
         }
-        others.push(config.platform);
+        others.push(platform);
     }
     match unnamed().count() {
         0..=UNNAMED_PLATFORMS_MAX => Ok(Search::Nothing { index, others }),
